@@ -1,0 +1,12 @@
+"""Dense-prediction heads over any backbone that gives a feature pyramid."""
+
+# Semantic segmentation.
+# Parts.
+from heads.dense_model import DenseModel
+from heads.fpn import FPN
+from heads.pyramid_pooling import PyramidPooling
+from heads.segmentation import segment_images
+from heads.semantic_fpn import SemanticFPN
+from heads.upernet import UPerNet
+
+__all__ = ["FPN", "DenseModel", "PyramidPooling", "SemanticFPN", "UPerNet", "segment_images"]

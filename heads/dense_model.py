@@ -1,0 +1,78 @@
+"""The base class of all heads: what `fit`, `evaluate` and `predict` need."""
+
+import keras
+
+
+class DenseModel(keras.Model):
+    """A backbone with a head, in three verbs.
+
+    A head writes `call` (images -> raw predictions), `compute_losses` (targets, predictions -> a dict of
+    named losses) and `decode` (predictions -> what a user wants). This class makes `fit` minimise the sum of
+    the losses and log each by name, and `predict` give decoded results, on every backend of Keras.
+
+    Args:
+        backbone: a functional Keras model with `pyramid_outputs`, a dict level -> symbolic output.
+        levels: the levels that the head reads, such as `("P2", "P3", "P4", "P5")`.
+        loss_names: the keys of `compute_losses`.
+        **kwargs: `name`, `trainable`, `dtype`.
+
+    Raises:
+        ValueError: if the backbone has no `pyramid_outputs` or lacks a level.
+    """
+
+    def __init__(self, backbone, levels, loss_names, **kwargs):
+        super().__init__(**kwargs)
+        outputs = getattr(backbone, "pyramid_outputs", None)
+        if outputs is None or any(level not in outputs for level in levels):
+            found = "no pyramid_outputs" if outputs is None else f"levels {list(outputs)}"
+            raise ValueError(
+                f"backbone must be a Keras model whose `pyramid_outputs` has the levels {list(levels)}. "
+                f"Received: {backbone!r} with {found}"
+            )
+        self.backbone = backbone
+        levels_read = {level: outputs[level] for level in levels}
+        self.pyramid = keras.Model(backbone.input, levels_read, name="pyramid")
+        self.level_shapes = [tuple(outputs[level].shape) for level in levels]
+        self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in loss_names}
+
+    def compute_losses(self, targets, predictions):
+        """Gives the named losses: name -> scalar."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute_losses(targets, predictions)")
+
+    def decode(self, predictions):
+        """Gives what `predict` returns, from what `call` returned."""
+        raise NotImplementedError(f"{type(self).__name__} must define decode(predictions)")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if sample_weight is not None:
+            raise ValueError(
+                "sample_weight is not supported: give (images, targets) and mark what must not count in the "
+                f"targets themselves. Received: sample_weight={sample_weight!r}"
+            )
+        losses = self.compute_losses(y, y_pred)
+        for name, loss in losses.items():
+            self.loss_trackers[name].update_state(loss)
+        return sum(losses.values())
+
+    def predict_step(self, *args):
+        outputs = super().predict_step(*args)
+        # On JAX a step also returns the state.
+        if isinstance(outputs, tuple):
+            return (self.decode(outputs[0]), *outputs[1:])
+        return self.decode(outputs)
+
+    def build_from_config(self, config):
+        """Does nothing: a head is built by its constructor."""
+
+    def get_config(self):
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
+        return cls(**{**config, "backbone": backbone})

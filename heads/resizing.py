@@ -1,0 +1,68 @@
+"""Maps of one size from maps of another, with PyTorch's conventions."""
+
+from keras import ops
+
+
+def resize_bilinear(inputs, size):
+    """Gives bilinearly resized maps, with half-pixel centres and without antialiasing.
+
+    PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
+
+    Args:
+        inputs: (batch, height, width, channels).
+        size: (height, width) of the outputs.
+
+    Returns:
+        (batch, *size, channels) of the inputs' dtype.
+    """
+    return ops.image.resize(inputs, size, interpolation="bilinear", data_format="channels_last")
+
+
+def resize_nearest(inputs, size):
+    """Gives maps resized by repeating values: output i takes input floor(i * old / new).
+
+    PyTorch's `interpolate(mode="nearest")`. `ops.image.resize` looks at half-pixel centres instead, which
+    differs where the size is not doubled exactly (3 -> 5).
+
+    Args:
+        inputs: (batch, height, width, channels).
+        size: (height, width) of the outputs.
+
+    Returns:
+        (batch, *size, channels) of the inputs' dtype.
+    """
+    old_size = ops.shape(inputs)[1:3]
+    for axis, (old, new) in enumerate(zip(old_size, size, strict=True), 1):
+        inputs = ops.take(inputs, ops.arange(new, dtype="int32") * old // new, axis=axis)
+    return inputs
+
+
+def pool_adaptively(inputs, num_bins):
+    """Gives means over a grid of `num_bins` x `num_bins` cells, whatever the inputs' size.
+
+    PyTorch's `adaptive_avg_pool2d`: cell i of n positions covers floor(i n / bins) .. ceil((i + 1) n / bins),
+    so that neighbours may overlap. Averaging matrices make it exact at any size, in any graph;
+    `keras.layers.AdaptiveAveragePooling2D` fails in TensorFlow's.
+
+    Args:
+        inputs: (batch, height, width, channels).
+        num_bins: cells along each axis.
+
+    Returns:
+        (batch, num_bins, num_bins, channels) of the inputs' dtype.
+    """
+    height, width = ops.shape(inputs)[1:3]
+    dtype = inputs.dtype
+    rows = ops.cast(_averaging_matrix(height, num_bins), dtype)
+    columns = ops.cast(_averaging_matrix(width, num_bins), dtype)
+    return ops.einsum("ih,bhwc,jw->bijc", rows, inputs, columns)
+
+
+def _averaging_matrix(num_positions, num_bins):
+    # (bins, positions)
+    position = ops.arange(num_positions, dtype="int32")[None, :]
+    bins = ops.arange(num_bins, dtype="int32")[:, None]
+    start = bins * num_positions // num_bins
+    end = -(-(bins + 1) * num_positions // num_bins)
+    inside = ops.cast((position >= start) & (position < end), "float32")
+    return inside / ops.sum(inside, axis=1, keepdims=True)

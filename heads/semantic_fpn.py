@@ -1,0 +1,157 @@
+"""Semantic FPN: the semantic branch of Panoptic Feature Pyramid Networks (arXiv 1901.02446)."""
+
+import keras
+from keras import ops
+
+from heads.convolution import ConvolutionBlock, PixelClassifier
+from heads.dense_model import DenseModel
+from heads.fpn import FPN
+from heads.losses import semantic_cross_entropy
+from heads.resizing import resize_bilinear
+from heads.segmentation import segment_images
+
+LEVELS = ("P2", "P3", "P4", "P5")
+
+
+@keras.saving.register_keras_serializable(package="heads")
+class SemanticFPN(DenseModel):
+    """Semantic segmentation by summing the levels of a feature pyramid.
+
+    `model(images)` gives logits at the images' size, float32 (batch, height, width, classes);
+    `model.predict` gives label maps, int32 (batch, height, width). `fit` takes label maps in which 255 is
+    ignored.
+
+    Args:
+        backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
+        num_classes: number of classes.
+        channels: channels of the head.
+        pyramid_channels: channels of the feature pyramid network.
+        dropout_rate: share of the last map's channels that are dropped in training.
+        **kwargs: `name`, `trainable`, `dtype`.
+
+    Reference:
+        - Kirillov et al., "Panoptic Feature Pyramid Networks", arXiv 1901.02446, section 3.1; the numbers are
+          mmsegmentation's `FPN` and `FPNHead`, as VAN's authors configured them.
+    """
+
+    def __init__(self, backbone, num_classes, channels=128, pyramid_channels=256, dropout_rate=0.1, **kwargs):
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+        super().__init__(backbone, LEVELS, ("segmentation_loss",), **kwargs)
+        self.num_classes = num_classes
+        self.channels = channels
+        self.pyramid_channels = pyramid_channels
+        self.dropout_rate = dropout_rate
+        self.mean_iou = keras.metrics.MeanIoU(num_classes, ignore_class=255, name="mean_iou")
+        dtype = self.dtype_policy
+        self.neck = FPN(pyramid_channels, dtype=dtype, name="neck")
+        self.scale_heads = [
+            ScaleHead(channels, num_doublings, dtype=dtype, name=f"scale_head_{num_doublings}")
+            for num_doublings in range(len(LEVELS))
+        ]
+        self.classifier = PixelClassifier(num_classes, dropout_rate, dtype=dtype, name="classifier")
+        self.build(backbone.input_shape)
+
+    def build(self, input_shape):
+        if self.built:
+            return
+        self.neck.build(self.level_shapes)
+        for head in self.scale_heads:
+            head.build((None, None, None, self.pyramid_channels))
+        self.classifier.build((None, None, None, self.channels))
+        self.built = True
+
+    def call(self, images, training=None):
+        logits = self.compute_logits(images, training=training)
+        return resize_bilinear(ops.cast(logits, "float32"), ops.shape(images)[1:3])
+
+    def compute_logits(self, images, training=None):
+        """Gives the logits before resizing, (batch, height / 4, width / 4, classes)."""
+        pyramid = self.pyramid(images, training=training)
+        levels = self.neck([pyramid[level] for level in LEVELS])
+        total = self.scale_heads[0](levels[0], training=training)
+        for head, level in zip(self.scale_heads[1:], levels[1:], strict=True):
+            # At odd sizes the doubled map is not quite the finest level's size.
+            total += resize_bilinear(head(level, training=training), ops.shape(total)[1:3])
+        return self.classifier(total, training=training)
+
+    def compute_losses(self, targets, predictions):
+        """Gives `{"segmentation_loss"}` of label maps (batch, height, width), 255 ignored, and logits."""
+        return {"segmentation_loss": semantic_cross_entropy(targets, predictions)}
+
+    def decode(self, predictions):
+        """Gives label maps, int32 (batch, height, width), of logits."""
+        return ops.cast(ops.argmax(predictions, axis=-1), "int32")
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.mean_iou.update_state(y, self.decode(y_pred))
+        return self.get_metrics_result()
+
+    def segment(self, images, crop=None, stride=None, scales=(1.0,), flip=False):
+        """Gives label maps with sliding windows and several views: see `heads.segment_images`."""
+        return segment_images(self, images, crop, stride, scales, flip)
+
+    def reference_layers(self):
+        """Gives mmsegmentation's names: name -> layer or variable."""
+        names = {f"backbone.{name}": part for name, part in self.backbone.reference_layers().items()}
+        names |= {f"neck.{name}": layer for name, layer in self.neck.reference_layers().items()}
+        for index, head in enumerate(self.scale_heads):
+            names |= {
+                f"decode_head.scale_heads.{index}.{name}": layer
+                for name, layer in head.reference_layers().items()
+            }
+        return names | {"decode_head.conv_seg": self.classifier.conv}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "channels": self.channels,
+            "pyramid_channels": self.pyramid_channels,
+            "dropout_rate": self.dropout_rate,
+        }
+
+
+@keras.saving.register_keras_serializable(package="heads")
+class ScaleHead(keras.layers.Layer):
+    """Brings one level to the finest level's scale: convolution, then doubling, as often as needed.
+
+    Args:
+        channels: output channels.
+        num_doublings: times that the map is doubled. With 0 there is one convolution and no doubling.
+        **kwargs: base arguments of the layer.
+    """
+
+    def __init__(self, channels, num_doublings, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.num_doublings = num_doublings
+        self.blocks = [
+            ConvolutionBlock(channels, 3, dtype=self.dtype_policy, name=f"block_{index}")
+            for index in range(max(1, num_doublings))
+        ]
+
+    def build(self, input_shape):
+        for block in self.blocks:
+            block.build(input_shape)
+            input_shape = (*input_shape[:-1], self.channels)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        for block in self.blocks:
+            inputs = block(inputs, training=training)
+            if self.num_doublings:
+                height, width = ops.shape(inputs)[1:3]
+                inputs = resize_bilinear(inputs, (2 * height, 2 * width))
+        return inputs
+
+    def reference_layers(self):
+        """Gives mmsegmentation's names: every second module of the sequence is a resizing."""
+        return {
+            f"{2 * index}.{name}": layer
+            for index, block in enumerate(self.blocks)
+            for name, layer in block.reference_layers().items()
+        }
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels, "num_doublings": self.num_doublings}

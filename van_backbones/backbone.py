@@ -1,0 +1,158 @@
+"""VANBackbone: images -> a feature pyramid."""
+
+import keras
+import numpy as np
+
+from van_backbones import checkpoints
+from van_backbones.layers import ImageNormalization, OverlapPatchEmbedding, VANBlock
+from van_backbones.variants import VARIANTS
+
+# (mean, deviation) of RGB in 0 .. 255. "inception" is timm's name for the second pair.
+NORMALIZATIONS = {
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "inception": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+}
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class VANBackbone(keras.Model):
+    """The Visual Attention Network as a feature-pyramid backbone.
+
+    A functional model: images -> `{"P2", "P3", "P4", "P5"}`, the normed outputs of the four stages, of
+    strides 4, 8, 16, 32 and shape `(batch, ceil(height / stride), ceil(width / stride), width)`.
+
+    KerasHub's heads read `pyramid_outputs` (level -> symbolic output), KerasCV's `pyramid_level_inputs`
+    (level -> layer name).
+
+    Args:
+        variant: one of "b0" .. "b6".
+        input_shape: (height, width, channels); height and width may be None, which allows any size.
+        normalization: "imagenet" (RGB images of 0 .. 255 in, ImageNet's mean and deviation are applied
+            inside), "inception" (the same with 127.5 for both, how the ImageNet classifiers were trained),
+            or None (images are normalised already; any number of channels).
+        drop_path_rate: stochastic depth of the last block; rates rise linearly from 0. None gives the
+            variant's.
+        layer_norm_epsilon: 1e-6 as in the classification code; the segmentation code has 1e-5.
+        weights: None for a random start, or the path of a `.weights.h5` file of the same variant.
+        widths: channels of the four stages, in place of the variant's.
+        depths: blocks in the four stages, in place of the variant's.
+        dtype: dtype policy of all layers. None gives the global one.
+        **kwargs: `name` and `trainable`.
+
+    Raises:
+        ValueError: at an argument out of range.
+
+    Reference:
+        - Guo et al., "Visual Attention Network", arXiv 2202.09741, section 3.2 and table 2.
+    """
+
+    def __init__(
+        self,
+        variant,
+        input_shape=(None, None, 3),
+        normalization="imagenet",
+        drop_path_rate=None,
+        layer_norm_epsilon=1e-6,
+        weights=None,
+        widths=None,
+        depths=None,
+        dtype=None,
+        **kwargs,
+    ):
+        _check_arguments(variant, input_shape, normalization, drop_path_rate, widths, depths)
+        row = VARIANTS[variant]
+        widths = tuple(widths or row.widths)
+        depths = tuple(depths or row.depths)
+        if drop_path_rate is None:
+            drop_path_rate = row.drop_path_rate
+        images = keras.Input(input_shape, name="images")
+        x = images
+        if normalization is not None:
+            mean, deviation = NORMALIZATIONS[normalization]
+            x = ImageNormalization(mean, deviation, dtype=dtype, name="normalization")(x)
+        rates = np.linspace(0.0, drop_path_rate, sum(depths)).tolist()
+        stages = _build_stages(x, widths, depths, row.expansion_ratios, rates, layer_norm_epsilon, dtype)
+        pyramid = {f"P{stage + 1}": outputs for stage, outputs in enumerate(stages, 1)}
+        super().__init__(inputs=images, outputs=pyramid, **kwargs)
+        self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        self.variant = variant
+        self.normalization = normalization
+        self.drop_path_rate = drop_path_rate
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.widths = widths
+        self.depths = depths
+        self.pyramid_outputs = pyramid
+        self.pyramid_level_inputs = {f"P{stage + 1}": f"stage{stage}_norm" for stage in (1, 2, 3, 4)}
+        if weights is not None:
+            checkpoints.load_checkpoint(self, weights)
+
+    def reference_layers(self):
+        """Gives the official names (VAN-Classification's code): name -> layer or variable."""
+        names = {}
+        for stage, depth in enumerate(self.depths, 1):
+            embedding = self.get_layer(f"stage{stage}_embedding")
+            names[f"patch_embed{stage}.proj"] = embedding.proj
+            names[f"patch_embed{stage}.norm"] = embedding.norm
+            for index in range(depth):
+                block = self.get_layer(f"stage{stage}_block{index}")
+                parts = block.reference_layers().items()
+                names |= {f"block{stage}.{index}.{name}": part for name, part in parts}
+            names[f"norm{stage}"] = self.get_layer(f"stage{stage}_norm")
+        return names
+
+    def get_config(self):
+        return {
+            "variant": self.variant,
+            "input_shape": tuple(self.inputs[0].shape[1:]),
+            "normalization": self.normalization,
+            "drop_path_rate": self.drop_path_rate,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "widths": self.widths,
+            "depths": self.depths,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "name": self.name,
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def _build_stages(x, widths, depths, expansion_ratios, drop_path_rates, layer_norm_epsilon, dtype):
+    """Gives the four stages' symbolic outputs."""
+    rates = iter(drop_path_rates)
+    stages = []
+    for stage, (width, depth, ratio) in enumerate(zip(widths, depths, expansion_ratios, strict=True), 1):
+        kernel_size, strides = (7, 4) if stage == 1 else (3, 2)
+        name = f"stage{stage}_embedding"
+        x = OverlapPatchEmbedding(width, kernel_size, strides, dtype=dtype, name=name)(x)
+        for index in range(depth):
+            x = VANBlock(ratio, next(rates), dtype=dtype, name=f"stage{stage}_block{index}")(x)
+        name = f"stage{stage}_norm"
+        x = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, dtype=dtype, name=name)(x)
+        stages.append(x)
+    return stages
+
+
+def _check_arguments(variant, input_shape, normalization, drop_path_rate, widths, depths):
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {list(VARIANTS)}. Received: {variant!r}")
+    if normalization is not None and normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"normalization must be one of {list(NORMALIZATIONS)} or None. Received: {normalization!r}"
+        )
+    if len(input_shape) != 3 or input_shape[-1] is None:
+        raise ValueError(
+            f"input_shape must be (height, width, channels) with known channels. Received: {input_shape}"
+        )
+    if normalization is not None and input_shape[-1] != 3:
+        raise ValueError(
+            f"normalization={normalization!r} needs RGB images, 3 channels; "
+            f"pass normalization=None for others. Received: input_shape={input_shape}"
+        )
+    if drop_path_rate is not None and not 0.0 <= drop_path_rate < 1.0:
+        raise ValueError(f"drop_path_rate must be in [0, 1). Received: {drop_path_rate}")
+    for name, values in (("widths", widths), ("depths", depths)):
+        if values is not None and (len(values) != 4 or min(values) < 1):
+            raise ValueError(f"{name} must be four positive integers, one per stage. Received: {values}")

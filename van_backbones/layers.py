@@ -1,0 +1,284 @@
+"""The layers of the Visual Attention Network (arXiv 2202.09741, section 3)."""
+
+import math
+
+import keras
+from keras import ops
+
+
+def gelu(inputs):
+    """Gives the exact GELU, `x * Phi(x)`.
+
+    `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary
+    error function, which takes four times as long (FACTS in README, "Speed").
+    """
+    return inputs * (0.5 + 0.5 * ops.erf(inputs * math.sqrt(0.5)))
+
+
+def drop_path(rate, **kwargs):
+    """Gives a layer of stochastic depth: whole samples are dropped, the others scaled up.
+
+    Args:
+        rate: probability of dropping a sample's residual branch.
+        **kwargs: base arguments of the layer, such as `dtype`.
+
+    Returns:
+        A `keras.layers.Dropout` whose noise is shared by all positions and channels of a sample.
+    """
+    return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), **kwargs)
+
+
+def _convolution(filters, kernel_size, strides=1, **kwargs):
+    height, width = kernel_size
+    initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / (height * width * filters)))
+    return keras.layers.Conv2D(filters, kernel_size, strides, kernel_initializer=initializer, **kwargs)
+
+
+def _depthwise_convolution(size, dilation=1, **kwargs):
+    # With one filter per group the fan out is the kernel's area.
+    initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / size**2))
+    return keras.layers.DepthwiseConv2D(
+        size, padding="same", dilation_rate=dilation, depthwise_initializer=initializer, **kwargs
+    )
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation that keeps PyTorch's statistics.
+
+    PyTorch's moving variance is the unbiased one (divided by n - 1), Keras's the biased one. The
+    difference is 2 % at the coarsest level of a small crop.
+
+    Args:
+        momentum: share of the old statistics that a training step keeps.
+        epsilon: added to the variance.
+        **kwargs: arguments of `keras.layers.BatchNormalization`.
+    """
+
+    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
+        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+
+    def call(self, inputs, training=None, mask=None):
+        if not (training and self.trainable):
+            return super().call(inputs, training=training, mask=mask)
+        kept = self.moving_variance * self.momentum
+        outputs = super().call(inputs, training=True, mask=mask)
+        count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), kept.dtype)
+        # A single value has no unbiased variance: then the biased one, 0, stays.
+        self.moving_variance.assign_add((self.moving_variance - kept) / ops.maximum(count - 1.0, 1.0))
+        return outputs
+
+    def scale_and_shift(self):
+        """Gives the (channels,) `scale` and `shift` that the layer applies at inference."""
+        scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
+        return scale, self.beta - self.moving_mean * scale
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class ImageNormalization(keras.layers.Layer):
+    """Turns RGB images of 0 .. 255 into what the network was trained on.
+
+    Works in float32 whatever the policy, because half precision cannot hold resized pixels, and gives the
+    compute dtype.
+
+    Args:
+        mean: three floats, subtracted.
+        deviation: three floats, divided by.
+        **kwargs: base arguments of the layer.
+    """
+
+    def __init__(self, mean, deviation, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.mean = tuple(mean)
+        self.deviation = tuple(deviation)
+
+    def call(self, images):
+        images = ops.cast(images, keras.backend.result_type("float32", self.compute_dtype))
+        images = (images - ops.array(self.mean, images.dtype)) / ops.array(self.deviation, images.dtype)
+        return ops.cast(images, self.compute_dtype)
+
+    def compute_output_spec(self, images):
+        return keras.KerasTensor(images.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "mean": self.mean, "deviation": self.deviation}
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class OverlapPatchEmbedding(keras.layers.Layer):
+    """A strided convolution with symmetric zero padding, then batch normalisation.
+
+    Args:
+        width: output channels.
+        kernel_size: side of the kernel, odd.
+        strides: step of the kernel. A side of n pixels becomes ceil(n / strides).
+        **kwargs: base arguments of the layer.
+    """
+
+    def __init__(self, width, kernel_size, strides, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.kernel_size = kernel_size
+        self.strides = strides
+        dtype = self.dtype_policy
+        # TensorFlow's SAME pads a strided convolution at the bottom and right only.
+        self.padding = keras.layers.ZeroPadding2D(kernel_size // 2, dtype=dtype)
+        self.proj = _convolution(width, (kernel_size, kernel_size), strides, dtype=dtype, name="proj")
+        self.norm = BatchNormalization(dtype=dtype, name="norm")
+
+    def build(self, input_shape):
+        self.proj.build(input_shape)
+        self.norm.build((*input_shape[:-1], self.width))
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.norm(self.proj(self.padding(inputs)), training=training)
+
+    def compute_output_shape(self, input_shape):
+        batch, *size, _ = input_shape
+        return (batch, *(side and -(-side // self.strides) for side in size), self.width)
+
+    def get_config(self):
+        config = {"width": self.width, "kernel_size": self.kernel_size, "strides": self.strides}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class LargeKernelAttention(keras.layers.Layer):
+    """Attention by a decomposed 21 x 21 convolution, between two projections (section 3.1).
+
+    `u = gelu(proj_1(x))`, `outputs = proj_2(u * attention(u)) + x`, where `attention` is a depthwise 5 x 5,
+    a depthwise 7 x 7 of dilation 3 and a 1 x 1 convolution.
+
+    Args:
+        **kwargs: base arguments of the layer.
+    """
+
+    def build(self, input_shape):
+        width, dtype = input_shape[-1], self.dtype_policy
+        self.proj_1 = _convolution(width, (1, 1), dtype=dtype, name="proj_1")
+        self.conv0 = _depthwise_convolution(5, dtype=dtype, name="conv0")
+        self.conv_spatial = _depthwise_convolution(7, dilation=3, dtype=dtype, name="conv_spatial")
+        self.conv1 = _convolution(width, (1, 1), dtype=dtype, name="conv1")
+        self.proj_2 = _convolution(width, (1, 1), dtype=dtype, name="proj_2")
+        for layer in (self.proj_1, self.conv0, self.conv_spatial, self.conv1, self.proj_2):
+            layer.build(input_shape)
+        self.built = True
+
+    def attention_map(self, gated):
+        """Gives the factors, (batch, height, width, channels), that multiply `gated`."""
+        return self.conv1(self.conv_spatial(self.conv0(gated)))
+
+    def call(self, inputs):
+        gated = gelu(self.proj_1(inputs))
+        return self.proj_2(gated * self.attention_map(gated)) + inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class ConvolutionalFeedForward(keras.layers.Layer):
+    """1 x 1 convolution, depthwise 3 x 3, GELU, 1 x 1 convolution back (section 3.2).
+
+    Args:
+        expansion_ratio: hidden width over input width.
+        **kwargs: base arguments of the layer.
+    """
+
+    def __init__(self, expansion_ratio, **kwargs):
+        super().__init__(**kwargs)
+        self.expansion_ratio = expansion_ratio
+
+    def build(self, input_shape):
+        width, dtype = input_shape[-1], self.dtype_policy
+        hidden_shape = (*input_shape[:-1], int(width * self.expansion_ratio))
+        self.fc1 = _convolution(hidden_shape[-1], (1, 1), dtype=dtype, name="fc1")
+        self.dwconv = _depthwise_convolution(3, dtype=dtype, name="dwconv")
+        self.fc2 = _convolution(width, (1, 1), dtype=dtype, name="fc2")
+        self.fc1.build(input_shape)
+        self.dwconv.build(hidden_shape)
+        self.fc2.build(hidden_shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.fc2(gelu(self.dwconv(self.fc1(inputs))))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "expansion_ratio": self.expansion_ratio}
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class VANBlock(keras.layers.Layer):
+    """Attention, then feed-forward, each normed, scaled per channel and added to its input.
+
+    Args:
+        expansion_ratio: hidden width over width in the feed-forward part.
+        drop_path_rate: probability of leaving out a branch for a sample in training.
+        layer_scale: initial factor of the branches.
+        **kwargs: base arguments of the layer.
+    """
+
+    def __init__(self, expansion_ratio, drop_path_rate=0.0, layer_scale=1e-2, **kwargs):
+        super().__init__(**kwargs)
+        self.expansion_ratio = expansion_ratio
+        self.drop_path_rate = drop_path_rate
+        self.layer_scale = layer_scale
+        dtype = self.dtype_policy
+        self.norm1 = BatchNormalization(dtype=dtype, name="norm1")
+        self.attention = LargeKernelAttention(dtype=dtype, name="attention")
+        self.norm2 = BatchNormalization(dtype=dtype, name="norm2")
+        self.feed_forward = ConvolutionalFeedForward(expansion_ratio, dtype=dtype, name="feed_forward")
+        self.drop_path = drop_path(drop_path_rate, dtype=dtype, name="drop_path")
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        initializer = keras.initializers.Constant(self.layer_scale)
+        self.layer_scale_1 = self.add_weight((width,), initializer, name="layer_scale_1")
+        self.layer_scale_2 = self.add_weight((width,), initializer, name="layer_scale_2")
+        for layer in (self.norm1, self.attention, self.norm2, self.feed_forward):
+            layer.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        branch = self.attention(self.norm1(inputs, training=training))
+        outputs = inputs + self.drop_path(branch * self.layer_scale_1, training=training)
+        branch = self.feed_forward(self.norm2(outputs, training=training))
+        return outputs + self.drop_path(branch * self.layer_scale_2, training=training)
+
+    def attention_map(self, inputs):
+        """Gives the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
+        gated = gelu(self.attention.proj_1(self.norm1(inputs, training=False)))
+        return self.attention.attention_map(gated)
+
+    def reference_layers(self):
+        """Gives the official names: name -> layer or variable."""
+        attention, feed_forward = self.attention, self.feed_forward
+        return {
+            "layer_scale_1": self.layer_scale_1,
+            "layer_scale_2": self.layer_scale_2,
+            "norm1": self.norm1,
+            "attn.proj_1": attention.proj_1,
+            "attn.spatial_gating_unit.conv0": attention.conv0,
+            "attn.spatial_gating_unit.conv_spatial": attention.conv_spatial,
+            "attn.spatial_gating_unit.conv1": attention.conv1,
+            "attn.proj_2": attention.proj_2,
+            "norm2": self.norm2,
+            "mlp.fc1": feed_forward.fc1,
+            "mlp.dwconv.dwconv": feed_forward.dwconv,
+            "mlp.fc2": feed_forward.fc2,
+        }
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {
+            "expansion_ratio": self.expansion_ratio,
+            "drop_path_rate": self.drop_path_rate,
+            "layer_scale": self.layer_scale,
+        }
+        return {**super().get_config(), **config}
