@@ -54,6 +54,12 @@ class DenseModel(keras.Model):
             self.loss_trackers[name].update_state(loss)
         return sum(losses.values())
 
+    def make_train_function(self, force=False):
+        # Otherwise TensorFlow traces the training step twice, the first time to create the variables.
+        if self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def predict_step(self, *args):
         outputs = super().predict_step(*args)
         # On JAX a step also returns the state.

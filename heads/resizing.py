@@ -15,7 +15,26 @@ def resize_bilinear(inputs, size):
     Returns:
         (batch, *size, channels) of the inputs' dtype.
     """
-    return ops.image.resize(inputs, size, interpolation="bilinear", data_format="channels_last")
+    if all(isinstance(side, int) for side in size):
+        return ops.image.resize(inputs, size, interpolation="bilinear", data_format="channels_last")
+    # In a TensorFlow graph that does not know its sizes, `ops.image.resize` fails.
+    old_size = ops.shape(inputs)[1:3]
+    for axis, (old, new) in enumerate(zip(old_size, size, strict=True), 1):
+        inputs = _interpolate(inputs, axis, old, new)
+    return inputs
+
+
+def _interpolate(inputs, axis, old, new):
+    """Gives `inputs` with its `axis` resized from `old` to `new` positions."""
+    ratio = ops.cast(old, "float32") / ops.cast(new, "float32")
+    position = (ops.cast(ops.arange(new, dtype="int32"), "float32") + 0.5) * ratio - 0.5
+    position = ops.maximum(position, 0.0)
+    lower = ops.cast(position, "int32")
+    upper = ops.minimum(lower + 1, old - 1)
+    share = ops.cast(position - ops.cast(lower, "float32"), inputs.dtype)
+    share = ops.reshape(share, [-1 if i == axis else 1 for i in range(len(inputs.shape))])
+    lower, upper = ops.take(inputs, lower, axis=axis), ops.take(inputs, upper, axis=axis)
+    return lower + (upper - lower) * share
 
 
 def resize_nearest(inputs, size):

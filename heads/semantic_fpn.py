@@ -7,6 +7,7 @@ from heads.convolution import ConvolutionBlock, PixelClassifier
 from heads.dense_model import DenseModel
 from heads.fpn import FPN
 from heads.losses import semantic_cross_entropy
+from heads.mean_iou import MeanIoU
 from heads.resizing import resize_bilinear
 from heads.segmentation import segment_images
 
@@ -42,7 +43,7 @@ class SemanticFPN(DenseModel):
         self.channels = channels
         self.pyramid_channels = pyramid_channels
         self.dropout_rate = dropout_rate
-        self.mean_iou = keras.metrics.MeanIoU(num_classes, ignore_class=255, name="mean_iou")
+        self.mean_iou = MeanIoU(num_classes)
         dtype = self.dtype_policy
         self.neck = FPN(pyramid_channels, dtype=dtype, name="neck")
         self.scale_heads = [

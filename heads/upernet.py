@@ -6,6 +6,7 @@ from keras import ops
 from heads.convolution import ConvolutionBlock, PixelClassifier
 from heads.dense_model import DenseModel
 from heads.losses import semantic_cross_entropy
+from heads.mean_iou import MeanIoU
 from heads.pyramid_pooling import PyramidPooling
 from heads.resizing import resize_bilinear
 from heads.segmentation import segment_images
@@ -54,7 +55,7 @@ class UPerNet(DenseModel):
         self.auxiliary_channels = auxiliary_channels
         self.auxiliary_weight = auxiliary_weight
         self.dropout_rate = dropout_rate
-        self.mean_iou = keras.metrics.MeanIoU(num_classes, ignore_class=255, name="mean_iou")
+        self.mean_iou = MeanIoU(num_classes)
         dtype = self.dtype_policy
         fine = range(len(LEVELS) - 1)
         self.pyramid_pooling = PyramidPooling(channels, dtype=dtype, name="pyramid_pooling")

@@ -1,0 +1,102 @@
+"""Segments pictures with a saved model.
+
+    python examples/predict_segmentation.py model.keras pictures/ --output predictions --classes classes.txt
+
+For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png, which
+is for people.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import keras
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
+import van_backbones  # noqa: F401  (the same for the backbone)
+from heads.drawing import class_palette, draw_legend, overlay_label_map, tile_pictures
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def main(argv=None):
+    """Runs the script; gives 1 if a picture was unreadable, else 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=pathlib.Path, help="a .keras file")
+    parser.add_argument("pictures", type=pathlib.Path, help="a folder of pictures, or one picture")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/predictions"))
+    parser.add_argument(
+        "--classes", type=pathlib.Path, help="a text file with the name of one class per line"
+    )
+    parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="slide a window of this size")
+    parser.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="of the sliding window")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    arguments = parser.parse_args(argv)
+    if arguments.stride and not arguments.crop:
+        parser.error("--stride needs --crop")
+    if not arguments.model.is_file():
+        parser.error(f"there is no model {arguments.model}")
+    paths = find_pictures(parser, arguments.pictures, arguments.output)
+
+    class_names = None
+    if arguments.classes:
+        lines = arguments.classes.read_text(encoding="utf-8").splitlines()
+        class_names = [name.strip() for name in lines if name.strip()]
+    model = keras.saving.load_model(arguments.model, compile=False)
+    if not hasattr(model, "segment") or model.num_classes > 255:
+        parser.error(f"{arguments.model} must be a semantic segmenter of at most 255 classes (8 bits)")
+    window = {name: tuple(size) for name in ("crop", "stride") if (size := getattr(arguments, name))}
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    unreadable = []
+    for path in tqdm(paths, unit="picture"):
+        try:
+            image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            unreadable.append(f"{path}: {error}")
+            continue
+        label_map = model.segment(image[None].astype("float32"), flip=arguments.flip, **window)[0]
+        Image.fromarray(label_map.astype("uint8")).save(arguments.output / f"{path.stem}.png")
+        overlay = draw_prediction(image, label_map, class_names)
+        Image.fromarray(overlay).save(arguments.output / f"{path.stem}.overlay.png")
+
+    print(f"{len(paths) - len(unreadable)} of {len(paths)} pictures are segmented in {arguments.output}")
+    for problem in unreadable:
+        print(f"Skipped, unreadable: {problem}", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def find_pictures(parser, pictures, output):
+    """Gives the paths of the pictures; ends the program where results would overwrite something."""
+    if pictures.is_dir():
+        paths = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
+    else:
+        paths = [pictures]
+    if not paths:
+        parser.error(f"{pictures} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    if output.resolve() in {path.resolve().parent for path in paths}:
+        parser.error(f"--output must not be the folder of the pictures, or they are overwritten: {output}")
+    results = [path.stem + suffix for path in paths for suffix in (".png", ".overlay.png")]
+    twice = sorted({name for name in results if results.count(name) > 1})
+    if twice:
+        parser.error(f"pictures need different names before the suffix. Written twice: {', '.join(twice)}")
+    return paths
+
+
+def draw_prediction(image, label_map, class_names):
+    """Gives the picture under its segments' colours, and a legend of the classes that occur."""
+    occurring = np.unique(label_map)
+    num_classes = max(int(occurring[-1]) + 1, len(class_names or ()))
+    palette = class_palette(num_classes)
+    names = [class_names[k] if class_names and k < len(class_names) else f"class {k}" for k in occurring]
+    legend = draw_legend(names, max(image.shape[1], 160), palette[occurring])
+    return tile_pictures([[overlay_label_map(image, label_map, 0.5, palette)], [legend]], margin=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

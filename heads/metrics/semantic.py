@@ -1,0 +1,119 @@
+"""Scores of semantic segmentation: the confusion matrix, and IoU and accuracy from it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+IGNORE_LABEL = 255
+
+
+def count_confusion(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int, ignore_label: int = IGNORE_LABEL
+) -> np.ndarray:
+    """Confusion matrix of label maps; add the matrices of many pictures to score them together.
+
+    Args:
+        labels: True label map of integers, any shape.
+        predictions: Predicted label map of integers, same shape.
+        num_classes: Number of classes.
+        ignore_label: True label whose pixels are not counted.
+
+    Returns:
+        `(num_classes, num_classes)` int64: rows are the truth, columns the predictions.
+
+    Raises:
+        ValueError: For other shapes or dtypes, or values outside the classes.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"predictions must have the shape of labels, {labels.shape}. Received: {predictions.shape}"
+        )
+    counted = labels != ignore_label
+    _check_label_map("predictions", predictions, predictions, num_classes)
+    _check_label_map("labels", labels, labels[counted], num_classes)
+    cells = labels[counted].astype("int64") * num_classes + predictions[counted]
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes).astype("int64")
+
+
+def score_confusion(confusion: np.ndarray) -> dict:
+    """Scores of a confusion matrix.
+
+    A class without any pixel in question scores NaN and the means leave it out: for the IoU where it occurs
+    neither in the truth nor in the predictions, for the accuracy where it does not occur in the truth.
+
+    Args:
+        confusion: Square matrix of pixel counts, see `count_confusion`.
+
+    Returns:
+        Dict of "mean_iou", "pixel_accuracy", "mean_accuracy" (floats 0 .. 1, NaN where nothing was counted),
+        "per_class_iou" and "per_class_accuracy" (float64 `(num_classes,)`).
+
+    Raises:
+        ValueError: For a matrix that is not square.
+    """
+    confusion = np.asarray(confusion)
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise ValueError(f"confusion must be a square matrix. Received: shape {confusion.shape}")
+    correct, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    iou = _divide(correct, truth + predicted - correct)
+    accuracy = _divide(correct, truth)
+    return {
+        "mean_iou": _mean_of_numbers(iou),
+        "pixel_accuracy": float(_divide(correct.sum(), truth.sum())),
+        "mean_accuracy": _mean_of_numbers(accuracy),
+        "per_class_iou": iou,
+        "per_class_accuracy": accuracy,
+    }
+
+
+def format_scores(scores: dict, class_names: Sequence[str]) -> str:
+    """The scores as a plain text table in percent; "-" where a class does not occur.
+
+    Args:
+        scores: From `score_confusion`.
+        class_names: Name of each class.
+
+    Returns:
+        Lines: a header, one per class, the means, the pixel accuracy.
+
+    Raises:
+        ValueError: Where the number of names is not the number of classes.
+    """
+    if len(class_names) != len(scores["per_class_iou"]):
+        raise ValueError(
+            f"class_names must have {len(scores['per_class_iou'])} names, one per class. "
+            f"Received: {len(class_names)}"
+        )
+    rows = [("class", "IoU", "accuracy")]
+    for name, iou, accuracy in zip(
+        class_names, scores["per_class_iou"], scores["per_class_accuracy"], strict=True
+    ):
+        rows.append((name, _percent(iou), _percent(accuracy)))
+    rows.append(("mean", _percent(scores["mean_iou"]), _percent(scores["mean_accuracy"])))
+    rows.append(("all pixels", "", _percent(scores["pixel_accuracy"])))
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{name:<{width}}  {iou:>6}  {accuracy:>8}" for name, iou, accuracy in rows)
+
+
+def _check_label_map(name, label_map, values, num_classes):
+    if label_map.dtype.kind not in "biu":
+        raise ValueError(f"{name} must be a map of integers. Received: dtype {label_map.dtype}")
+    if values.size and not 0 <= values.min() <= values.max() < num_classes:
+        raise ValueError(
+            f"{name} must be in 0 .. {num_classes - 1}. Received: {values.min()} .. {values.max()}"
+        )
+
+
+def _divide(counts, totals):
+    """Counts / totals, NaN where the total is 0."""
+    return np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
+
+
+def _mean_of_numbers(values):
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else float("nan")
+
+
+def _percent(value):
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"

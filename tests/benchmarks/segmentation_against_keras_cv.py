@@ -1,0 +1,168 @@
+"""Trains SemanticFPN with VAN-b0 and KerasCV's DeepLabV3Plus with ResNet18, both from scratch, side by side.
+
+    python tests/benchmarks/segmentation_against_keras_cv.py --data ../shared/data/facades --minutes 80
+
+Same data, crops, batch, optimizer, wall time and score. The two run at once, one thread each, so that
+whatever else the machine does slows both. Each first times a few steps, which sets how many fit into its time.
+"""
+
+import argparse
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
+
+MODELS = ("van_semantic_fpn", "keras_cv_deeplab")
+NUM_TIMED_STEPS = 6
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--minutes", type=float, default=80.0)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--crop-size", type=int, default=256)
+    parser.add_argument("--output", default="runs/against_keras_cv")
+    parser.add_argument("--model", choices=MODELS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.model:
+        train(arguments)
+        return
+    pathlib.Path(arguments.output).mkdir(parents=True, exist_ok=True)
+    jobs = []
+    for model in MODELS:
+        with open(pathlib.Path(arguments.output) / f"{model}.log", "w") as log:
+            command = [sys.executable, "-u", __file__, *(argv or sys.argv[1:]), "--model", model]
+            jobs.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+    failed = any([job.wait() for job in jobs])
+    for model in MODELS:
+        lines = (pathlib.Path(arguments.output) / f"{model}.log").read_text().splitlines()
+        print(
+            f"--- {model}",
+            *(line for line in lines[-40:] if "step" not in line or "summary" in line),
+            sep="\n",
+        )
+    if failed:
+        sys.exit("a run failed: see the logs")
+
+
+def train(arguments):
+    """Trains one of the two models and prints its scores."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+    import tensorflow as tf
+    from finetune_segmentation import WarmUpPolynomialDecay, print_scores
+
+    from heads.data import SemanticAugmentation, SemanticFolder, training_batches
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    keras.utils.set_random_seed(0)
+    size = (arguments.crop_size, arguments.crop_size)
+    train_folder, validation = (SemanticFolder(arguments.data, split) for split in ("train", "val"))
+    batches = iter(training_batches(train_folder, arguments.batch_size, SemanticAugmentation(size)))
+    build, score = {
+        "van_semantic_fpn": (build_ours, None),
+        "keras_cv_deeplab": (build_deeplab, rebuild_deeplab),
+    }[arguments.model]
+    model = build(train_folder.num_classes, size)
+    weights = model.get_weights()
+    compile_model(model, keras.optimizers.AdamW(1e-3, weight_decay=1e-4))
+    model.train_on_batch(*next(batches))  # traces
+    seconds = time_steps(model, batches, NUM_TIMED_STEPS)
+    num_steps = int(60 * arguments.minutes / statistics.median(seconds))
+    print(f"{arguments.model}: {model.count_params():,} parameters, {num_steps} steps planned", flush=True)
+
+    # Training starts again from the same weights, with the schedule for that many steps.
+    model.set_weights(weights)
+    schedule = WarmUpPolynomialDecay(1e-3, max(1, min(1500, num_steps // 10)), num_steps, 0.9)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    compile_model(model, optimizer)
+    start, seconds = time.perf_counter(), []
+    while len(seconds) < num_steps:
+        seconds += time_steps(model, batches, min(100, num_steps - len(seconds)))
+        loss = float(model.get_metrics_result()["loss"])
+        model.reset_metrics()
+        print(
+            f"step {len(seconds)} loss {loss:.4f} minutes {(time.perf_counter() - start) / 60:.1f}",
+            flush=True,
+        )
+    model.save_weights(pathlib.Path(arguments.output) / f"{arguments.model}.weights.h5")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"summary: {num_steps} steps in {(time.perf_counter() - start) / 60:.1f} minutes, "
+        f"{statistics.median(seconds):.2f} s per step (median), peak memory {peak:.1f} GiB"
+    )
+    print_scores(arguments.model, score(model, validation) if score else model, validation)
+
+
+def time_steps(model, batches, num_steps):
+    """Gives the seconds of each of the next training steps."""
+    seconds = []
+    for _ in range(num_steps):
+        start = time.perf_counter()
+        model.train_on_batch(*next(batches))
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def compile_model(model, optimizer):
+    """Compiles either model."""
+    import keras
+
+    if hasattr(model, "compute_losses"):
+        model.compile(optimizer=optimizer)
+    else:  # DeepLabV3Plus ends in a softmax
+        loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=255)
+        model.compile(optimizer=optimizer, loss=loss)
+        optimizer.build(model.trainable_variables)
+
+
+def build_ours(num_classes, size):
+    """Gives SemanticFPN with VAN-b0."""
+    from heads import SemanticFPN
+    from van_backbones import VANBackbone
+
+    return SemanticFPN(VANBackbone("b0"), num_classes)
+
+
+def build_deeplab(num_classes, size):
+    """Gives DeepLabV3Plus with a ResNet18."""
+    import keras_cv
+
+    backbone = keras_cv.models.ResNetBackbone(
+        stackwise_filters=[64, 128, 256, 512],
+        stackwise_blocks=[2, 2, 2, 2],
+        stackwise_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+        include_rescaling=True,
+        input_shape=(*size, 3),
+    )
+    return keras_cv.models.DeepLabV3Plus(num_classes=num_classes, backbone=backbone)
+
+
+def rebuild_deeplab(model, validation):
+    """Gives the trained model at the size of the validation images, with the interface of `print_scores`."""
+    image, _ = next(iter(validation.load()))
+    full = build_deeplab(validation.num_classes, image.shape[:2])
+    full.set_weights(model.get_weights())
+
+    class LabelMaps:
+        num_classes = validation.num_classes
+
+        def predict_on_batch(self, images):
+            return full.predict_on_batch(images).argmax(axis=-1).astype("int32")
+
+    return LabelMaps()
+
+
+if __name__ == "__main__":
+    main()
