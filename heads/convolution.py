@@ -3,9 +3,6 @@
 import keras
 from keras import ops
 
-# PyTorch's kaiming normal over the fan out, which mmcv gives every such convolution.
-KAIMING_NORMAL = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-
 
 @keras.saving.register_keras_serializable(package="heads")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -47,12 +44,15 @@ class ConvolutionBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
+        # PyTorch's kaiming normal over the fan out, which mmcv gives every such convolution. One initializer
+        # for all blocks would draw the same values for each.
+        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,
             padding="same",
             use_bias=False,
-            kernel_initializer=KAIMING_NORMAL,
+            kernel_initializer=initializer,
             dtype=self.dtype_policy,
             name="conv",
         )

@@ -29,6 +29,7 @@ class DenseModel(keras.Model):
                 f"backbone must be a Keras model whose `pyramid_outputs` has the levels {list(levels)}. "
                 f"Received: {backbone!r} with {found}"
             )
+        self.autocast = False  # half precision cannot hold resized pixels: the backbone casts
         self.backbone = backbone
         levels_read = {level: outputs[level] for level in levels}
         self.pyramid = keras.Model(backbone.input, levels_read, name="pyramid")

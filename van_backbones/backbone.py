@@ -74,6 +74,7 @@ class VANBackbone(keras.Model):
         stages = _build_stages(x, widths, depths, row.expansion_ratios, rates, layer_norm_epsilon, dtype)
         pyramid = {f"P{stage + 1}": outputs for stage, outputs in enumerate(stages, 1)}
         super().__init__(inputs=images, outputs=pyramid, **kwargs)
+        self.autocast = False  # half precision cannot hold resized pixels: the normalisation casts
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         self.variant = variant
         self.normalization = normalization

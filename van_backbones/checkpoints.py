@@ -2,6 +2,7 @@
 
 import os
 
+import h5py
 import keras
 import numpy as np
 
@@ -24,7 +25,27 @@ def load_checkpoint(model, path):
         )
     if not os.path.exists(path):
         raise ValueError(f"weights file not found. Received: {path!r}")
+    # Keras passes over what a file has too much, and fills half the model before it finds a wrong shape.
+    found, wanted = _read_shapes(path), sorted(tuple(variable.shape) for variable in model.weights)
+    if found != wanted:
+        raise ValueError(
+            f"the file does not fit {model.name!r}: it holds {len(found)} arrays for {len(wanted)}, or others in "
+            f"shape; build the variant, widths and depths that wrote it. Received: {path!r}"
+        )
     model.load_weights(path)
+
+
+def _read_shapes(path):
+    """Gives the sorted shapes of the arrays in a `.weights.h5` file, less an optimizer's state."""
+    shapes = []
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
+            shapes.append(item.shape)
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return sorted(shapes)
 
 
 def load_state_dict(model, arrays):

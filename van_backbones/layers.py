@@ -10,9 +10,14 @@ def gelu(inputs):
     """Gives the exact GELU, `x * Phi(x)`.
 
     `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary
-    error function, which takes four times as long (FACTS in README, "Speed").
+    error function, which takes several times as long (README, "Speed").
     """
     return inputs * (0.5 + 0.5 * ops.erf(inputs * math.sqrt(0.5)))
+
+
+def scaled_gelu(inputs):
+    """Gives `sqrt(2) * gelu(sqrt(2) * inputs)`: the GELU less the constants that neighbours can take over."""
+    return inputs * (1.0 + ops.erf(inputs))
 
 
 def drop_path(rate, **kwargs):
@@ -40,6 +45,22 @@ def _depthwise_convolution(size, dilation=1, **kwargs):
     return keras.layers.DepthwiseConv2D(
         size, padding="same", dilation_rate=dilation, depthwise_initializer=initializer, **kwargs
     )
+
+
+def _convolve(conv, inputs, input_scale, input_shift=None, output_scale=1.0, output_shift=0.0):
+    """Gives a 1 x 1 `output_scale * conv(input_scale * inputs + input_shift) + output_shift`."""
+    kernel = conv.kernel * ops.reshape(input_scale, (-1, 1)) * output_scale
+    bias = conv.bias if input_shift is None else conv.bias + ops.matmul(input_shift, conv.kernel)[0, 0]
+    bias = bias * output_scale + output_shift
+    outputs = ops.conv(inputs, ops.cast(kernel, inputs.dtype), data_format="channels_last")
+    return ops.add(outputs, ops.cast(bias, inputs.dtype))
+
+
+def _convolve_depthwise(conv, inputs, input_scale=1.0, output_scale=1.0):
+    """Gives `output_scale * conv(input_scale * inputs)` of a depthwise convolution."""
+    kernel = ops.cast(conv.kernel * (input_scale * output_scale), inputs.dtype)
+    outputs = ops.depthwise_conv(inputs, kernel, padding="same", data_format="channels_last")
+    return ops.add(outputs, ops.cast(conv.bias * output_scale, inputs.dtype))
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -173,6 +194,21 @@ class LargeKernelAttention(keras.layers.Layer):
         gated = gelu(self.proj_1(inputs))
         return self.proj_2(gated * self.attention_map(gated)) + inputs
 
+    def call_folded(self, inputs, norm, output_scale):
+        """Gives `inputs + output_scale * self(norm(inputs))`, in fewer passes over the map.
+
+        The norm, the layer scale, the shortcut and the constants of the GELU become part of the
+        convolutions' small weights.
+        """
+        scale, shift = norm.scale_and_shift()
+        gated = scaled_gelu(_convolve(self.proj_1, inputs, scale, shift, math.sqrt(0.5)))
+        factors = _convolve_depthwise(self.conv0, gated, input_scale=math.sqrt(0.5))
+        factors = self.conv1(self.conv_spatial(factors))
+        # The shortcut is the normed map: its scale joins the residual's, its shift the bias.
+        gated = gated * factors
+        branch = _convolve(self.proj_2, gated, math.sqrt(0.5), None, output_scale, output_scale * shift)
+        return inputs * ops.cast(1.0 + output_scale * scale, inputs.dtype) + branch
+
     def compute_output_shape(self, input_shape):
         return input_shape
 
@@ -204,6 +240,13 @@ class ConvolutionalFeedForward(keras.layers.Layer):
     def call(self, inputs):
         return self.fc2(gelu(self.dwconv(self.fc1(inputs))))
 
+    def call_folded(self, inputs, norm, output_scale):
+        """Gives `inputs + output_scale * self(norm(inputs))`, in fewer passes over the hidden map."""
+        scale, shift = norm.scale_and_shift()
+        hidden = _convolve(self.fc1, inputs, scale, shift)
+        hidden = scaled_gelu(_convolve_depthwise(self.dwconv, hidden, output_scale=math.sqrt(0.5)))
+        return inputs + _convolve(self.fc2, hidden, math.sqrt(0.5), None, output_scale)
+
     def compute_output_shape(self, input_shape):
         return input_shape
 
@@ -223,7 +266,8 @@ class VANBlock(keras.layers.Layer):
     """
 
     def __init__(self, expansion_ratio, drop_path_rate=0.0, layer_scale=1e-2, **kwargs):
-        super().__init__(**kwargs)
+        # Weights are folded in float32 and cast then: casting them first would round them twice.
+        super().__init__(autocast=False, **kwargs)
         self.expansion_ratio = expansion_ratio
         self.drop_path_rate = drop_path_rate
         self.layer_scale = layer_scale
@@ -244,10 +288,15 @@ class VANBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, training=None):
-        branch = self.attention(self.norm1(inputs, training=training))
-        outputs = inputs + self.drop_path(branch * self.layer_scale_1, training=training)
-        branch = self.feed_forward(self.norm2(outputs, training=training))
-        return outputs + self.drop_path(branch * self.layer_scale_2, training=training)
+        inputs = ops.cast(inputs, self.compute_dtype)
+        scale_1, scale_2 = self.layer_scale_1, self.layer_scale_2
+        if not training:
+            outputs = self.attention.call_folded(inputs, self.norm1, scale_1)
+            return self.feed_forward.call_folded(outputs, self.norm2, scale_2)
+        branch = self.attention(self.norm1(inputs, training=True)) * ops.cast(scale_1, self.compute_dtype)
+        outputs = inputs + self.drop_path(branch, training=True)
+        branch = self.feed_forward(self.norm2(outputs, training=True)) * ops.cast(scale_2, self.compute_dtype)
+        return outputs + self.drop_path(branch, training=True)
 
     def attention_map(self, inputs):
         """Gives the large-kernel attention, (batch, height, width, channels), of the block's inputs."""

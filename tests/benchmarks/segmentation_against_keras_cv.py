@@ -3,7 +3,7 @@
     python tests/benchmarks/segmentation_against_keras_cv.py --data ../shared/data/facades --minutes 80
 
 Same data, crops, batch, optimizer, wall time and score. The two run at once, one thread each, so that
-whatever else the machine does slows both. Each first times a few steps, which sets how many fit into its time.
+whatever else the machine does slows both; the learning rate follows the clock and not the step.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
 
 MODELS = ("van_semantic_fpn", "keras_cv_deeplab")
-NUM_TIMED_STEPS = 6
+LEARNING_RATE = 1e-3
+WARM_UP = 0.1  # share of the time
 
 
 def main(argv=None):
@@ -58,7 +59,7 @@ def train(arguments):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
     import tensorflow as tf
-    from finetune_segmentation import WarmUpPolynomialDecay, print_scores
+    from finetune_segmentation import print_scores
 
     from heads.data import SemanticAugmentation, SemanticFolder, training_batches
 
@@ -73,44 +74,32 @@ def train(arguments):
         "keras_cv_deeplab": (build_deeplab, rebuild_deeplab),
     }[arguments.model]
     model = build(train_folder.num_classes, size)
-    weights = model.get_weights()
-    compile_model(model, keras.optimizers.AdamW(1e-3, weight_decay=1e-4))
-    model.train_on_batch(*next(batches))  # traces
-    seconds = time_steps(model, batches, NUM_TIMED_STEPS)
-    num_steps = int(60 * arguments.minutes / statistics.median(seconds))
-    print(f"{arguments.model}: {model.count_params():,} parameters, {num_steps} steps planned", flush=True)
-
-    # Training starts again from the same weights, with the schedule for that many steps.
-    model.set_weights(weights)
-    schedule = WarmUpPolynomialDecay(1e-3, max(1, min(1500, num_steps // 10)), num_steps, 0.9)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4)
+    print(f"{arguments.model}: {model.count_params():,} parameters", flush=True)
+    optimizer = keras.optimizers.AdamW(0.0, weight_decay=1e-4)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     compile_model(model, optimizer)
-    start, seconds = time.perf_counter(), []
-    while len(seconds) < num_steps:
-        seconds += time_steps(model, batches, min(100, num_steps - len(seconds)))
-        loss = float(model.get_metrics_result()["loss"])
-        model.reset_metrics()
-        print(
-            f"step {len(seconds)} loss {loss:.4f} minutes {(time.perf_counter() - start) / 60:.1f}",
-            flush=True,
-        )
+    model.train_on_batch(*next(batches))  # traces; a learning rate of 0 changes no weight
+    seconds = train_by_the_clock(model, batches, 60 * arguments.minutes)
     model.save_weights(pathlib.Path(arguments.output) / f"{arguments.model}.weights.h5")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"summary: {num_steps} steps in {(time.perf_counter() - start) / 60:.1f} minutes, "
+        f"summary: {len(seconds)} steps in {sum(seconds) / 60:.1f} minutes, "
         f"{statistics.median(seconds):.2f} s per step (median), peak memory {peak:.1f} GiB"
     )
     print_scores(arguments.model, score(model, validation) if score else model, validation)
 
 
-def time_steps(model, batches, num_steps):
-    """Gives the seconds of each of the next training steps."""
-    seconds = []
-    for _ in range(num_steps):
-        start = time.perf_counter()
-        model.train_on_batch(*next(batches))
-        seconds.append(time.perf_counter() - start)
+def train_by_the_clock(model, batches, duration):
+    """Trains for `duration` seconds, with warm-up and polynomial decay; gives the seconds of each step."""
+    start, seconds = time.perf_counter(), []
+    while (now := time.perf_counter() - start) < duration:
+        share = now / duration
+        model.optimizer.learning_rate.assign(LEARNING_RATE * min(share / WARM_UP, 1.0) * (1.0 - share) ** 0.9)
+        logs = model.train_on_batch(*next(batches), return_dict=True)
+        seconds.append(time.perf_counter() - start - now)
+        if len(seconds) % 100 == 0:
+            print(f"step {len(seconds)} loss {logs['loss']:.4f} minutes {now / 60:.1f}", flush=True)
+            model.reset_metrics()
     return seconds
 
 

@@ -1,0 +1,261 @@
+"""The checks that every head must pass: plain functions over a factory of small models and a batch.
+
+`make_model()` gives a new, small head that is not compiled; `batch` is (images, targets), images float32
+(batch, height, width, 3), of at least three pictures. Each check raises AssertionError.
+"""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+LEVELS = ("P2", "P3", "P4", "P5")
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class PooledBackbone(keras.Model):
+    """A hand-made backbone without norms: its own output is a vector, the pyramid is beside it."""
+
+    def __init__(self, widths=(8, 8, 16, 16), levels=LEVELS, **kwargs):
+        images = keras.Input((None, None, 3))
+        x = keras.layers.Rescaling(1 / 128, -1.0)(images)
+        x = keras.layers.Conv2D(8, 3, strides=2, padding="same", activation="gelu")(x)
+        pyramid = {}
+        for level, width in zip(LEVELS, widths, strict=True):
+            x = keras.layers.Conv2D(width, 3, strides=2, padding="same", activation="gelu")(x)
+            pyramid[level] = x
+        super().__init__(images, keras.layers.GlobalAveragePooling2D()(x), **kwargs)
+        self.widths = tuple(widths)
+        self.levels = tuple(levels)
+        self.pyramid_outputs = {level: pyramid[level] for level in levels}
+
+    def get_config(self):
+        config = {"widths": self.widths, "levels": self.levels}
+        return {**config, "name": self.name, "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def check_every_weight_gets_a_gradient(make_model, batch, without_gradient=()):
+    """Every trainable weight has a gradient that is finite and not all zero.
+
+    `without_gradient` names, by parts of their paths, the weights that cannot change the loss, such as the
+    bias of a convolution right before a batch norm.
+    """
+    model = make_model()
+    images, targets = batch
+    weights = [w for w in model.trainable_variables if not any(part in w.path for part in without_gradient)]
+    with tf.GradientTape() as tape:
+        losses = model.compute_losses(targets, model(images, training=True))
+        total = sum(losses.values())
+    assert set(losses) == set(model.loss_trackers)
+    gradients = tape.gradient(total, [weight.value for weight in weights])
+    for weight, gradient in zip(weights, gradients, strict=True):
+        assert gradient is not None, f"{weight.path} has no gradient"
+        assert np.isfinite(gradient).all(), f"{weight.path} has a gradient that is not finite"
+        assert np.any(gradient), f"{weight.path} has a gradient of zero"
+
+
+def check_fit(make_model, batch, metrics=()):
+    """A step changes the weights and the norms' statistics; history holds each named loss and metric."""
+    model = make_model()
+    images, targets = batch
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    before = get_values(model.variables)
+    history = model.fit(images, targets, batch_size=len(images), epochs=2, verbose=0).history
+    assert set(history) == {"loss", *model.loss_trackers, *metrics}
+    for name, values in history.items():
+        assert len(values) == 2, name
+        assert np.isfinite(values).all(), name
+    named = sum(np.array(history[name]) for name in model.loss_trackers)
+    np.testing.assert_allclose(history["loss"], named, rtol=1e-4)
+    assert history["loss"][0] != history["loss"][1]
+    for variable in model.trainable_variables:
+        if "kernel" in variable.path.rsplit("/")[-1]:
+            changed = np.abs(variable.numpy() - before[variable.path]).max()
+            assert changed > 0, f"{variable.path} did not change"
+    statistics = [v for v in model.non_trainable_variables if "moving_" in v.path]
+    for variable in statistics:
+        assert (variable.numpy() != before[variable.path]).any(), f"{variable.path} did not change"
+    assert int(model.optimizer.iterations) == 2
+
+
+def check_targets_without_truth(make_model, images, empty_targets):
+    """Nothing to learn from is no accident: losses and weights stay finite."""
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    losses = model.compute_losses(empty_targets, model(images, training=True))
+    assert all(np.isfinite(float(loss)) for loss in losses.values())
+    model.fit(images, empty_targets, batch_size=len(images), verbose=0)
+    for variable in model.variables:
+        if "random" not in variable.dtype and "seed" not in variable.path:
+            assert np.isfinite(variable.numpy().astype("float64")).all(), variable.path
+
+
+def check_image_sizes(make_model, make_batch, sizes=((64, 96), (33, 49), (1, 70))):
+    """One model trains on and predicts images of any size; `make_batch(size)` gives a batch."""
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(0.01))
+    for size in sizes:
+        images, targets = make_batch(size)
+        history = model.fit(images, targets, batch_size=len(images), verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+        for array in flatten(model.predict(images, verbose=0)):
+            assert len(array) == len(images)
+            assert np.isfinite(array).all()
+
+
+def check_unknown_sizes(make_model, make_batch, sizes=((64, 96), (33, 49))):
+    """A dataset of (None, None, None, 3) trains, is scored and predicted as arrays are."""
+    batches = [make_batch(size) for size in sizes]
+    targets_spec = tf.nest.map_structure(
+        lambda array: tf.TensorSpec((None,) * array.ndim, array.dtype), batches[0][1]
+    )
+    spec = (tf.TensorSpec((None, None, None, 3)), targets_spec)
+    dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(0.01))
+    history = model.fit(dataset, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert np.isfinite(model.evaluate(dataset, verbose=0, return_dict=True)["loss"])
+    for size, (images, _) in zip(sizes, batches, strict=True):
+        one_size = dataset.filter(lambda x, _, size=size: tf.reduce_all(tf.shape(x)[1:3] == size))
+        from_dataset = model.predict(one_size.map(lambda x, _: x), verbose=0)
+        assert_nearly_equal(from_dataset, model.predict(images, verbose=0))
+
+
+def check_saving(make_model, batch, path):
+    """A saved model comes back with its class, weights, predictions and optimizer, and trains on."""
+    images, targets = batch
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    model.fit(images, targets, batch_size=len(images), verbose=0)
+    model.save(path)
+    loaded = keras.saving.load_model(path)
+    assert type(loaded) is type(model)
+    assert type(loaded.backbone) is type(model.backbone)
+    assert_nearly_equal(loaded.predict(images, verbose=0), model.predict(images, verbose=0))
+    for ours, theirs in zip(model.variables, loaded.variables, strict=True):
+        if "seed" not in ours.path and ours not in model.metrics_variables:
+            np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
+    assert int(loaded.optimizer.iterations) == 1
+    histories = [
+        each.fit(images, targets, batch_size=len(images), epochs=2, initial_epoch=1, verbose=0).history
+        for each in (model, loaded)
+    ]
+    assert set(histories[0]) == set(histories[1])
+    assert int(loaded.optimizer.iterations) == 2
+
+
+def check_config(make_model):
+    """The configuration is JSON and gives the same model again."""
+    model = make_model()
+    config = model.get_config()
+    json.dumps(config)
+    copy = type(model).from_config(config)
+    assert normalize(copy.get_config()) == normalize(config)
+    assert [v.shape for v in copy.variables] == [v.shape for v in model.variables]
+    assert [v.dtype for v in copy.variables] == [v.dtype for v in model.variables]
+    assert copy.name == model.name
+
+
+def check_mixed_precision(make_model, batch, raw_dtype="float32"):
+    """In mixed bfloat16 the raw predictions are float32, the weights float32, and fit and predict work."""
+    images, targets = batch
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = make_model()
+        for array in tf.nest.flatten(model(images)):
+            assert keras.backend.standardize_dtype(array.dtype) == raw_dtype
+        assert {v.dtype for v in model.trainable_variables} == {"float32"}
+        layers = [layer for layer in model._flatten_layers() if layer.weights and layer is not model]
+        assert {layer.compute_dtype for layer in layers if not isinstance(layer, keras.Model)} == {"bfloat16"}
+        model.compile(optimizer=keras.optimizers.SGD(0.01))
+        history = model.fit(images, targets, batch_size=len(images), verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+        return model.predict(images, verbose=0)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def check_frozen_backbone(make_model, batch, path):
+    """A frozen backbone keeps its weights and statistics while the head learns, also after loading."""
+    images, targets = batch
+    model = make_model()
+    model.backbone.trainable = False
+    for attempt in range(2):
+        model.compile(optimizer=keras.optimizers.SGD(0.1))
+        backbone, everything = get_values(model.backbone.variables), get_values(model.trainable_variables)
+        assert not model.backbone.trainable_variables
+        assert everything
+        assert not backbone.keys() & everything.keys()
+        model.fit(images, targets, batch_size=len(images), verbose=0)
+        for variable in model.backbone.variables:
+            np.testing.assert_array_equal(variable.numpy(), backbone[variable.path], err_msg=variable.path)
+        assert any((v.numpy() != everything[v.path]).any() for v in model.trainable_variables)
+        if attempt == 0:
+            model.save(path)
+            model = keras.saving.load_model(path)
+
+
+def check_evaluate(make_model, batch, names):
+    """`evaluate` and validation in `fit` give these names, and the loss is that of the predictions."""
+    images, targets = batch
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(0.01))
+    scores = model.evaluate(images, targets, batch_size=len(images), verbose=0, return_dict=True)
+    assert set(scores) == set(names)
+    losses = model.compute_losses(targets, model(images, training=False))
+    assert scores["loss"] == pytest.approx(float(sum(losses.values())), rel=1e-4)
+    history = model.fit(
+        images, targets, batch_size=len(images), validation_data=(images, targets), verbose=0
+    ).history
+    assert {name for name in history if name.startswith("val_")} == {f"val_{name}" for name in names}
+
+
+def check_sample_weight(make_model, batch):
+    """Weights of samples are refused, not passed over."""
+    images, targets = batch
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(0.01))
+    with pytest.raises(ValueError, match=r"sample_weight is not supported.*Received: sample_weight="):
+        model.fit(images, targets, sample_weight=np.ones(len(images)), batch_size=len(images), verbose=0)
+
+
+def check_backbones_without_pyramid(make_head):
+    """A backbone that lacks the pyramid or a level is refused; `make_head(backbone)` gives a head."""
+    images = keras.Input((None, None, 3))
+    plain = keras.Model(images, keras.layers.Conv2D(4, 3)(images))
+    with pytest.raises(ValueError, match=r"pyramid_outputs.*Received: .* with no pyramid_outputs"):
+        make_head(plain)
+    with pytest.raises(ValueError, match=r"Received: .* with levels \['P2', 'P3'\]"):
+        make_head(PooledBackbone(levels=("P2", "P3")))
+
+
+def get_values(variables):
+    return {variable.path: variable.numpy() for variable in variables}
+
+
+def flatten(structure):
+    return [np.asarray(array) for array in tf.nest.flatten(structure)]
+
+
+def assert_nearly_equal(ours, theirs):
+    """Integer results may differ at a near-tie: one position in a thousand."""
+    for first, second in zip(flatten(ours), flatten(theirs), strict=True):
+        assert first.shape == second.shape
+        assert first.dtype == second.dtype
+        if first.dtype.kind == "f":
+            np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+        else:
+            assert np.mean(first != second) <= 1e-3
+
+
+def normalize(config):
+    """Tuples and lists are one in JSON."""
+    return json.loads(json.dumps(config))

@@ -1,0 +1,375 @@
+"""The layers against slow loops over positions and kernel taps, in float64."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from van_backbones.layers import (
+    BatchNormalization,
+    ConvolutionalFeedForward,
+    ImageNormalization,
+    LargeKernelAttention,
+    OverlapPatchEmbedding,
+    VANBlock,
+    drop_path,
+    gelu,
+)
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def convolve(image, kernel, bias, strides=1, padding=0, dilation=1, depthwise=False):
+    """Convolves one (height, width, channels) image with zeros around it, tap by tap."""
+    height, width, _ = image.shape
+    rows, columns = kernel.shape[:2]
+    out_height = (height + 2 * padding - dilation * (rows - 1) - 1) // strides + 1
+    out_width = (width + 2 * padding - dilation * (columns - 1) - 1) // strides + 1
+    outputs = np.zeros((out_height, out_width, len(bias)))
+    for y in range(out_height):
+        for x in range(out_width):
+            outputs[y, x] = bias
+            for i in range(rows):
+                for j in range(columns):
+                    row, column = y * strides - padding + i * dilation, x * strides - padding + j * dilation
+                    if not (0 <= row < height and 0 <= column < width):
+                        continue
+                    pixel = image[row, column]
+                    outputs[y, x] += pixel * kernel[i, j, :, 0] if depthwise else pixel @ kernel[i, j]
+    return outputs
+
+
+def slow_gelu(x):
+    return np.vectorize(lambda value: value * 0.5 * (1 + math.erf(value / math.sqrt(2))))(x)
+
+
+def slow_norm(norm, x):
+    gamma, beta, mean, variance = (np.asarray(w, "float64") for w in norm.get_weights())
+    return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+
+def weights_of(layer):
+    return [np.asarray(w, "float64") for w in layer.get_weights()]
+
+
+def slow_attention(layer, image):
+    gated = slow_gelu(convolve(image, *weights_of(layer.proj_1)))
+    attention = convolve(gated, *weights_of(layer.conv0), padding=2, depthwise=True)
+    attention = convolve(attention, *weights_of(layer.conv_spatial), padding=9, dilation=3, depthwise=True)
+    attention = convolve(attention, *weights_of(layer.conv1))
+    return convolve(gated * attention, *weights_of(layer.proj_2)) + image
+
+
+def slow_feed_forward(layer, image):
+    hidden = convolve(image, *weights_of(layer.fc1))
+    hidden = convolve(hidden, *weights_of(layer.dwconv), padding=1, depthwise=True)
+    return convolve(slow_gelu(hidden), *weights_of(layer.fc2))
+
+
+def randomize(layer, random):
+    """Gives every variable values of its own, so that none can be left out unseen."""
+    for variable in layer.variables:
+        if "seed" in variable.path:
+            continue
+        values = random.normal(size=variable.shape) * 0.5
+        if variable.name in ("moving_variance", "gamma", "layer_scale_1", "layer_scale_2"):
+            values = random.uniform(0.5, 2.0, variable.shape)
+        variable.assign(values)
+
+
+def assert_close(array, expected, tolerance=1e-5):
+    array, expected = np.asarray(array, "float64"), np.asarray(expected, "float64")
+    assert array.shape == expected.shape
+    assert np.abs(array - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_gelu_is_the_exact_one(random):
+    x = np.concatenate([random.normal(size=200) * 3, [0.0, -0.0, 20.0, -20.0]]).astype("float32")
+    np.testing.assert_allclose(gelu(x), slow_gelu(x.astype("float64")), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gelu(x), keras.activations.gelu(x, approximate=False), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_gelu_keeps_the_dtype(dtype):
+    x = keras.ops.cast(np.linspace(-4, 4, 33), dtype)
+    y = gelu(x)
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-12}[dtype]
+    exact = slow_gelu(np.asarray(keras.ops.cast(x, "float64")))
+    np.testing.assert_allclose(keras.ops.cast(y, "float64"), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [(11, 9), (8, 12), (5, 7), (1, 1), (33, 2)])
+@pytest.mark.parametrize(("kernel_size", "strides"), [(7, 4), (3, 2)])
+def test_patch_embedding_pads_on_all_sides(random, size, kernel_size, strides):
+    layer = OverlapPatchEmbedding(5, kernel_size, strides)
+    layer.build((None, *size, 3))
+    randomize(layer, random)
+    images = random.normal(size=(2, *size, 3)).astype("float32")
+    expected = [
+        slow_norm(layer.norm, convolve(image, *weights_of(layer.proj), strides, kernel_size // 2))
+        for image in images.astype("float64")
+    ]
+    outputs = layer(images, training=False)
+    assert outputs.shape[1:3] == (math.ceil(size[0] / strides), math.ceil(size[1] / strides))
+    assert layer.compute_output_shape(images.shape) == tuple(outputs.shape)
+    assert_close(outputs, expected)
+
+
+def test_patch_embedding_keeps_unknown_sizes_unknown():
+    layer = OverlapPatchEmbedding(5, 3, 2)
+    assert layer.compute_output_shape((None, None, 7, 3)) == (None, None, 4, 5)
+    assert layer(keras.Input((None, 7, 3))).shape == (None, None, 4, 5)
+
+
+def test_attention_is_the_decomposed_large_kernel(random):
+    layer = LargeKernelAttention()
+    layer.build((None, 12, 11, 4))
+    randomize(layer, random)
+    images = random.normal(size=(2, 12, 11, 4)).astype("float32")
+    assert_close(layer(images), [slow_attention(layer, image) for image in images.astype("float64")])
+
+
+def test_attention_reaches_21_pixels_and_no_further(random):
+    layer = LargeKernelAttention()
+    layer.build((None, 1, 51, 1))
+    randomize(layer, random)
+    images = np.zeros((1, 1, 51, 1), "float32")
+    touched = images.copy()
+    touched[0, 0, 25] = 1.0
+    gates = [layer.attention_map(gelu(layer.proj_1(x))) for x in (images, touched)]
+    reached = np.flatnonzero(np.asarray(gates[1] - gates[0]).ravel())
+    # The dilated kernel's outermost taps are 9 away, the first kernel adds 2: 23 pixels for the composition.
+    assert reached.min() == 25 - 11
+    assert reached.max() == 25 + 11
+
+
+def test_feed_forward_convolves_between_two_projections(random):
+    layer = ConvolutionalFeedForward(expansion_ratio=3)
+    layer.build((None, 6, 5, 4))
+    randomize(layer, random)
+    assert layer.fc1.kernel.shape == (1, 1, 4, 12)
+    images = random.normal(size=(2, 6, 5, 4)).astype("float32")
+    assert_close(layer(images), [slow_feed_forward(layer, image) for image in images.astype("float64")])
+
+
+def make_block(random, **kwargs):
+    block = VANBlock(expansion_ratio=2, **kwargs)
+    block.build((None, 7, 6, 4))
+    randomize(block, random)
+    return block
+
+
+def test_block_at_inference_is_the_papers_formula(random):
+    block = make_block(random)
+    images = random.normal(size=(2, 7, 6, 4)).astype("float32")
+    scale_1, scale_2 = (np.asarray(s, "float64") for s in (block.layer_scale_1, block.layer_scale_2))
+    expected = []
+    for x in images.astype("float64"):
+        x = x + scale_1 * slow_attention(block.attention, slow_norm(block.norm1, x))
+        expected.append(x + scale_2 * slow_feed_forward(block.feed_forward, slow_norm(block.norm2, x)))
+    assert_close(block(images, training=False), expected)
+    assert_close(block(images), expected)
+
+
+def test_block_at_inference_is_its_sublayers_one_after_another(random):
+    block = make_block(random, drop_path_rate=0.5)
+    images = random.normal(size=(2, 7, 6, 4)).astype("float32")
+    x = images + block.attention(block.norm1(images, training=False)) * block.layer_scale_1
+    x = x + block.feed_forward(block.norm2(x, training=False)) * block.layer_scale_2
+    assert_close(block(images, training=False), x, 2e-6)
+
+
+def test_block_in_training_equals_inference_where_the_statistics_agree(random):
+    block = make_block(random)
+    images = random.normal(size=(2, 7, 6, 4)).astype("float32")
+    block.norm1.moving_mean.assign(images.mean((0, 1, 2)))
+    block.norm1.moving_variance.assign(images.var((0, 1, 2)))
+    x = np.asarray(images + block.attention(block.norm1(images, training=False)) * block.layer_scale_1)
+    block.norm2.moving_mean.assign(x.mean((0, 1, 2)))
+    block.norm2.moving_variance.assign(x.var((0, 1, 2)))
+    inference = np.asarray(block(images, training=False))
+    assert_close(block(images, training=True), inference)
+
+
+def test_block_gives_its_attention_map(random):
+    block = make_block(random)
+    images = random.normal(size=(1, 7, 6, 4)).astype("float32")
+    layer = block.attention
+    gated = slow_gelu(
+        convolve(slow_norm(block.norm1, images[0].astype("float64")), *weights_of(layer.proj_1))
+    )
+    expected = convolve(gated, *weights_of(layer.conv0), padding=2, depthwise=True)
+    expected = convolve(expected, *weights_of(layer.conv_spatial), padding=9, dilation=3, depthwise=True)
+    assert_close(block.attention_map(images)[0], convolve(expected, *weights_of(layer.conv1)))
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_block_in_half_precision_stays_near_float32(random, dtype):
+    images = random.normal(size=(2, 7, 6, 4)).astype("float32")
+    block = make_block(np.random.default_rng(1), dtype=dtype)
+    exact = make_block(np.random.default_rng(1))
+    outputs = block(images, training=False)
+    assert keras.backend.standardize_dtype(outputs.dtype) == block.compute_dtype
+    # A few roundings of relative size 2^-9 (bfloat16) or 2^-11 each.
+    tolerance = 5e-3 if "float16" in dtype and "bfloat16" not in dtype else 3e-2
+    assert_close(keras.ops.cast(outputs, "float32"), exact(images, training=False), tolerance)
+
+
+def test_blocks_dropped_samples_are_left_as_they_were(random):
+    keras.utils.set_random_seed(0)
+    block = make_block(random, drop_path_rate=0.5)
+    images = random.normal(size=(400, 2, 2, 4)).astype("float32")
+    outputs = np.asarray(block(images, training=True))
+    unchanged = (outputs == images).reshape(400, -1)
+    assert (unchanged.all(1) == unchanged.any(1)).all()
+    # Both branches are dropped independently: a quarter, 100 of 400, with a deviation of 8.7.
+    assert 65 <= unchanged.all(1).sum() <= 135
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.75])
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation(rate):
+    keras.utils.set_random_seed(0)
+    layer = drop_path(rate)
+    branch = np.ones((4000, 3, 2, 5), "float32")
+    outputs = np.asarray(layer(branch, training=True)).reshape(4000, -1)
+    assert (outputs == outputs[:, :1]).all()
+    kept = outputs[:, 0] > 0
+    np.testing.assert_allclose(outputs[kept], 1 / (1 - rate), rtol=1e-6)
+    deviation = math.sqrt(rate * (1 - rate) / 4000)
+    assert abs(kept.mean() - (1 - rate)) < 5 * deviation
+    assert abs(outputs.mean() - 1) < 5 * deviation / (1 - rate)
+
+
+def test_drop_path_does_nothing_at_inference_or_with_rate_zero(random):
+    branch = random.normal(size=(50, 3, 2, 5)).astype("float32")
+    np.testing.assert_array_equal(drop_path(0.9)(branch, training=False), branch)
+    np.testing.assert_array_equal(drop_path(0.9)(branch), branch)
+    np.testing.assert_array_equal(drop_path(0.0)(branch, training=True), branch)
+
+
+def test_batch_normalization_keeps_the_unbiased_variance(random):
+    layer = BatchNormalization()
+    x = random.normal(2.0, 3.0, size=(2, 3, 2, 4)).astype("float32")
+    layer.build(x.shape)
+    randomize(layer, random)
+    gamma, beta, mean, variance = weights_of(layer)
+    outputs = layer(x, training=True)
+    values = x.reshape(12, 4).astype("float64")
+    biased = sum((values - values.mean(0)) ** 2) / 12
+    assert_close(outputs, (x - values.mean(0)) / np.sqrt(biased + 1e-5) * gamma + beta)
+    _, _, new_mean, new_variance = weights_of(layer)
+    assert_close(new_mean, 0.9 * mean + 0.1 * values.mean(0), 1e-6)
+    assert_close(new_variance, 0.9 * variance + 0.1 * biased * 12 / 11, 1e-6)
+
+
+def test_batch_normalization_in_a_graph_of_unknown_size(random):
+    inputs = keras.Input((None, None, 4))
+    layer = BatchNormalization()
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
+    x = random.normal(2.0, 3.0, size=(2, 3, 2, 4)).astype("float32")
+    model.train_on_batch(x, x)
+    assert_close(layer.moving_variance, 0.9 + 0.1 * x.reshape(12, 4).var(0, ddof=1), 1e-6)
+
+
+def test_frozen_batch_normalization_uses_and_keeps_its_statistics(random):
+    layer = BatchNormalization(trainable=False)
+    layer.build((None, 3, 2, 4))
+    randomize(layer, random)
+    before = layer.get_weights()
+    x = random.normal(size=(2, 3, 2, 4)).astype("float32")
+    assert_close(layer(x, training=True), slow_norm(layer, x.astype("float64")))
+    assert_close(layer(x, training=False), slow_norm(layer, x.astype("float64")))
+    for old, new in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_inference_leaves_batch_normalization_as_it_was(random):
+    layer = BatchNormalization()
+    layer.build((None, 3, 2, 4))
+    randomize(layer, random)
+    before = layer.get_weights()
+    x = random.normal(size=(2, 3, 2, 4)).astype("float32")
+    assert_close(layer(x), slow_norm(layer, x.astype("float64")))
+    for old, new in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_batch_normalization_of_a_single_value_stays_finite():
+    layer = BatchNormalization()
+    x = np.full((1, 1, 1, 2), 5.0, "float32")
+    np.testing.assert_array_equal(layer(x, training=True), np.zeros_like(x))
+    np.testing.assert_allclose(layer.moving_mean, [0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, [0.9, 0.9], rtol=1e-6)
+
+
+def test_batch_normalization_says_what_it_applies(random):
+    layer = BatchNormalization()
+    layer.build((None, 3, 2, 4))
+    randomize(layer, random)
+    x = random.normal(size=(2, 3, 2, 4)).astype("float32")
+    scale, shift = layer.scale_and_shift()
+    assert scale.shape == shift.shape == (4,)
+    assert_close(x * scale + shift, slow_norm(layer, x.astype("float64")))
+
+
+def test_image_normalization_takes_bytes():
+    layer = ImageNormalization((1.0, 2.0, 3.0), (2.0, 4.0, 8.0))
+    images = np.array([[[[0, 128, 255]]]], "uint8")
+    np.testing.assert_array_equal(layer(images), [[[[-0.5, 31.5, 31.5]]]])
+    assert keras.backend.standardize_dtype(layer(images).dtype) == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16", "mixed_float16"])
+def test_image_normalization_rounds_once(dtype):
+    # 200.3 in bfloat16 is 200: rounding before the subtraction would show.
+    images = np.linspace(0, 255, 3 * 999).reshape(1, 333, 3, 3).astype("float32")
+    mean, deviation = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    layer = ImageNormalization(mean, deviation, dtype=dtype)
+    outputs = layer(images)
+    expected = (images - np.array(mean, "float32")) / np.array(deviation, "float32")
+    expected = keras.ops.cast(expected, layer.compute_dtype)
+    assert keras.backend.standardize_dtype(outputs.dtype) == layer.compute_dtype
+    np.testing.assert_array_equal(np.asarray(outputs == expected), True)
+    symbolic = layer(keras.Input((None, None, 3)))
+    assert (symbolic.dtype, symbolic.shape) == (layer.compute_dtype, (None, None, None, 3))
+
+
+def test_image_normalization_works_in_float64_where_asked():
+    layer = ImageNormalization((0.1, 0.2, 0.3), (3.0, 7.0, 9.0), dtype="float64")
+    images = np.full((1, 1, 1, 3), 1 / 3)
+    expected = (images - [0.1, 0.2, 0.3]) / [3.0, 7.0, 9.0]
+    np.testing.assert_allclose(layer(images), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        BatchNormalization(momentum=0.7, epsilon=1e-3, name="a"),
+        ImageNormalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), name="b", dtype="mixed_bfloat16"),
+        OverlapPatchEmbedding(6, 3, 2, name="c", dtype="mixed_bfloat16"),
+        LargeKernelAttention(name="d", trainable=False),
+        ConvolutionalFeedForward(3, name="e"),
+        VANBlock(3, drop_path_rate=0.2, layer_scale=0.5, name="f", dtype="mixed_float16"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_come_back_from_their_config(layer):
+    config = keras.saving.serialize_keras_object(layer)
+    again = keras.saving.deserialize_keras_object(config)
+    assert type(again) is type(layer)
+    assert again.get_config() == layer.get_config()
+    assert again.dtype_policy.name == layer.dtype_policy.name
+
+
+def test_block_starts_its_layer_scales_where_told():
+    for start in (1e-2, 0.5):
+        block = VANBlock(2, layer_scale=start)
+        block.build((None, 7, 6, 4))
+        np.testing.assert_allclose(block.layer_scale_1, [start] * 4)
+        np.testing.assert_allclose(block.layer_scale_2, [start] * 4)
