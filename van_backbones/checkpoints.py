@@ -29,8 +29,8 @@ def load_checkpoint(model, path):
     found, wanted = _read_shapes(path), sorted(tuple(variable.shape) for variable in model.weights)
     if found != wanted:
         raise ValueError(
-            f"the file does not fit {model.name!r}: it holds {len(found)} arrays for {len(wanted)}, or others in "
-            f"shape; build the variant, widths and depths that wrote it. Received: {path!r}"
+            f"the file does not fit {model.name!r}: it holds {len(found)} arrays for {len(wanted)}, or other "
+            f"shapes; build the variant, widths and depths that wrote it. Received: {path!r}"
         )
     model.load_weights(path)
 

@@ -1,0 +1,101 @@
+"""VANClassifier against Hugging Face's model, and its preprocessing against Pillow."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from van_backbones import VARIANTS, VANClassifier
+from van_backbones.checkpoints import load_checkpoint
+from van_backbones.classifier import decode_predictions, preprocess_images
+
+
+def make_reference(variant, seed=0):
+    """Hugging Face's model with random weights under which every tensor matters."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", minversion="4.57")
+    row = VARIANTS[variant]
+    config = transformers.VanConfig(
+        hidden_sizes=list(row.widths),
+        depths=list(row.depths),
+        mlp_ratios=list(row.expansion_ratios),
+        num_labels=1000,
+    )
+    torch.manual_seed(seed)
+    model = transformers.VanForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith(("running_mean", "bias")):
+                tensor.normal_(0, 0.1)
+            elif "_scaling" in name:
+                tensor.uniform_(0.05, 0.3)
+    return torch, model
+
+
+@pytest.mark.parametrize(
+    ("variant", "sizes"),
+    [("b0", [(224, 224), (97, 131), (64, 256)]), ("b1", [(96, 64)]), ("b2", [(64, 96)]), ("b3", [(64, 64)])],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_logits_equal_hugging_face(tmp_path, variant, sizes):
+    torch, reference = make_reference(variant)
+    torch.save(reference.state_dict(), tmp_path / "pytorch_model.bin")
+    random = np.random.default_rng(0)
+    for dtype, tolerance in (("float32", 2e-5), ("float64", 1e-9)):
+        model = VANClassifier(variant, normalization=None, dtype=dtype)
+        load_checkpoint(model, tmp_path / "pytorch_model.bin")
+        reference = reference.to(getattr(torch, dtype))
+        for size in sizes:
+            images = random.normal(size=(1, *size, 3)).astype(dtype)
+            with torch.no_grad():
+                expected = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
+            logits = keras.ops.convert_to_numpy(model(images))
+            assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_preprocessing_equals_pillow():
+    random = np.random.default_rng(0)
+    small = random.integers(0, 255, (9, 12, 3)).astype("uint8")
+    for size in ((300, 400), (431, 333), (120, 150)):
+        picture = Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC)
+        height, width = size
+        scaled = (248 * width // min(size), 248 * height // min(size))
+        resized = np.asarray(picture.resize(scaled, Image.Resampling.BICUBIC))
+        top, left = (round((side - 224) / 2) for side in resized.shape[:2])
+        expected = resized[top : top + 224, left : left + 224].astype("float32")
+        images = keras.ops.convert_to_numpy(preprocess_images(np.asarray(picture)[None]))
+        assert images.shape == (1, 224, 224, 3)
+        # Pillow rounds after each of its two passes.
+        assert np.abs(images[0] - expected).max() <= 2
+        assert np.abs(images[0] - expected).mean() < 0.3
+
+
+def test_decode_predictions_names_the_best(monkeypatch):
+    names = {str(index): [f"n{index:08d}", f"class {index}"] for index in range(1000)}
+    monkeypatch.setattr(keras.src.applications.imagenet_utils, "CLASS_INDEX", names)
+    logits = np.zeros((1, 1000), "float32")
+    logits[0, 7], logits[0, 3] = 9.0, 8.0
+    (best, second), *_ = decode_predictions(logits, top=2)
+    assert best[:2] == ("n00000007", "class 7")
+    assert second[:2] == ("n00000003", "class 3")
+    assert best[2] > second[2] > 0
+
+
+def test_parameters_and_round_trip(tmp_path):
+    model = VANClassifier("b0", num_classes=10, input_shape=(64, 64, 3))
+    trained = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    assert trained == 3_848_800 + 257 * 10
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, VANClassifier)
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6)
+    with pytest.raises(ValueError, match=r"num_classes must be at least 1\. Received: 0"):
+        VANClassifier("b0", num_classes=0)
+
+
+def test_thousand_classes_have_the_published_size():
+    model = VANClassifier("b0")
+    assert sum(int(np.prod(variable.shape)) for variable in model.trainable_variables) == 4_105_800

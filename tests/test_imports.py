@@ -1,0 +1,133 @@
+"""Which way imports point: see the file map in the README."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOORS = ("heads.data", "heads.metrics", "heads.drawing")
+# A model may be another one with a part exchanged.
+MODELS_ON_MODELS = {("heads.cascade_rcnn", "heads.mask_rcnn")}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(tree, name, is_package):
+    """Gives the full names of all modules that a module imports, those inside of functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = name.split(".")[: len(name.split(".")) - node.level + is_package] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            # `from heads import fpn` names a module, `from heads import FPN` a class in it.
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def is_model(tree):
+    """Whether the module defines a head: a class whose base is DenseModel."""
+    bases = [base for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases]
+    return any(ast.unparse(base).split(".")[-1] == "DenseModel" for base in bases)
+
+
+def read_modules(package):
+    """Gives module name -> (its syntax tree, the modules that it imports)."""
+    modules = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        name = module_name(path)
+        modules[name] = tree, imported_modules(tree, name, path.name == "__init__.py")
+    return modules
+
+
+HEADS, BACKBONES = read_modules("heads"), read_modules("van_backbones")
+
+
+def importers(modules, *targets):
+    """Gives the names of the modules that import one of the targets, or something below it."""
+    return {
+        name
+        for name, (_, imports) in modules.items()
+        if any(found == target or found.startswith(f"{target}.") for found in imports for target in targets)
+    }
+
+
+def is_door(name):
+    return name.startswith(DOORS)
+
+
+def test_the_modules_are_found():
+    assert {"heads", "heads.fpn", "heads.data.semantic", "heads.drawing"} <= HEADS.keys()
+    assert {"van_backbones", "van_backbones.backbone"} <= BACKBONES.keys()
+    assert "heads.resizing" in HEADS["heads.fpn"][1]
+
+
+def test_relative_imports_are_understood():
+    tree = ast.parse("from . import fpn\nfrom ..van_backbones import layers\nfrom .data import semantic")
+    assert imported_modules(tree, "heads.upernet", False) >= {
+        "heads.fpn",
+        "heads.data.semantic",
+        "van_backbones.layers",
+    }
+
+
+def test_the_packages_do_not_import_each_other():
+    assert importers(HEADS, "van_backbones") == set()
+    assert importers(BACKBONES, "heads") == set()
+
+
+def test_doors_are_for_examples_only():
+    assert {name for name in importers(HEADS, *DOORS) if not is_door(name)} == set()
+
+
+def test_doors_do_not_import_each_other():
+    for door in DOORS:
+        others = [other for other in DOORS if other != door]
+        assert {name for name in importers(HEADS, *others) if name.startswith(door)} == set()
+
+
+def test_tensorflow_is_in_the_data_door_alone():
+    found = importers(HEADS, "tensorflow")
+    assert found
+    assert {name for name in found if not name.startswith("heads.data")} == set()
+    assert importers(BACKBONES, "tensorflow") == set()
+
+
+def test_no_model_imports_another():
+    models = {name for name, (tree, _) in HEADS.items() if is_model(tree)}
+    assert {"heads.semantic_fpn", "heads.upernet"} <= models
+    pairs = {(name, other) for other in models for name in importers(HEADS, other) - {"heads"}}
+    assert pairs <= MODELS_ON_MODELS
+
+
+def test_nothing_imports_the_tests_or_examples():
+    for modules in (HEADS, BACKBONES):
+        assert importers(modules, "tests", "examples", "contracts", "golden_reference") == set()
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_imports_are_light(backend):
+    pytest.importorskip(backend)
+    unwanted = ["keras_cv", "keras_hub", "matplotlib", "tensorflow_datasets", "tqdm", "pycocotools", *DOORS]
+    # Keras itself takes what it finds of the other backends, so only what we add on top counts.
+    program = (
+        "import sys, keras\n"
+        "before = set(sys.modules)\n"
+        "import heads, van_backbones\n"
+        f"print(sorted((set(sys.modules) - before) & {set(unwanted)!r}))\n"
+        "print('tensorflow' in set(sys.modules) - before)"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-2:] == ["[]", "False"]

@@ -1,0 +1,400 @@
+"""The table of published checkpoints, and their download from a small hub on loopback."""
+
+import dataclasses
+import hashlib
+import http.server
+import importlib.util
+import os
+import pathlib
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+import pytest
+
+# Loaded from its file: `import van_backbones` takes seconds, and the many processes below have no use for it.
+MODULE = pathlib.Path(__file__).resolve().parents[1] / "van_backbones" / "releases.py"
+specification = importlib.util.spec_from_file_location("releases_under_test", MODULE)
+releases = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(releases)
+
+CONTENT = random.Random(0).randbytes(300_000)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FOLDER = "models--Visual-Attention-Network--van-tiny"
+
+# The hub's client reads its environment at import: each download is a process of its own. It waits 1 .. 8
+# seconds between its attempts: cut short here.
+DOWNLOAD = """
+import importlib.util, sys, time
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(min(seconds, 0.05))
+specification = importlib.util.spec_from_file_location("releases", sys.argv[1])
+releases = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(releases)
+try:
+    print(releases.download(releases.find_release(sys.argv[2])))
+except releases.DownloadError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+@dataclasses.dataclass
+class Hub:
+    """What the server holds and how it misbehaves."""
+
+    content: bytes = CONTENT
+    sha256: str = ""  # announced in place of the true one
+    size: int = 0  # announced in place of the true one
+    status: int = 200
+    error_code: str = ""
+    cut_after: int = 0  # bytes of the first body that are sent before the connection closes
+    pause: float = 0  # seconds before each eighth of the body
+    stalls: bool = False  # sends half of the body, and then nothing
+    redirects: bool = False  # to another host, as for large files
+    requests: list = dataclasses.field(default_factory=list)  # (method, path, Range)
+    closing: threading.Event = dataclasses.field(default_factory=threading.Event)
+    port: int = 0
+    storage_port: int = 0
+
+    @property
+    def etag(self):
+        return self.sha256 or hashlib.sha256(self.content).hexdigest()
+
+    def bodies(self):
+        return [asked_range for method, _, asked_range in self.requests if method == "GET"]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves one file in the hub's layout; the subclass of a test has its `hub`."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        hub = self.hub
+        hub.requests.append((self.command, urllib.parse.unquote(self.path), self.headers["Range"]))
+        if hub.status != 200:
+            return self.send(hub.status, {"X-Error-Code": hub.error_code, "Content-Length": "0"})
+        headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{hub.etag}"', "ETag": f'"{hub.etag}"'}
+        headers["X-Linked-Size"] = str(hub.size or len(hub.content))
+        if self.path.startswith("/storage/"):
+            headers = {"ETag": '"a name of its own"'}
+        elif hub.redirects:
+            target = f"http://127.0.0.1:{hub.storage_port}/storage/{hub.etag}"
+            return self.send(302, {**headers, "ETag": '"another"', "Location": target, "Content-Length": "0"})
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "bytes=0-")[1])
+        length = len(hub.content)
+        if start > 0:
+            headers["Content-Range"] = f"bytes {start}-{length - 1}/{length}"
+        self.send(206 if start else 200, {**headers, "Content-Length": str(length - start)})
+        if self.command == "GET":
+            self.send_body(hub.content[start:])
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def send(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send_body(self, body):
+        hub = self.hub
+        if hub.cut_after and len(hub.bodies()) == 1:
+            body = body[: hub.cut_after]
+        if hub.stalls:
+            body = body[: len(body) // 2]
+        step = len(body) // 8 + 1
+        for start in range(0, len(body), step):
+            time.sleep(hub.pause)
+            self.wfile.write(body[start : start + step])
+        if hub.stalls:
+            hub.closing.wait(20)
+
+
+@pytest.fixture
+def serve():
+    """Gives a function that starts a hub with the behaviour that is asked for."""
+    running = []
+
+    def start(**behaviour):
+        hub = Hub(**behaviour)
+        handler = type("TestHandler", (Handler,), {"hub": hub})
+        servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+        hub.port, hub.storage_port = (server.server_address[1] for server in servers)
+        for server in servers:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            running.append((hub, server))
+        return hub
+
+    yield start
+    for hub, server in running:
+        hub.closing.set()
+        server.shutdown()
+        server.server_close()
+
+
+def start_download(port, home, name="b0_imagenet", **settings):
+    environment = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
+    environment |= {
+        "HOME": str(home),
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        **settings,
+    }
+    command = [sys.executable, "-c", DOWNLOAD, str(MODULE), name]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
+def finish(process):
+    """Gives what a download process printed, its errors and its exit code."""
+    try:
+        output, errors = process.communicate(timeout=50)
+    finally:
+        process.kill()
+    return output.strip(), errors, process.returncode
+
+
+def download(*arguments, **settings):
+    """Gives the path that a download in its own process came to."""
+    output, errors, code = finish(start_download(*arguments, **settings))
+    assert code == 0, output + errors
+    return pathlib.Path(output)
+
+
+def fail(*arguments, **settings):
+    """Gives the message of the DownloadError that a download in its own process came to."""
+    output, errors, code = finish(start_download(*arguments, **settings))
+    assert code == 3, output + errors
+    ways_out = "No weights were loaded.*HF_ENDPOINT.*HF_HOME.*HF_HUB_OFFLINE.*weights='path/to/"
+    assert re.search(ways_out, output, re.DOTALL)
+    return output
+
+
+def list_files(home):
+    """Gives the names of what a cache holds of the repository: blobs, parts of them, and links."""
+    parts = (home / "hub" / FOLDER / part for part in ("blobs", "snapshots"))
+    return sorted(path.name for part in parts for path in part.rglob("*") if not path.is_dir())
+
+
+class TestFindRelease:
+    def test_table(self):
+        for name, release in releases.RELEASES.items():
+            assert release.name == name
+            assert name.startswith(f"{release.variant}_imagenet")
+            assert (release.data, release.licence) == ("ImageNet-1k", "Apache-2.0")
+        accuracies = {(release.variant, release.top_1) for release in releases.RELEASES.values()}
+        assert accuracies == {("b0", 75.4), ("b1", 81.1), ("b2", 82.8), ("b3", 83.9)}
+
+    @pytest.mark.parametrize("variant", ["b0", "b1", "b2", "b3"])
+    def test_shorthand(self, variant):
+        assert releases.find_release("imagenet", variant).name == f"{variant}_imagenet"
+
+    def test_full_name(self):
+        release = releases.find_release("b2_imagenet_safetensors", "b2")
+        assert release == releases.find_release("b2_imagenet_safetensors")
+        assert release[2:5] == ("Visual-Attention-Network/van-base", "model.safetensors", "refs/pr/1")
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match=r"b0_imagenet_original.*b4 \.\. b6.*Received: 'ade20k'"):
+            releases.find_release("ade20k", "b0")
+
+    @pytest.mark.parametrize("variant", [None, "b9"])
+    def test_shorthand_without_variant(self, variant):
+        with pytest.raises(ValueError, match=r"one of \['b0', 'b1', 'b2', 'b3'\].*Received: variant="):
+            releases.find_release("imagenet", variant)
+
+    @pytest.mark.parametrize("variant", ["b4", "b5", "b6"])
+    def test_large_variant(self, variant):
+        with pytest.raises(ValueError, match=f"no release of {variant}.*cloud drives.*pass its path"):
+            releases.find_release("imagenet", variant)
+
+    def test_other_variant(self):
+        with pytest.raises(ValueError, match="holds weights of b2, not of b1"):
+            releases.find_release("b2_imagenet", "b1")
+
+
+class TestDownload:
+    def test_whole_file_then_cache(self, serve, tmp_path):
+        hub = serve()
+        output, errors, code = finish(start_download(hub.port, tmp_path, TQDM_POSITION="-1"))
+        assert code == 0, errors
+        path = pathlib.Path(output)
+        assert path.read_bytes() == CONTENT
+        assert path.is_relative_to(tmp_path)
+        assert "pytorch_model.bin: 100%" in errors  # the progress bar: -1 shows it without a terminal
+        address = "/Visual-Attention-Network/van-tiny/resolve/main/pytorch_model.bin"
+        assert hub.requests == [("HEAD", address, None), ("GET", address, None)]
+        assert download(hub.port, tmp_path) == path
+        assert hub.bodies() == [None]
+        hub.requests.clear()
+        assert download(hub.port, tmp_path, HF_HUB_OFFLINE="1") == path
+        assert hub.requests == []
+
+    def test_redirect_and_revision(self, serve, tmp_path):
+        hub = serve(redirects=True)
+        path = download(hub.port, tmp_path, "b2_imagenet_safetensors")
+        assert path.read_bytes() == CONTENT
+        address = "/Visual-Attention-Network/van-base/resolve/refs/pr/1/model.safetensors"
+        assert hub.requests[0] == ("HEAD", address, None)
+        assert hub.requests[-1] == ("GET", f"/storage/{hub.etag}", None)
+
+    def test_cut_and_resumed(self, serve, tmp_path):
+        # The client writes 10 MiB at a time; what it has not written it asks for again.
+        content = random.Random(1).randbytes(24_000_000)
+        hub = serve(content=content, cut_after=12_000_000)
+        output, errors, code = finish(start_download(hub.port, tmp_path))
+        assert code in (0, 3), output + errors
+        if code == 3:  # before version 1 the client gives up, and resumes at the next call
+            assert "call again" in output
+            output = download(hub.port, tmp_path)
+        assert pathlib.Path(output).read_bytes() == content
+        first, second = hub.bodies()
+        assert first is None
+        assert re.fullmatch(r"bytes=[1-9]\d*-", second)
+
+    def test_wrong_checksum(self, serve, tmp_path):
+        hub = serve(sha256="0" * 64)
+        message = fail(hub.port, tmp_path)
+        assert f"SHA-256 is {hashlib.sha256(CONTENT).hexdigest()}, the hub announced {'0' * 64}" in message
+        assert re.search("pytorch_model.bin is damaged.*It was deleted: call again", message)
+        assert list_files(tmp_path) == []
+        hub.sha256 = ""
+        assert download(hub.port, tmp_path).read_bytes() == CONTENT
+
+    def test_damaged_in_cache(self, serve, tmp_path):
+        hub = serve()
+        path = download(hub.port, tmp_path)
+        with open(path, "r+b") as file:
+            file.seek(1000)
+            file.write(b"damage")
+        assert "is damaged" in fail(hub.port, tmp_path, HF_HUB_OFFLINE="1")
+        assert not path.exists()
+        assert download(hub.port, tmp_path).read_bytes() == CONTENT
+        assert len(hub.bodies()) == 2
+
+    @pytest.mark.parametrize("difference", [-1000, 1000])
+    def test_wrong_size(self, serve, tmp_path, difference):
+        hub = serve(size=len(CONTENT) + difference)
+        message = fail(hub.port, tmp_path)
+        assert f"should be of size {len(CONTENT) + difference} but has size {len(CONTENT)}" in message
+        assert f"delete {tmp_path / 'hub' / FOLDER}" in message
+        assert "pytorch_model.bin" not in list_files(tmp_path)
+
+    @pytest.mark.parametrize("error", ["Repository", "Revision", "Entry", 401, 500])
+    def test_error_status(self, serve, tmp_path, error):
+        # The hub tells its three kinds of 404 apart in a header.
+        codes = {"Repository": "RepoNotFound", "Revision": "RevisionNotFound", "Entry": "EntryNotFound"}
+        hub = serve(status=404 if error in codes else error, error_code=codes.get(error, ""))
+        message = fail(hub.port, tmp_path)
+        assert "download Visual-Attention-Network/van-tiny/pytorch_model.bin (revision main)" in message
+        assert re.search(f"{error}NotFoundError: 404|{error} (Client|Internal|Server|Unauthorized)", message)
+        assert f"http://127.0.0.1:{hub.port}" in message
+        assert list_files(tmp_path) == []
+        assert hub.bodies() == []
+
+    def test_slow_server(self, serve, tmp_path):
+        start = time.monotonic()
+        path = download(serve(pause=0.2).port, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1")
+        assert path.read_bytes() == CONTENT
+        assert time.monotonic() - start > 1.5  # longer in all than the timeout, which counts silence only
+
+    def test_stalled_server(self, serve, tmp_path):
+        message = fail(serve(stalls=True).port, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1")
+        assert re.search("timed out|timeout", message, re.IGNORECASE)
+        assert "pytorch_model.bin" not in list_files(tmp_path)
+
+    def test_no_server(self, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        assert re.search("Connection refused|ConnectError", fail(port, tmp_path))
+
+    def test_offline_without_cache(self, serve, tmp_path):
+        hub = serve()
+        assert "OfflineModeIsEnabled" in fail(hub.port, tmp_path, HF_HUB_OFFLINE="1")
+        assert hub.requests == []
+
+    def test_cache_not_writable(self, serve, tmp_path):
+        # A file in the place of the folder: permissions do not hold back root, who runs tests in containers.
+        (tmp_path / "hub").write_text("not a folder")
+        assert re.search("NotADirectoryError|FileExistsError", fail(serve().port, tmp_path))
+
+    def test_two_processes_at_once(self, serve, tmp_path):
+        hub = serve(pause=0.15)
+        processes = [start_download(hub.port, tmp_path) for _ in range(2)]
+        results = [finish(process) for process in processes]
+        assert [code for _, _, code in results] == [0, 0], results
+        assert len({output for output, _, _ in results}) == 1
+        assert pathlib.Path(results[0][0]).read_bytes() == CONTENT
+        assert list_files(tmp_path) == sorted([hub.etag, "pytorch_model.bin"])
+
+
+class TestCacheLayouts:
+    """What no small hub gives: other layouts of the cache, other errors of the client."""
+
+    def download(self, monkeypatch, result):
+        """Gives what `download` makes of a path or an error from the hub's client."""
+
+        def hf_hub_download(**arguments):
+            if isinstance(result, BaseException):
+                raise result
+            return str(result)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+        return releases.download(releases.RELEASES["b0_imagenet"])
+
+    def build_shared(self, folder, content):
+        """Gives pointer, blob and file of a blob that two repositories share, as the newest client does."""
+        pointer = folder / "models--a--b" / "snapshots" / COMMIT / "weights.bin"
+        blob = folder / "models--a--b" / "blobs" / hashlib.sha256(CONTENT).hexdigest()
+        file = folder / "blobs" / "ab" / ("ab" * 32)
+        for path in (pointer, blob, file):
+            path.parent.mkdir(parents=True)
+        file.write_bytes(content)
+        blob.symlink_to(os.path.relpath(file, blob.parent))
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        return pointer, blob, file
+
+    def test_shared_blob(self, monkeypatch, tmp_path):
+        pointer = self.build_shared(tmp_path, CONTENT)[0]
+        assert self.download(monkeypatch, pointer) == str(pointer)
+
+    def test_damaged_shared_blob(self, monkeypatch, tmp_path):
+        paths = self.build_shared(tmp_path, CONTENT[:-1])
+        with pytest.raises(releases.DownloadError, match="It was deleted"):
+            self.download(monkeypatch, paths[0])
+        assert [path for path in paths if os.path.lexists(path)] == []
+
+    def test_damaged_and_not_deletable(self, monkeypatch, tmp_path):
+        pointer, _, file = self.build_shared(tmp_path, b"")
+
+        def refuse(path):
+            raise PermissionError("read-only file system")
+
+        monkeypatch.setattr(os, "unlink", refuse)
+        with pytest.raises(releases.DownloadError, match=f"read-only file system.*delete {file} by hand"):
+            self.download(monkeypatch, pointer)
+
+    @pytest.mark.parametrize("name", ["weights.bin", "0" * 40])
+    def test_nothing_to_compare(self, monkeypatch, tmp_path, name):
+        (tmp_path / name).write_bytes(CONTENT)
+        assert self.download(monkeypatch, tmp_path / name) == str(tmp_path / name)
+
+    def test_other_errors(self, monkeypatch):
+        with pytest.raises(releases.DownloadError, match="RuntimeError: Xet says no") as raised:
+            self.download(monkeypatch, RuntimeError("Xet says no"))
+        assert isinstance(raised.value.__cause__, RuntimeError)
+
+    def test_interrupt(self, monkeypatch):
+        with pytest.raises(KeyboardInterrupt):
+            self.download(monkeypatch, KeyboardInterrupt())

@@ -1,0 +1,129 @@
+"""VANClassifier: the ImageNet model."""
+
+import keras
+from keras import ops
+
+from van_backbones import checkpoints
+from van_backbones.backbone import VANBackbone
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class VANClassifier(keras.Model):
+    """The Visual Attention Network as an image classifier: logits from the mean of the last level.
+
+    A functional model: images (batch, height, width, 3) -> logits (batch, num_classes).
+
+    Args:
+        variant: one of "b0" .. "b6".
+        num_classes: number of classes. Where a checkpoint has another number, its last layer is left out,
+            with a warning.
+        weights: None for a random start, "imagenet", a release's name or a checkpoint's path: see
+            `van_backbones.checkpoints.load_checkpoint`.
+        input_shape: (height, width, 3); height and width may be None.
+        normalization: as in `VANBackbone`; "inception" is how the published weights were trained.
+        drop_path_rate: as in `VANBackbone`.
+        layer_norm_epsilon: as in `VANBackbone`.
+        dtype: dtype policy of all layers.
+        **kwargs: `name` and `trainable`.
+
+    Reference:
+        - Guo et al., "Visual Attention Network", arXiv 2202.09741, section 4.1.
+    """
+
+    # The reference names of the layers that depend on the number of classes.
+    class_layers = ("head",)
+
+    def __init__(
+        self,
+        variant,
+        num_classes=1000,
+        weights=None,
+        input_shape=(None, None, 3),
+        normalization="inception",
+        drop_path_rate=None,
+        layer_norm_epsilon=1e-6,
+        dtype=None,
+        **kwargs,
+    ):
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+        backbone = VANBackbone(
+            variant,
+            input_shape,
+            normalization,
+            drop_path_rate,
+            layer_norm_epsilon,
+            dtype=dtype,
+            name=f"van_{variant}",
+        )
+        images = keras.Input(input_shape, name="images")
+        features = keras.layers.GlobalAveragePooling2D(dtype=dtype, name="pool")(backbone(images)["P5"])
+        initializer = keras.initializers.TruncatedNormal(0.0, 0.02)
+        head = keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype=dtype, name="head")
+        super().__init__(inputs=images, outputs=head(features), **kwargs)
+        self.autocast = False  # half precision cannot hold resized pixels: the backbone casts
+        self.dtype_policy = backbone.dtype_policy
+        self.backbone = backbone
+        self.num_classes = num_classes
+        if weights is not None:
+            checkpoints.load_checkpoint(self, weights)
+
+    def reference_layers(self):
+        """Gives the official names, the backbone's under `backbone.`: name -> layer or variable."""
+        layers = self.backbone.reference_layers()
+        return {f"backbone.{name}": part for name, part in layers.items()} | {"head": self.get_layer("head")}
+
+    def get_config(self):
+        return {
+            "variant": self.backbone.variant,
+            "num_classes": self.num_classes,
+            "input_shape": tuple(self.inputs[0].shape[1:]),
+            "normalization": self.backbone.normalization,
+            "drop_path_rate": self.backbone.drop_path_rate,
+            "layer_norm_epsilon": self.backbone.layer_norm_epsilon,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "name": self.name,
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def preprocess_images(images, image_size=224, crop_share=0.9):
+    """Gives images as the published accuracies were measured: bicubic resizing, then the centre.
+
+    The shorter side becomes `image_size / crop_share`, and the central square of `image_size` is kept.
+
+    Args:
+        images: (batch, height, width, 3), RGB, 0 .. 255.
+        image_size: side of the result.
+        crop_share: the share of the resized image's shorter side that is kept.
+
+    Returns:
+        Float32 (batch, image_size, image_size, 3), 0 .. 255.
+    """
+    height, width = images.shape[1:3]
+    side = int(image_size / crop_share)
+    size = (side * height // min(height, width), side * width // min(height, width))
+    images = ops.cast(images, "float32")
+    images = ops.image.resize(images, size, "bicubic", antialias=True, data_format="channels_last")
+    top, left = (round((length - image_size) / 2) for length in size)
+    images = images[:, top : top + image_size, left : left + image_size]
+    # The bicubic kernel overshoots at edges.
+    return ops.clip(ops.round(images), 0.0, 255.0)
+
+
+def decode_predictions(logits, top=5):
+    """Gives the names of the most likely ImageNet classes.
+
+    Args:
+        logits: (batch, 1000).
+        top: classes per image.
+
+    Returns:
+        A list per image of (WordNet id, name, score).
+    """
+    scores = ops.convert_to_numpy(ops.softmax(ops.cast(logits, "float32"), axis=-1))
+    return keras.applications.imagenet_utils.decode_predictions(scores, top=top)

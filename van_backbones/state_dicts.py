@@ -1,0 +1,190 @@
+"""PyTorch checkpoint files -> arrays under one set of names, whatever code wrote the file.
+
+The names are those of VAN-Segmentation: `backbone.` and the official name for the backbone, `head.` for the
+ImageNet classifier, `decode_head.`, `auxiliary_head.`, `neck.` and so on for the heads of mmsegmentation.
+"""
+
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from van_backbones.torch_pickle import is_torch_file, load_torch_file
+from van_backbones.variants import VARIANTS
+
+# What holds the weights in the dictionaries that training codes save, most wanted first.
+WRAPPERS = ("state_dict", "state_dict_ema", "model")
+
+# The official code has 1e-6 for classification and 1e-5 for segmentation, under the same names.
+LAYER_NORM_EPSILONS = {"official": None, "Hugging Face": 1e-6, "mmpretrain": 1e-5, "mmsegmentation": 1e-5}
+
+# Hugging Face's names -> the official ones. `pre_normomalization` is how the library spells it.
+HUGGING_FACE_PARTS = {
+    "attention_scaling.weight": "layer_scale_1",
+    "mlp_scaling.weight": "layer_scale_2",
+    "pre_normomalization": "norm1",
+    "post_normalization": "norm2",
+    "attention.pre_projection.conv": "attn.proj_1",
+    "attention.attention_layer.attention.depth_wise_dilated": "attn.spatial_gating_unit.conv_spatial",
+    "attention.attention_layer.attention.depth_wise": "attn.spatial_gating_unit.conv0",
+    "attention.attention_layer.attention.point_wise": "attn.spatial_gating_unit.conv1",
+    "attention.post_projection": "attn.proj_2",
+    "mlp.in_dense": "mlp.fc1",
+    "mlp.depth_wise": "mlp.dwconv.dwconv",
+    "mlp.out_dense": "mlp.fc2",
+}
+
+
+class StateDict(NamedTuple):
+    """The weights of a file.
+
+    Attributes:
+        arrays: name -> NumPy array in PyTorch's layout; see this module's first lines for the names.
+        format: who wrote it: "official", "Hugging Face", "mmpretrain" or "mmsegmentation".
+        ignored: names of the file that no model has a use for.
+        layer_norm_epsilon: that of the code which wrote the file, or None where it may be either.
+    """
+
+    arrays: dict
+    format: str
+    ignored: tuple
+    layer_norm_epsilon: float | None
+
+
+def read_state_dict(path):
+    """Gives the weights of a PyTorch or safetensors file, recognised by its keys.
+
+    Args:
+        path: a `.bin`, `.pth`, `.pth.tar` or `.safetensors` file.
+
+    Returns:
+        A `StateDict`.
+
+    Raises:
+        ValueError: where the file is no such file or holds no VAN weights.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no such checkpoint file. Received: {path!r}")
+    content, metadata = _read_file(path)
+    arrays = _unwrap(content, path)
+    if all(name.startswith("module.") for name in arrays):  # torch.nn.parallel.DistributedDataParallel
+        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    written_by = recognize_format(arrays)
+    if written_by is None:
+        shown = ", ".join(list(arrays)[:5])
+        raise ValueError(
+            f"{path!r} holds no VAN weights under names of {list(LAYER_NORM_EPSILONS)}. "
+            f"Received: {len(arrays)} arrays, the first are {shown}"
+        )
+    rename = {
+        "official": _rename_official,
+        "Hugging Face": _rename_hugging_face,
+        "mmpretrain": _rename_mmpretrain,
+        "mmsegmentation": str,
+    }[written_by]
+    renamed, ignored = {}, []
+    for name, array in arrays.items():
+        if name.endswith("num_batches_tracked") or name in ("van.layernorm.weight", "van.layernorm.bias"):
+            ignored.append(name)  # no counterpart in Keras; a layer that Hugging Face's model never calls
+        else:
+            renamed[rename(name)] = array
+    epsilon = metadata.get("layer_norm_epsilon", LAYER_NORM_EPSILONS[written_by])
+    return StateDict(renamed, written_by, tuple(ignored), epsilon and float(epsilon))
+
+
+def recognize_format(names):
+    """Gives who wrote a state dict with these names, or None."""
+    if "patch_embed1.proj.weight" in names:
+        return "official"
+    if "backbone.patch_embed1.proj.weight" in names:
+        return "mmsegmentation"
+    if "backbone.patch_embed1.projection.weight" in names:
+        return "mmpretrain"
+    if any(name.removeprefix("van.").startswith("encoder.stages.0.embeddings.") for name in names):
+        return "Hugging Face"
+    return None
+
+
+def find_variant(arrays):
+    """Gives the variant, "b0" .. "b6", of arrays under the names of `read_state_dict`, or None.
+
+    Args:
+        arrays: name -> array.
+    """
+    widths, depths = [], []
+    for stage in (1, 2, 3, 4):
+        weight = arrays.get(f"backbone.patch_embed{stage}.proj.weight")
+        pattern = re.compile(rf"backbone\.block{stage}\.(\d+)\.")
+        blocks = [int(match[1]) for match in map(pattern.match, arrays) if match]
+        if weight is None or not blocks:
+            return None
+        widths.append(weight.shape[0])
+        depths.append(max(blocks) + 1)
+    for name, row in VARIANTS.items():
+        if (row.widths, row.depths) == (tuple(widths), tuple(depths)):
+            return name
+    return None
+
+
+def _read_file(path):
+    """Gives the file's content, and its metadata."""
+    if is_torch_file(path):
+        return load_torch_file(path), {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path!r} is neither a PyTorch checkpoint nor a safetensors file, or is damaged: {error}"
+        ) from error
+
+
+def _unwrap(content, path):
+    """Gives name -> array from what a training code saved around it."""
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict):
+        raise ValueError(f"{path!r} must hold a dictionary of weights. Received: {type(content).__name__}")
+    arrays = {name: array for name, array in content.items() if isinstance(array, np.ndarray)}
+    others = [name for name in content if name not in arrays]
+    if not arrays or others:
+        raise ValueError(
+            f"{path!r} must hold arrays, bare or under one of {list(WRAPPERS)}. "
+            f"Received: {len(arrays)} arrays, and other things named {others[:5]}"
+        )
+    return arrays
+
+
+def _rename_official(name):
+    return name if name.startswith("head.") else f"backbone.{name}"
+
+
+def _rename_mmpretrain(name):
+    name = re.sub(r"^head\.fc\.", "head.", name)
+    name = name.replace(".projection.", ".proj.")
+    name = re.sub(r"^backbone\.blocks(\d)", r"backbone.block\1", name)
+    name = name.replace(".DW_conv.", ".conv0.").replace(".DW_D_conv.", ".conv_spatial.")
+    return name.replace(".mlp.dwconv.", ".mlp.dwconv.dwconv.")
+
+
+def _rename_hugging_face(name):
+    name = name.removeprefix("van.")
+    if name.startswith("classifier."):
+        return name.replace("classifier.", "head.")
+    match = re.fullmatch(r"encoder\.stages\.(\d)\.(.*)", name)
+    if match is None:
+        return name
+    stage, rest = int(match[1]) + 1, match[2]
+    rest = rest.replace("embeddings.convolution", f"patch_embed{stage}.proj")
+    rest = rest.replace("embeddings.normalization", f"patch_embed{stage}.norm")
+    rest = re.sub(r"^normalization", f"norm{stage}", rest)
+    rest = re.sub(r"^layers", f"block{stage}", rest)
+    for theirs, official in HUGGING_FACE_PARTS.items():
+        rest = rest.replace(f".{theirs}", f".{official}")
+    return f"backbone.{rest}"
