@@ -67,6 +67,7 @@ def main(argv=None):
             epochs=epochs,
             validation_data=evaluation_batches(validation),
             callbacks=[*build_callbacks(output), timer],
+            shuffle=False,  # `training_batches` did it
         )
     except KeyboardInterrupt:
         model.save(output / "interrupted.keras")

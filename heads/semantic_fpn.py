@@ -35,6 +35,9 @@ class SemanticFPN(DenseModel):
           mmsegmentation's `FPN` and `FPNHead`, as VAN's authors configured them.
     """
 
+    # The reference names of the layers that depend on the number of classes.
+    class_layers = ("decode_head.conv_seg",)
+
     def __init__(self, backbone, num_classes, channels=128, pyramid_channels=256, dropout_rate=0.1, **kwargs):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
@@ -94,7 +97,7 @@ class SemanticFPN(DenseModel):
 
     def reference_layers(self):
         """Gives mmsegmentation's names: name -> layer or variable."""
-        names = {f"backbone.{name}": part for name, part in self.backbone.reference_layers().items()}
+        names = dict(self.backbone.reference_layers())
         names |= {f"neck.{name}": layer for name, layer in self.neck.reference_layers().items()}
         for index, head in enumerate(self.scale_heads):
             names |= {

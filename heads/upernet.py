@@ -37,6 +37,9 @@ class UPerNet(DenseModel):
           numbers are mmsegmentation's `UPerHead` and `FCNHead`, as VAN's authors configured them.
     """
 
+    # The reference names of the layers that depend on the number of classes.
+    class_layers = ("decode_head.conv_seg", "auxiliary_head.conv_seg")
+
     def __init__(
         self,
         backbone,
@@ -147,7 +150,7 @@ class UPerNet(DenseModel):
 
     def reference_layers(self):
         """Gives mmsegmentation's names: name -> layer or variable."""
-        names = {f"backbone.{name}": part for name, part in self.backbone.reference_layers().items()}
+        names = dict(self.backbone.reference_layers())
         blocks = {"bottleneck": self.pyramid_pooling.bottleneck, "fpn_bottleneck": self.fusion_block}
         blocks |= {f"psp_modules.{i}.1": block for i, block in enumerate(self.pyramid_pooling.pool_blocks)}
         blocks |= {f"lateral_convs.{i}": block for i, block in enumerate(self.lateral_blocks)}

@@ -94,7 +94,8 @@ def training_step(request):
     backbone, (weight, bias) = build_reference(variant, drop_path_rate=0.0)
     expected = load(f"backbone_{variant}/train_step.npz")
     norms = json.loads((ROOT / f"backbone_{variant}/train_step.grads.json").read_text())
-    variables = checkpoints.name_variables(backbone)
+    named = checkpoints.name_variables(backbone).items()
+    variables = {name.removeprefix("backbone."): variable for name, variable in named}
     trainable = {name: variable for name, variable in variables.items() if variable.trainable}
     weight, bias = tf.Variable(weight), tf.Variable(bias)
     with tf.GradientTape() as tape:

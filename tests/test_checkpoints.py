@@ -37,7 +37,7 @@ def arrays(backbone, random):
                 shape = (first, 1, height, width)
             else:
                 shape = (second, first, height, width)
-        arrays[name] = random.uniform(0.5, 1.5, shape).astype("float32")
+        arrays[name.removeprefix("backbone.")] = random.uniform(0.5, 1.5, shape).astype("float32")
     return arrays
 
 
@@ -153,22 +153,26 @@ def test_names_and_shapes_are_the_official_ones(variant):
         if not name.startswith("head.") and not name.endswith("num_batches_tracked")
     }
     variables = checkpoints.name_variables(VANBackbone(variant))
-    assert set(variables) == set(official)
-    for name, variable in variables.items():
-        assert checkpoints.to_keras_layout(np.zeros(official[name]), variable.shape) is not None
+    assert set(variables) == {f"backbone.{name}" for name in official}
+    for name, shape in official.items():
+        variable = variables[f"backbone.{name}"]
+        assert checkpoints.to_keras_layout(np.zeros(shape), variable.shape) is not None
 
 
 def test_missing_unexpected_and_wrong_shaped_arrays_are_named(backbone, arrays):
     before = backbone.get_weights()
     del arrays["norm2.bias"]
-    arrays["head.weight"] = np.zeros((10, 16), "float32")
+    arrays["norm5.weight"] = np.zeros((10, 16), "float32")
     arrays["patch_embed1.proj.weight"] = np.zeros((8, 4, 7, 7), "float32")
     with pytest.raises(ValueError, match="in 3 places") as caught:
         checkpoints.load_state_dict(backbone, arrays)
     message = str(caught.value)
-    assert "missing: norm2.bias" in message
-    assert "unexpected: head.weight" in message
-    assert "wrong shape: patch_embed1.proj.weight (8, 4, 7, 7) for a variable of (7, 7, 3, 8)" in message
+    assert "missing: backbone.norm2.bias" in message
+    assert "unexpected: backbone.norm5.weight" in message
+    assert (
+        "wrong shape: backbone.patch_embed1.proj.weight (8, 4, 7, 7) for a variable of (7, 7, 3, 8)"
+        in message
+    )
     assert repr(backbone.name) in message
     assert_equal_weights(backbone, before)
 
@@ -182,7 +186,7 @@ def test_one_bad_array_changes_nothing(backbone, arrays, problem):
         arrays["norm5.bias"] = arrays["norm4.bias"]
     else:
         arrays["norm4.bias"] = arrays["norm4.bias"][:-1]
-    with pytest.raises(ValueError, match=f"{problem}: norm[45].bias"):
+    with pytest.raises(ValueError, match=rf"{problem}: backbone\.norm[45]\.bias"):
         checkpoints.load_state_dict(backbone, arrays)
     assert_equal_weights(backbone, before)
 
@@ -214,12 +218,11 @@ def test_weights_of_one_normalization_fit_another(arrays, images, tmp_path):
     np.testing.assert_allclose(again(images * 127.5 + 127.5)["P5"], backbone(images)["P5"], atol=1e-4)
 
 
-def test_file_names_out_of_place_are_refused(backbone):
-    for name in ("imagenet", "van_tiny_754.pth.tar", "van.h5"):
-        with pytest.raises(ValueError, match=rf"path of a `.weights.h5` file.*Received: '{name}'"):
-            checkpoints.load_checkpoint(backbone, name)
-    with pytest.raises(ValueError, match=r"path of a `.weights.h5` file"):
-        build_small(weights="imagenet")
+def test_unknown_names_and_missing_files_are_refused(backbone):
+    with pytest.raises(ValueError, match=r"file not found. Received: 'van_tiny_754.pth.tar'"):
+        checkpoints.load_checkpoint(backbone, "van_tiny_754.pth.tar")
+    with pytest.raises(ValueError, match="b0_imagenet"):
+        build_small(weights="imagenet21k")
 
 
 def test_a_missing_file_is_named(backbone, tmp_path):

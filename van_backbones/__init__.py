@@ -1,7 +1,9 @@
 """The Visual Attention Network (arXiv 2202.09741) as a feature-pyramid backbone for Keras 3."""
 
 from van_backbones.backbone import VANBackbone
+from van_backbones.checkpoints import load_checkpoint
+from van_backbones.classifier import VANClassifier
 from van_backbones.variants import VARIANTS, Variant
 
-__all__ = ["VARIANTS", "VANBackbone", "Variant"]
+__all__ = ["VARIANTS", "VANBackbone", "VANClassifier", "Variant", "load_checkpoint"]
 __version__ = "0.1.0"

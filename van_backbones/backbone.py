@@ -33,7 +33,8 @@ class VANBackbone(keras.Model):
         drop_path_rate: stochastic depth of the last block; rates rise linearly from 0. None gives the
             variant's.
         layer_norm_epsilon: 1e-6 as in the classification code; the segmentation code has 1e-5.
-        weights: None for a random start, or the path of a `.weights.h5` file of the same variant.
+        weights: None for a random start, "imagenet", a release's name or a checkpoint's path: see
+            `van_backbones.checkpoints.load_checkpoint`.
         widths: channels of the four stages, in place of the variant's.
         depths: blocks in the four stages, in place of the variant's.
         dtype: dtype policy of all layers. None gives the global one.
@@ -65,7 +66,10 @@ class VANBackbone(keras.Model):
         depths = tuple(depths or row.depths)
         if drop_path_rate is None:
             drop_path_rate = row.drop_path_rate
-        images = keras.Input(input_shape, name="images")
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        # At least float32, because half precision cannot hold resized pixels.
+        input_dtype = keras.backend.result_type("float32", policy.compute_dtype)
+        images = keras.Input(input_shape, dtype=input_dtype, name="images")
         x = images
         if normalization is not None:
             mean, deviation = NORMALIZATIONS[normalization]
@@ -73,9 +77,11 @@ class VANBackbone(keras.Model):
         rates = np.linspace(0.0, drop_path_rate, sum(depths)).tolist()
         stages = _build_stages(x, widths, depths, row.expansion_ratios, rates, layer_norm_epsilon, dtype)
         pyramid = {f"P{stage + 1}": outputs for stage, outputs in enumerate(stages, 1)}
+        trainable = kwargs.pop("trainable", True)
         super().__init__(inputs=images, outputs=pyramid, **kwargs)
-        self.autocast = False  # half precision cannot hold resized pixels: the normalisation casts
-        self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        self.trainable = trainable  # as an argument Keras would set it on the model and not on its layers
+        self.autocast = False  # the first layer casts
+        self.dtype_policy = policy
         self.variant = variant
         self.normalization = normalization
         self.drop_path_rate = drop_path_rate
@@ -88,18 +94,24 @@ class VANBackbone(keras.Model):
             checkpoints.load_checkpoint(self, weights)
 
     def reference_layers(self):
-        """Gives the official names (VAN-Classification's code): name -> layer or variable."""
+        """Gives the official names behind `backbone.`, as in VAN-Segmentation: name -> layer or variable."""
         names = {}
         for stage, depth in enumerate(self.depths, 1):
             embedding = self.get_layer(f"stage{stage}_embedding")
-            names[f"patch_embed{stage}.proj"] = embedding.proj
-            names[f"patch_embed{stage}.norm"] = embedding.norm
+            names[f"backbone.patch_embed{stage}.proj"] = embedding.proj
+            names[f"backbone.patch_embed{stage}.norm"] = embedding.norm
             for index in range(depth):
                 block = self.get_layer(f"stage{stage}_block{index}")
                 parts = block.reference_layers().items()
-                names |= {f"block{stage}.{index}.{name}": part for name, part in parts}
-            names[f"norm{stage}"] = self.get_layer(f"stage{stage}_norm")
+                names |= {f"backbone.block{stage}.{index}.{name}": part for name, part in parts}
+            names[f"backbone.norm{stage}"] = self.get_layer(f"stage{stage}_norm")
         return names
+
+    def set_layer_norm_epsilon(self, epsilon):
+        """Changes the epsilon of the four last norms to that of the code which the weights come from."""
+        self.layer_norm_epsilon = epsilon
+        for stage in (1, 2, 3, 4):
+            self.get_layer(f"stage{stage}_norm").epsilon = epsilon
 
     def get_config(self):
         return {

@@ -56,12 +56,14 @@ class VANClassifier(keras.Model):
             dtype=dtype,
             name=f"van_{variant}",
         )
-        images = keras.Input(input_shape, name="images")
+        images = keras.Input(input_shape, dtype=backbone.input.dtype, name="images")
         features = keras.layers.GlobalAveragePooling2D(dtype=dtype, name="pool")(backbone(images)["P5"])
         initializer = keras.initializers.TruncatedNormal(0.0, 0.02)
         head = keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype=dtype, name="head")
+        trainable = kwargs.pop("trainable", True)
         super().__init__(inputs=images, outputs=head(features), **kwargs)
-        self.autocast = False  # half precision cannot hold resized pixels: the backbone casts
+        self.trainable = trainable  # as an argument Keras would set it on the model and not on its layers
+        self.autocast = False  # the backbone's first layer casts
         self.dtype_policy = backbone.dtype_policy
         self.backbone = backbone
         self.num_classes = num_classes
@@ -69,9 +71,8 @@ class VANClassifier(keras.Model):
             checkpoints.load_checkpoint(self, weights)
 
     def reference_layers(self):
-        """Gives the official names, the backbone's under `backbone.`: name -> layer or variable."""
-        layers = self.backbone.reference_layers()
-        return {f"backbone.{name}": part for name, part in layers.items()} | {"head": self.get_layer("head")}
+        """Gives the official names, the backbone's behind `backbone.`: name -> layer or variable."""
+        return {**self.backbone.reference_layers(), "head": self.get_layer("head")}
 
     def get_config(self):
         return {

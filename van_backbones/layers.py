@@ -49,7 +49,9 @@ def _depthwise_convolution(size, dilation=1, **kwargs):
 
 def _convolve(conv, inputs, input_scale, input_shift=None, output_scale=1.0, output_shift=0.0):
     """Gives a 1 x 1 `output_scale * conv(input_scale * inputs + input_shift) + output_shift`."""
-    kernel = conv.kernel * ops.reshape(input_scale, (-1, 1)) * output_scale
+    # A plain number stays one: as a tensor it would be float32 in a float64 model, too.
+    input_scale = input_scale if isinstance(input_scale, float) else input_scale[:, None]
+    kernel = conv.kernel * input_scale * output_scale
     bias = conv.bias if input_shift is None else conv.bias + ops.matmul(input_shift, conv.kernel)[0, 0]
     bias = bias * output_scale + output_shift
     outputs = ops.conv(inputs, ops.cast(kernel, inputs.dtype), data_format="channels_last")

@@ -116,7 +116,6 @@ _ROWS = (
     ("b1_imagenet", "b1", "van-small", "pytorch_model.bin", "main", 81.1),
     ("b2_imagenet", "b2", "van-base", "pytorch_model.bin", "main", 82.8),
     ("b3_imagenet", "b3", "van-large", "pytorch_model.bin", "main", 83.9),
-    ("b0_imagenet_safetensors", "b0", "van-tiny", "model.safetensors", "refs/pr/1", 75.4),
     ("b2_imagenet_safetensors", "b2", "van-base", "model.safetensors", "refs/pr/1", 82.8),
     ("b3_imagenet_safetensors", "b3", "van-large", "model.safetensors", "refs/pr/1", 83.9),
     ("b0_imagenet_original", "b0", "VAN-Tiny-original", "van_tiny_754.pth.tar", "main", 75.4),

@@ -86,7 +86,7 @@ def read_state_dict(path):
     }[written_by]
     renamed, ignored = {}, []
     for name, array in arrays.items():
-        if name.endswith("num_batches_tracked") or name in ("van.layernorm.weight", "van.layernorm.bias"):
+        if name.endswith("num_batches_tracked") or name.removeprefix("van.").startswith("layernorm."):
             ignored.append(name)  # no counterpart in Keras; a layer that Hugging Face's model never calls
         else:
             renamed[rename(name)] = array

@@ -1,0 +1,218 @@
+"""Whole files into models and back: wrappers, variants, classes, round trips."""
+
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from golden_reference import check, checkpoint, load, needs_golden
+
+from heads import SemanticFPN, UPerNet
+from van_backbones import VANBackbone, VANClassifier, load_checkpoint
+from van_backbones.checkpoints import load_state_dict, name_variables, save_state_dict, to_state_dict
+from van_backbones.command_line import main
+
+SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
+
+
+def write_torch(arrays, path, wrap=lambda tensors: tensors, **options):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    torch.save(wrap(tensors), path, **options)
+    return path
+
+
+def randomize(model, seed=0):
+    random = np.random.default_rng(seed)
+    for variable in model.variables:
+        if "seed" not in variable.path:
+            variable.assign(random.uniform(0.1, 0.9, variable.shape))
+
+
+def assert_equal_weights(model, other):
+    ours, theirs = name_variables(model), name_variables(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("head", [SemanticFPN, UPerNet])
+def test_segmenters_take_every_wrapper(tmp_path, head):
+    def build():
+        backbone = VANBackbone("b0", drop_path_rate=0.0, **SMALL)
+        return head(backbone, num_classes=5, channels=8)
+
+    source, target = build(), build()
+    randomize(source)
+    arrays = to_state_dict(source)
+    files = [
+        write_torch(arrays, tmp_path / "bare.pth"),
+        write_torch(
+            arrays, tmp_path / "mmseg.pth", lambda tensors: {"meta": {"epoch": 1}, "state_dict": tensors}
+        ),
+        write_torch(arrays, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False),
+        write_torch({f"module.{name}": array for name, array in arrays.items()}, tmp_path / "ddp.pth"),
+    ]
+    save_state_dict(source, tmp_path / "own.safetensors")
+    for seed, path in enumerate([*files, tmp_path / "own.safetensors"], 1):
+        randomize(target, seed)
+        load_checkpoint(target, path)
+        assert_equal_weights(source, target)
+    # mmsegmentation's files set its epsilon, ours remember the model's.
+    assert target.backbone.layer_norm_epsilon == 1e-6
+    load_checkpoint(target, files[1])
+    assert target.backbone.layer_norm_epsilon == 1e-5
+    assert target.backbone.get_layer("stage4_norm").epsilon == 1e-5
+    assert target.backbone.get_config()["layer_norm_epsilon"] == 1e-5
+
+
+@needs_golden
+@pytest.mark.parametrize(("name", "head"), [("semfpn_b0", SemanticFPN), ("upernet_b0", UPerNet)])
+def test_reference_segmenters_from_files(tmp_path, name, head):
+    def wrap(tensors):
+        return {"meta": {"mmseg_version": "0.12"}, "state_dict": tensors, "optimizer": {}}
+
+    path = write_torch(checkpoint(name), tmp_path / "iter_160000.pth", wrap)
+    model = head(VANBackbone("b0", normalization=None), num_classes=150)
+    load_checkpoint(model, path)
+    reference = load(f"{name}/forward_odd.npz")
+    logits = keras.ops.convert_to_numpy(model(reference["input"].transpose(0, 2, 3, 1)))
+    check(reference["resized_logits_first8ch"], logits.transpose(0, 3, 1, 2)[:, :8])
+
+
+def test_other_number_of_classes_keeps_the_rest(tmp_path):
+    source = UPerNet(VANBackbone("b0", **SMALL), num_classes=5, channels=8)
+    target = UPerNet(VANBackbone("b0", **SMALL), num_classes=3, channels=8)
+    randomize(source)
+    path = write_torch(to_state_dict(source), tmp_path / "weights.pth")
+    before = target.classifier.conv.kernel.numpy()
+    with pytest.warns(
+        UserWarning, match=r"another number of classes.*auxiliary_head\.conv_seg\.bias.*start fresh"
+    ):
+        load_checkpoint(target, path)
+    np.testing.assert_array_equal(target.classifier.conv.kernel.numpy(), before)
+    ours, theirs = name_variables(target), name_variables(source)
+    for name in ours:
+        if "conv_seg" not in name:
+            np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
+    # Any other difference in shape is an error, and nothing is changed by it.
+    narrow = UPerNet(VANBackbone("b0", **SMALL), num_classes=3, channels=4)
+    weights = [variable.numpy() for variable in narrow.variables]
+    with pytest.raises(ValueError, match=r"wrong shape: (auxiliary|decode)_head"):
+        load_checkpoint(narrow, path)
+    for variable, value in zip(narrow.variables, weights, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_a_backbone_takes_its_part(tmp_path):
+    source = SemanticFPN(VANBackbone("b0", **SMALL), num_classes=5, channels=8)
+    randomize(source)
+    path = write_torch(to_state_dict(source), tmp_path / "weights.pth")
+    backbone = VANBackbone("b0", weights=path, **SMALL)
+    assert_equal_weights(source.backbone, backbone)
+    model = SemanticFPN(VANBackbone("b0", **SMALL), num_classes=5, channels=8)
+    bare = write_torch(to_state_dict(backbone), tmp_path / "backbone.pth")
+    with pytest.raises(ValueError, match=r"missing: decode_head\.conv_seg\.bias"):
+        load_checkpoint(model, bare)
+
+
+def test_classifier_files(tmp_path):
+    source = VANClassifier("b0", num_classes=7)
+    randomize(source)
+    arrays = to_state_dict(source)
+    assert "patch_embed1.proj.weight" in arrays
+    assert arrays["head.weight"].shape == (7, 256)
+    path = write_torch(arrays, tmp_path / "van.pth.tar", lambda tensors: {"state_dict": tensors, "epoch": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_equal_weights(source, VANClassifier("b0", num_classes=7, weights=path))
+        assert_equal_weights(source.backbone, VANBackbone("b0", weights=path))
+    with pytest.warns(UserWarning, match=r"head\.bias, head\.weight were not loaded"):
+        VANClassifier("b0", num_classes=3, weights=path)
+    with pytest.raises(
+        ValueError, match=r"this is b0: build the model with VANBackbone\('b0'\).*van\.pth\.tar"
+    ):
+        VANBackbone("b1", weights=path)
+
+
+def test_load_state_dict_lists_problems_and_changes_nothing():
+    backbone = VANBackbone("b0", **SMALL)
+    arrays = to_state_dict(backbone)
+    weights = [variable.numpy() for variable in backbone.variables]
+    del arrays["norm4.bias"]
+    arrays["norm5.bias"] = np.zeros(3, "float32")
+    arrays["norm1.bias"] = np.zeros(9, "float32")
+    with pytest.raises(ValueError, match="in 3 places") as error:
+        load_state_dict(backbone, arrays)
+    for line in (
+        "missing: backbone.norm4.bias",
+        "unexpected: backbone.norm5.bias",
+        "wrong shape: backbone.norm1",
+    ):
+        assert line in str(error.value)
+    for variable, value in zip(backbone.variables, weights, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_release_names_are_checked_before_any_download():
+    with pytest.raises(ValueError, match="imagenet"):
+        VANBackbone("b6", weights="imagenet", **SMALL)
+    with pytest.raises(ValueError, match="b1_imagenet"):
+        VANBackbone("b0", weights="imagenet21k", **SMALL)
+    with pytest.raises(ValueError, match="file not found"):
+        VANBackbone("b0", weights="folder/van.pth", **SMALL)
+
+
+def test_export_goes_back_to_the_same_arrays(tmp_path):
+    torch = pytest.importorskip("torch")
+    model = VANClassifier("b0", num_classes=4)
+    randomize(model)
+    first = to_state_dict(model)
+    save_state_dict(model, tmp_path / "van.safetensors")
+    target = VANClassifier("b0", num_classes=4)
+    load_checkpoint(target, tmp_path / "van.safetensors")
+    second = to_state_dict(target)
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+    # PyTorch's layouts: the arrays run in PyTorch's own convolutions.
+    kernel = torch.from_numpy(first["block1.0.attn.spatial_gating_unit.conv0.weight"])
+    assert tuple(kernel.shape) == (32, 1, 5, 5)
+    assert first["patch_embed1.norm.num_batches_tracked"].dtype == np.int64
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        save_state_dict(model, tmp_path / "van.pth")
+
+
+def test_command_line(tmp_path, capsys):
+    model = VANClassifier("b0", num_classes=6)
+    randomize(model)
+    path = str(write_torch(to_state_dict(model), tmp_path / "van.pth"))
+    assert main(["list"]) == 0
+    assert "b2_imagenet " in capsys.readouterr().out
+    assert main(["inspect", path]) == 0
+    shown = capsys.readouterr().out
+    assert "format: official" in shown
+    assert "variant: b0" in shown
+    assert "3,848,800 parameters" in shown
+    assert main(["convert", path, str(tmp_path / "van.safetensors")]) == 0
+    assert main(["convert", path, str(tmp_path / "van.weights.h5")]) == 0
+    target = VANClassifier("b0", num_classes=6, weights=tmp_path / "van.weights.h5")
+    assert_equal_weights(model, target)
+    load_checkpoint(target, tmp_path / "van.safetensors")
+    model.save(tmp_path / "van.keras")
+    assert main(["export", str(tmp_path / "van.keras"), str(tmp_path / "back.safetensors")]) == 0
+    load_checkpoint(target, tmp_path / "back.safetensors")
+    assert_equal_weights(model, target)
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "missing.pth")]) == 1
+    assert "no such checkpoint file" in capsys.readouterr().err
+    assert main(["convert", path, str(tmp_path / "van.onnx")]) == 1
+
+
+def test_command_line_as_a_module():
+    command = [sys.executable, "-m", "van_backbones.checkpoints", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "b0_imagenet" in listed
+    assert "75.4" in listed
