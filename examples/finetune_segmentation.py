@@ -1,6 +1,6 @@
 """Fine-tunes a semantic segmenter with a VAN backbone, scores it and draws what it sees.
 
-    python examples/finetune_segmentation.py --data path/to/data --weights van_b0.weights.h5
+    python examples/finetune_segmentation.py --data path/to/data --variant b0 --weights imagenet
 
 The data folder holds `images/<split>`, `labels/<split>` and `classes.txt`, or ADE20K's layout. Without --data
 the embedded, synthetic data set is used.
@@ -96,7 +96,7 @@ def parse_arguments(argv):
     add("--variant", default="b0", choices=list(VARIANTS))
     add("--head", default="semantic_fpn", choices=list(RECIPES))
     add("--channels", type=int, help="channels of the head; default: the paper's")
-    add("--weights", help="backbone weights; default: a random start")
+    add("--weights", help="'imagenet', a release or a file; default: a random start")
     add("--crop-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     add("--base-size", type=int, nargs=2, metavar=("LONG", "SHORT"), help="resize first; ADE20K: 2048 512")
     add("--batch-size", type=int, default=8)

@@ -1,6 +1,6 @@
 """Draws what a VAN backbone sees in one picture: features, principal components, attention.
 
-    python examples/show_feature_maps.py street.jpg --variant b0 --weights van_b0.weights.h5
+    python examples/show_feature_maps.py street.jpg --variant b0 --weights imagenet
 
 Without a picture it takes a synthetic scene, without weights a random backbone.
 """
@@ -24,7 +24,7 @@ def main(argv=None):
     )
     parser.add_argument("image", nargs="?", type=pathlib.Path, help="default: a synthetic scene")
     parser.add_argument("--variant", choices=list(VARIANTS), default="b0")
-    parser.add_argument("--weights", help="a .weights.h5 file of this variant; default: random weights")
+    parser.add_argument("--weights", help="'imagenet', a release or a file; default: random weights")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resize the longer side to this")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/feature_maps.png"))
     arguments = parser.parse_args(argv)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("eager", [True, pytest.param(False, marks=p
 
 @pytest.fixture
 def backbone(eager):
-    return VANBackbone("b0", input_shape=(*SIZE, 3), depths=(1, 1, 1, 1) if eager else None)
+    return VANBackbone("b0", input_shape=(*SIZE, 3), depths=None if eager else (1, 1, 1, 1))
 
 
 @pytest.fixture

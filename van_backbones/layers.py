@@ -150,7 +150,8 @@ class OverlapPatchEmbedding(keras.layers.Layer):
         self.norm = BatchNormalization(dtype=dtype, name="norm")
 
     def build(self, input_shape):
-        self.proj.build(input_shape)
+        self.padding.build(input_shape)
+        self.proj.build(self.padding.compute_output_shape(input_shape))
         self.norm.build((*input_shape[:-1], self.width))
         self.built = True
 
