@@ -50,7 +50,9 @@ class FPN(keras.layers.Layer):
     def call(self, features):
         pyramid = [conv(level) for conv, level in zip(self.lateral_convs, features, strict=True)]
         for fine in reversed(range(len(pyramid) - 1)):
-            pyramid[fine] += resize_nearest(pyramid[fine + 1], keras.ops.shape(pyramid[fine])[1:3])
+            # Not `+=`: in place, PyTorch's gradients break.
+            coarse = resize_nearest(pyramid[fine + 1], keras.ops.shape(pyramid[fine])[1:3])
+            pyramid[fine] = pyramid[fine] + coarse
         return [conv(level) for conv, level in zip(self.output_convs, pyramid, strict=True)]
 
     def compute_output_shape(self, input_shape):

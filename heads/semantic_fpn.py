@@ -76,7 +76,8 @@ class SemanticFPN(DenseModel):
         total = self.scale_heads[0](levels[0], training=training)
         for head, level in zip(self.scale_heads[1:], levels[1:], strict=True):
             # At odd sizes the doubled map is not quite the finest level's size.
-            total += resize_bilinear(head(level, training=training), ops.shape(total)[1:3])
+            level = head(level, training=training)
+            total = total + resize_bilinear(level, ops.shape(total)[1:3])
         return self.classifier(total, training=training)
 
     def compute_losses(self, targets, predictions):

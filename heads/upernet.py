@@ -104,7 +104,9 @@ class UPerNet(DenseModel):
         levels = [block(level, training=training) for block, level in blocks]
         levels.append(self.pyramid_pooling(coarsest, training=training))
         for index in reversed(range(len(fine))):
-            levels[index] += resize_bilinear(levels[index + 1], ops.shape(levels[index])[1:3])
+            # Not `+=`: in place, PyTorch's gradients break.
+            coarse = resize_bilinear(levels[index + 1], ops.shape(levels[index])[1:3])
+            levels[index] = levels[index] + coarse
         for index, block in enumerate(self.output_blocks):
             levels[index] = block(levels[index], training=training)
         size = ops.shape(levels[0])[1:3]

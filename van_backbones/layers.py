@@ -49,20 +49,23 @@ def _depthwise_convolution(size, dilation=1, **kwargs):
 
 def _convolve(conv, inputs, input_scale, input_shift=None, output_scale=1.0, output_shift=0.0):
     """Gives a 1 x 1 `output_scale * conv(input_scale * inputs + input_shift) + output_shift`."""
-    # A plain number stays one: as a tensor it would be float32 in a float64 model, too.
+    # A plain number stays one: as a tensor it would be float32 in a float64 model. `ops.multiply` promotes
+    # where a weight comes in half precision and a scale does not; `*` would fail.
     input_scale = input_scale if isinstance(input_scale, float) else input_scale[:, None]
-    kernel = conv.kernel * input_scale * output_scale
-    bias = conv.bias if input_shift is None else conv.bias + ops.matmul(input_shift, conv.kernel)[0, 0]
-    bias = bias * output_scale + output_shift
+    kernel = ops.multiply(ops.multiply(conv.kernel, input_scale), output_scale)
+    bias = (
+        conv.bias if input_shift is None else ops.add(conv.bias, ops.matmul(input_shift, conv.kernel)[0, 0])
+    )
+    bias = ops.add(ops.multiply(bias, output_scale), output_shift)
     outputs = ops.conv(inputs, ops.cast(kernel, inputs.dtype), data_format="channels_last")
     return ops.add(outputs, ops.cast(bias, inputs.dtype))
 
 
 def _convolve_depthwise(conv, inputs, input_scale=1.0, output_scale=1.0):
     """Gives `output_scale * conv(input_scale * inputs)` of a depthwise convolution."""
-    kernel = ops.cast(conv.kernel * (input_scale * output_scale), inputs.dtype)
+    kernel = ops.cast(ops.multiply(conv.kernel, input_scale * output_scale), inputs.dtype)
     outputs = ops.depthwise_conv(inputs, kernel, padding="same", data_format="channels_last")
-    return ops.add(outputs, ops.cast(conv.bias * output_scale, inputs.dtype))
+    return ops.add(outputs, ops.cast(ops.multiply(conv.bias, output_scale), inputs.dtype))
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -209,8 +212,9 @@ class LargeKernelAttention(keras.layers.Layer):
         factors = self.conv1(self.conv_spatial(factors))
         # The shortcut is the normed map: its scale joins the residual's, its shift the bias.
         gated = gated * factors
-        branch = _convolve(self.proj_2, gated, math.sqrt(0.5), None, output_scale, output_scale * shift)
-        return inputs * ops.cast(1.0 + output_scale * scale, inputs.dtype) + branch
+        scale, shift = ops.multiply(output_scale, scale), ops.multiply(output_scale, shift)
+        branch = _convolve(self.proj_2, gated, math.sqrt(0.5), None, output_scale, shift)
+        return inputs * ops.cast(1.0 + scale, inputs.dtype) + branch
 
     def compute_output_shape(self, input_shape):
         return input_shape
