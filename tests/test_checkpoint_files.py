@@ -161,6 +161,8 @@ def test_release_names_are_checked_before_any_download():
         VANBackbone("b6", weights="imagenet", **SMALL)
     with pytest.raises(ValueError, match="b1_imagenet"):
         VANBackbone("b0", weights="imagenet21k", **SMALL)
+    with pytest.raises(ValueError, match="this is b0"):
+        VANBackbone("b0", weights="imagenet", **SMALL)
     with pytest.raises(ValueError, match="file not found"):
         VANBackbone("b0", weights="folder/van.pth", **SMALL)
 

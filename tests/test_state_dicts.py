@@ -5,6 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from van_backbones import VANClassifier
+from van_backbones.checkpoints import to_state_dict
 from van_backbones.state_dicts import find_variant, read_state_dict, recognize_format
 
 KEYMAPS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden" / "keymaps"
@@ -57,6 +59,13 @@ def test_every_key_gets_its_official_name(tmp_path, file, written_by, pairs, eps
         np.testing.assert_array_equal(found.arrays[name], array)
     left = set(arrays) - {pairs[name.removeprefix("backbone.")] for name in expected}
     assert set(found.ignored) == left
+
+
+@needs_keymaps
+def test_export_has_the_official_keys():
+    exported = to_state_dict(VANClassifier("b0"))
+    expected = {key: (shape, dtype) for key, shape, dtype in read_keymap("official_cls_b0.txt")}
+    assert {key: (array.shape, str(array.dtype)) for key, array in exported.items()} == expected
 
 
 @needs_keymaps

@@ -52,15 +52,11 @@ def load_checkpoint(model, path):
     if not os.path.exists(path):
         if os.path.splitext(path)[1] or os.path.basename(path) != path:
             raise ValueError(f"weights file not found. Received: {path!r}")
-        path = releases.download(releases.find_release(path, backbone.variant))
+        release = releases.find_release(path, backbone.variant)
+        _check_variant(release.variant, backbone, path)
+        path = releases.download(release)
     found = read_state_dict(path)
-    variant = find_variant(found.arrays)
-    row = VARIANTS.get(variant)
-    if row is not None and (row.widths, row.depths) != (backbone.widths, backbone.depths):
-        raise ValueError(
-            f"this is {variant}: build the model with VANBackbone({variant!r}). Received: {path!r} for "
-            f"widths {backbone.widths}, depths {backbone.depths}"
-        )
+    _check_variant(find_variant(found.arrays), backbone, path)
     load_state_dict(model, found.arrays)
     if found.layer_norm_epsilon is not None:
         backbone.set_layer_norm_epsilon(found.layer_norm_epsilon)
@@ -186,6 +182,16 @@ def name_variables(model):
     """
     named = model.reference_layers().items()
     return {name + suffix: variable for name, part in named for suffix, variable in _named_variables(part)}
+
+
+def _check_variant(variant, backbone, path):
+    """Raises where weights of a published variant meet a backbone of another size."""
+    row = VARIANTS.get(variant)
+    if row is not None and (row.widths, row.depths) != (backbone.widths, backbone.depths):
+        raise ValueError(
+            f"this is {variant}: build the model with VANBackbone({variant!r}). Received: {path!r} for "
+            f"widths {backbone.widths}, depths {backbone.depths}"
+        )
 
 
 def _add_prefix(arrays):
