@@ -71,15 +71,21 @@ def test_segmenters_take_every_wrapper(tmp_path, head):
 @needs_golden
 @pytest.mark.parametrize(("name", "head"), [("semfpn_b0", SemanticFPN), ("upernet_b0", UPerNet)])
 def test_reference_segmenters_from_files(tmp_path, name, head):
-    def wrap(tensors):
-        return {"meta": {"mmseg_version": "0.12"}, "state_dict": tensors, "optimizer": {}}
-
-    path = write_torch(checkpoint(name), tmp_path / "iter_160000.pth", wrap)
+    arrays = checkpoint(name)
     model = head(VANBackbone("b0", normalization=None), num_classes=150)
-    load_checkpoint(model, path)
     reference = load(f"{name}/forward_odd.npz")
-    logits = keras.ops.convert_to_numpy(model(reference["input"].transpose(0, 2, 3, 1)))
-    check(reference["resized_logits_first8ch"], logits.transpose(0, 3, 1, 2)[:, :8])
+    images = reference["input"].transpose(0, 2, 3, 1)
+    styles = [
+        {"wrap": lambda tensors: tensors},
+        {"wrap": lambda tensors: {"meta": {"mmseg_version": "0.12"}, "state_dict": tensors, "optimizer": {}}},
+        {"wrap": lambda tensors: {f"module.{key}": tensor for key, tensor in tensors.items()}},
+        {"wrap": lambda tensors: {"state_dict": tensors}, "_use_new_zipfile_serialization": False},
+    ]
+    for style in styles:
+        randomize(model)
+        load_checkpoint(model, write_torch(arrays, tmp_path / "iter_160000.pth", **style))
+        logits = keras.ops.convert_to_numpy(model(images))
+        check(reference["resized_logits_first8ch"], logits.transpose(0, 3, 1, 2)[:, :8])
 
 
 def test_other_number_of_classes_keeps_the_rest(tmp_path):
