@@ -30,6 +30,10 @@ class DenseModel(keras.Model):
                 f"Received: {backbone!r} with {found}"
             )
         self.autocast = False  # half precision cannot hold resized pixels: the backbone casts
+        if not backbone.trainable:
+            # A frozen backbone that was loaded has the flag on itself alone, and the pyramid asks its layers.
+            for layer in backbone.layers:
+                layer.trainable = False
         self.backbone = backbone
         levels_read = {level: outputs[level] for level in levels}
         self.pyramid = keras.Model(backbone.input, levels_read, name="pyramid")
