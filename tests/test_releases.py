@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.parse
 
+import numpy as np
 import pytest
 
 # Loaded from its file: `import van_backbones` takes seconds, and the many processes below have no use for it.
@@ -398,3 +399,42 @@ class TestCacheLayouts:
     def test_interrupt(self, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             self.download(monkeypatch, KeyboardInterrupt())
+
+
+USE = """
+import sys
+import numpy as np
+from van_backbones import VANBackbone, VANClassifier
+from van_backbones.command_line import main
+images = np.load(sys.argv[1])
+np.save(sys.argv[2], VANClassifier("b0", weights="imagenet")(images))
+VANBackbone("b0", weights="imagenet")
+sys.exit(main(["download", "b0_imagenet"]))
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_from_the_hub_to_the_logits(serve, tmp_path):
+    """What a user calls: `weights="imagenet"`, then the same from the cache, then the command line."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", minversion="4.57")
+    config = transformers.VanConfig(
+        hidden_sizes=[32, 64, 160, 256], depths=[3, 3, 5, 2], mlp_ratios=[8, 8, 4, 4], num_labels=1000
+    )
+    reference = transformers.VanForImageClassification(config).eval()
+    torch.save(reference.state_dict(), tmp_path / "pytorch_model.bin")
+    images = np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3)).astype("float32")
+    np.save(tmp_path / "images.npy", images)
+    hub = serve(content=(tmp_path / "pytorch_model.bin").read_bytes())
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{hub.port}"}
+    command = [sys.executable, "-c", USE, tmp_path / "images.npy", tmp_path / "logits.npy"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    assert FOLDER in done.stdout
+    assert len(hub.bodies()) == 1
+    with torch.no_grad():
+        inputs = torch.from_numpy(((images - 127.5) / 127.5).transpose(0, 3, 1, 2).copy())
+        expected = reference(inputs).logits.numpy()
+    difference = np.abs(np.load(tmp_path / "logits.npy") - expected).max()
+    assert difference <= 2e-5 * np.abs(expected).max()
