@@ -1,7 +1,5 @@
 """Dense-prediction heads over any backbone that gives a feature pyramid."""
 
-# Semantic segmentation.
-# Parts.
 from heads.dense_model import DenseModel
 from heads.fpn import FPN
 from heads.pyramid_pooling import PyramidPooling
