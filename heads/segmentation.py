@@ -1,6 +1,5 @@
 """Label maps from a semantic segmenter: whole images or windows, one view or many."""
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -66,7 +65,7 @@ def predict_logits(model, images, crop=None, stride=None):
                 total = np.zeros((batch, height, width, logits.shape[-1]), np.float32)
             total[:, top:bottom, left:right] += logits
             count[:, top:bottom, left:right] += 1.0
-    return keras.ops.convert_to_tensor(total / count)
+    return ops.convert_to_tensor(total / count)
 
 
 def _place_windows(length, window, step):

@@ -77,6 +77,7 @@ class SemanticFPN(DenseModel):
         for head, level in zip(self.scale_heads[1:], levels[1:], strict=True):
             # At odd sizes the doubled map is not quite the finest level's size.
             level = head(level, training=training)
+            # Not `+=`: in place, PyTorch's gradients break.
             total = total + resize_bilinear(level, ops.shape(total)[1:3])
         return self.classifier(total, training=training)
 

@@ -4,8 +4,10 @@ from golden_reference import check, checkpoint, load, needs_golden
 """
 
 import importlib.util
+import json
 import pathlib
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -31,3 +33,31 @@ needs_golden = pytest.mark.skipif(_reader is None, reason=f"the reference output
 checkpoint = _reader.checkpoint if _reader else _skip
 load = _reader.load if _reader else _skip
 check = _reader.check if _reader else _skip
+
+
+def to_nchw(array):
+    """Gives an array in PyTorch's layout."""
+    return np.asarray(array).transpose(0, 3, 1, 2)
+
+
+def compare_training(model, reference, gradients, variables, tolerance):
+    """Compares the gradients and the batch norms' new statistics that the reference of `model` holds."""
+    compared = 0
+    for key, expected in reference.items():
+        kind, _, name = key.partition(":")
+        if kind not in ("grad", "buf_after"):
+            continue
+        array = np.asarray(gradients[name] if kind == "grad" else variables[name])
+        if array.ndim == 4:
+            axes = (2, 3, 0, 1) if ".conv_spatial." in name else (3, 2, 0, 1)
+            array = array.transpose(axes)
+        check(expected, array, tolerance)
+        compared += 1
+    assert compared == 9
+
+    lengths = json.loads((ROOT / model / "loss_train.grads.json").read_text())["grad_l2"]
+    assert set(lengths) == set(gradients)
+    for name, expected in lengths.items():
+        # The gradients of biases right before a batch norm are rounding errors around 0.
+        got = float(np.linalg.norm(np.ravel(gradients[name])))
+        assert got == pytest.approx(expected, rel=5 * tolerance, abs=1e-5), name

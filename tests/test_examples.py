@@ -24,9 +24,6 @@ from van_backbones import VANBackbone
 NAMES = ("wall", "window", "door")
 TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
 
-# Keras warns at each `fit` on a tf.data.Dataset whose caller did not say shuffle=False.
-pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-
 
 def draw_facade(generator, size=(48, 64)):
     """A wall with bright windows and a dark door, and what is where."""

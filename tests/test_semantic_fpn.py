@@ -1,11 +1,10 @@
 import functools
-import json
 
 import contracts
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import ROOT, check, checkpoint, load, needs_golden
+from golden_reference import check, checkpoint, compare_training, load, needs_golden, to_nchw
 
 from heads import SemanticFPN
 from heads.resizing import resize_bilinear
@@ -42,10 +41,6 @@ def test_parameters_of_large_variants(variant):
 
 
 # The same numbers as mmsegmentation's.
-
-
-def to_nchw(array):
-    return np.asarray(array).transpose(0, 3, 1, 2)
 
 
 def make_reference_model():
@@ -119,27 +114,4 @@ def test_training_equals_mmsegmentation():
     total, gradients = compute()
     gradients = dict(zip(weights, gradients, strict=True))
     assert float(total) == pytest.approx(float(reference["total_loss"]), rel=2e-5)
-    compare_with_reference(reference, gradients, names, tolerance=1e-4)
-
-
-def compare_with_reference(reference, gradients, names, tolerance):
-    """Compares the gradients and the batch norms' new statistics that the reference holds."""
-    compared = 0
-    for key, expected in reference.items():
-        kind, _, name = key.partition(":")
-        if kind not in ("grad", "buf_after"):
-            continue
-        array = np.asarray(gradients[name] if kind == "grad" else names[name])
-        if array.ndim == 4:
-            axes = (2, 3, 0, 1) if ".conv_spatial." in name else (3, 2, 0, 1)
-            array = array.transpose(axes)
-        check(expected, array, tolerance)
-        compared += 1
-    assert compared == 9
-
-    lengths = json.loads((ROOT / "semfpn_b0" / "loss_train.grads.json").read_text())["grad_l2"]
-    assert set(lengths) == set(gradients)
-    for name, expected in lengths.items():
-        # The gradients of biases right before a batch norm are rounding errors around 0.
-        got = float(np.linalg.norm(np.ravel(gradients[name])))
-        assert got == pytest.approx(expected, rel=5 * tolerance, abs=1e-5), name
+    compare_training("semfpn_b0", reference, gradients, names, tolerance=1e-4)

@@ -1,12 +1,11 @@
 import functools
-import json
 
 import contracts
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import ROOT, check, checkpoint, load, needs_golden
+from golden_reference import check, checkpoint, compare_training, load, needs_golden, to_nchw
 
 from heads import UPerNet
 from heads.resizing import resize_bilinear
@@ -51,10 +50,6 @@ def test_parameters_of_large_variants(variant):
 
 
 # The same numbers as mmsegmentation's.
-
-
-def to_nchw(array):
-    return np.asarray(array).transpose(0, 3, 1, 2)
 
 
 def make_reference_model():
@@ -152,27 +147,4 @@ def test_training_equals_mmsegmentation(dtype, tolerance):
     gradients = dict(zip(weights, gradients, strict=True))
     expected = [float(reference[f"loss.{part}.loss_ce"]) for part in ("decode", "aux")]
     np.testing.assert_allclose([float(loss) for loss in losses.values()], expected, rtol=2e-5)
-    compare_with_reference(reference, gradients, names, tolerance)
-
-
-def compare_with_reference(reference, gradients, names, tolerance):
-    """Compares the gradients and the batch norms' new statistics that the reference holds."""
-    compared = 0
-    for key, expected in reference.items():
-        kind, _, name = key.partition(":")
-        if kind not in ("grad", "buf_after"):
-            continue
-        array = np.asarray(gradients[name] if kind == "grad" else names[name])
-        if array.ndim == 4:
-            axes = (2, 3, 0, 1) if ".conv_spatial." in name else (3, 2, 0, 1)
-            array = array.transpose(axes)
-        check(expected, array, tolerance)
-        compared += 1
-    assert compared == 9
-
-    lengths = json.loads((ROOT / "upernet_b0" / "loss_train.grads.json").read_text())["grad_l2"]
-    assert set(lengths) == set(gradients)
-    for name, expected in lengths.items():
-        # The gradients of biases right before a batch norm are rounding errors around 0.
-        got = float(np.linalg.norm(np.ravel(gradients[name])))
-        assert got == pytest.approx(expected, rel=5 * tolerance, abs=1e-5), name
+    compare_training("upernet_b0", reference, gradients, names, tolerance)

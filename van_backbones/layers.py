@@ -53,9 +53,9 @@ def _convolve(conv, inputs, input_scale, input_shift=None, output_scale=1.0, out
     # where a weight comes in half precision and a scale does not; `*` would fail.
     input_scale = input_scale if isinstance(input_scale, float) else input_scale[:, None]
     kernel = ops.multiply(ops.multiply(conv.kernel, input_scale), output_scale)
-    bias = (
-        conv.bias if input_shift is None else ops.add(conv.bias, ops.matmul(input_shift, conv.kernel)[0, 0])
-    )
+    bias = conv.bias
+    if input_shift is not None:
+        bias = ops.add(bias, ops.matmul(input_shift, conv.kernel)[0, 0])
     bias = ops.add(ops.multiply(bias, output_scale), output_shift)
     outputs = ops.conv(inputs, ops.cast(kernel, inputs.dtype), data_format="channels_last")
     return ops.add(outputs, ops.cast(bias, inputs.dtype))
