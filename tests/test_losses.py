@@ -2,8 +2,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from golden_reference import load, needs_golden
 
-from heads.losses import semantic_cross_entropy
+from heads.losses import (
+    binary_cross_entropy,
+    semantic_cross_entropy,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 
 
 def make_batch(shape=(2, 5, 7), num_classes=4, ignored=0.3, seed=0):
@@ -93,3 +99,107 @@ def test_other_ignore_label():
     labels, logits = make_batch(ignored=0.0)
     expected = cross_entropy_by_loop(labels, logits, ignore_label=2)
     assert float(semantic_cross_entropy(labels, logits, ignore_label=2)) == pytest.approx(expected, rel=1e-5)
+
+
+def make_logits(shape=(4, 5), seed=0):
+    random = np.random.default_rng(seed)
+    return (random.random(shape) < 0.4).astype("float32"), 3 * random.normal(size=shape).astype("float32")
+
+
+def focal_loss_of(target, logit, alpha, gamma):
+    score = 1 / (1 + np.exp(-float(logit)))
+    if target == 1:
+        return -alpha * (1 - score) ** gamma * np.log(score)
+    return -(1 - alpha) * score**gamma * np.log(1 - score)
+
+
+def smooth_l1_of(target, prediction, beta):
+    error = abs(float(prediction) - float(target))
+    return 0.5 * error**2 / beta if error < beta else error - 0.5 * beta
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.75, 1.0), (0.5, 0.0)])
+def test_focal_loss_equals_loop(alpha, gamma):
+    targets, logits = make_logits()
+    expected = [
+        [focal_loss_of(t, x, alpha, gamma) for t, x in zip(*rows, strict=True)]
+        for rows in zip(targets, logits, strict=True)
+    ]
+    np.testing.assert_allclose(sigmoid_focal_loss(targets, logits, alpha, gamma), expected, rtol=1e-4)
+    np.testing.assert_allclose(sigmoid_focal_loss(targets > 0, logits, alpha, gamma), expected, rtol=1e-4)
+
+
+def test_binary_cross_entropy_equals_loop():
+    targets, logits = make_logits()
+    targets[0] = np.linspace(0.1, 0.9, 5)
+    scores = 1 / (1 + np.exp(-logits.astype("float64")))
+    expected = -(targets * np.log(scores) + (1 - targets) * np.log(1 - scores))
+    np.testing.assert_allclose(binary_cross_entropy(targets, logits), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, sigmoid_focal_loss])
+def test_large_logits_of_single_scores_are_stable(loss):
+    logits = tf.constant([-1000.0, -1000.0, 0.0, 1000.0, 1000.0])
+    targets = tf.constant([0.0, 1.0, 1.0, 1.0, 0.0])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        losses = loss(targets, logits)
+    weights = np.array([0.75, 0.25, 0.25**2, 0.25, 0.75]) if loss is sigmoid_focal_loss else np.ones(5)
+    np.testing.assert_allclose(losses, weights * [0, 1000, np.log(2), 0, 1000], rtol=1e-6)
+    slopes = tape.gradient(losses, logits)
+    assert np.isfinite(slopes).all()
+    np.testing.assert_allclose(slopes.numpy()[[0, 1, 3, 4]], (weights * [0, -1, 0, 0, 1])[[0, 1, 3, 4]])
+
+
+def test_gradient_of_binary_cross_entropy_is_score_minus_target():
+    # Also at 0, where the common formula has kinks.
+    targets, logits = np.array([0.0, 1.0, 0.0, 1.0], "float32"), tf.constant([0.0, 0.0, 2.0, -1.0])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = binary_cross_entropy(targets, logits)
+    np.testing.assert_allclose(tape.gradient(loss, logits), tf.sigmoid(logits) - targets, rtol=1e-5)
+
+
+def test_focal_loss_without_focus_has_finite_gradients():
+    logits = tf.constant([-1000.0, 0.0, 1000.0])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        losses = sigmoid_focal_loss(tf.constant([0.0, 0.0, 0.0]), logits, gamma=0)
+    np.testing.assert_allclose(tape.gradient(losses, logits), [0.0, 0.375, 0.75])
+
+
+@pytest.mark.parametrize("beta", [1.0, 1 / 9, 5.0])
+def test_smooth_l1_equals_loop(beta):
+    random = np.random.default_rng(0)
+    targets, predictions = random.normal(size=(2, 6, 4)).astype("float32")
+    expected = [smooth_l1_of(t, p, beta) for t, p in zip(targets.ravel(), predictions.ravel(), strict=True)]
+    np.testing.assert_allclose(np.ravel(smooth_l1_loss(targets, predictions, beta)), expected, rtol=1e-4)
+
+
+def test_smooth_l1_without_parabola_is_the_absolute_error():
+    targets, predictions = np.array([1.0, 2.0, 3.0], "float32"), np.array([1.0, 5.0, 1.0], "float32")
+    assert np.asarray(smooth_l1_loss(targets, predictions, 0)).tolist() == [0, 3, 2]
+
+
+@needs_golden
+def test_detection_losses_equal_reference():
+    reference = load("ops/box_losses.npz")
+    targets = np.eye(6)[reference["labels"]][:, :5]  # the last label is background
+    losses = np.asarray(sigmoid_focal_loss(targets, reference["logits"]))
+    total = (losses * reference["weights"][:, None]).sum() / 7
+    assert total == pytest.approx(float(reference["focal_avg7"]), rel=1e-6)
+    for name, beta in (("smoothl1_b1", 1.0), ("smoothl1_b19", 1 / 9), ("l1", 0)):
+        total = np.sum(smooth_l1_loss(reference["y"], reference["x"], beta)) / 8
+        assert total == pytest.approx(float(reference[f"{name}_avg8"]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss", [binary_cross_entropy, sigmoid_focal_loss, lambda targets, x: smooth_l1_loss(targets, x, 1.0)]
+)
+def test_elementwise_losses_of_half_precision_are_float32(loss):
+    targets, logits = make_logits()
+    half = keras.ops.cast(logits, "bfloat16")
+    found = loss(targets, half)
+    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+    np.testing.assert_array_equal(found, loss(targets, keras.ops.cast(half, "float32")))
+    assert loss(targets[:0], logits[:0]).shape == (0, 5)

@@ -1,0 +1,180 @@
+"""Box geometry: overlaps, the box coder, clipping and rescaling.
+
+Boxes are (x1, y1, x2, y2) in pixels, continuous: a box from 0 to 10 is 10 wide.
+"""
+
+import math
+
+from keras import ops
+
+# Sec. 3.1 of Fast R-CNN's code: a box is at most 1000 / 16 times as large or as small as its anchor.
+MAX_LOG_RATIO = abs(math.log(16 / 1000))
+
+
+def compute_iou(boxes1, boxes2):
+    """Gives the intersection over union of every pair of boxes.
+
+    Args:
+        boxes1: (..., n, 4), pixels.
+        boxes2: (..., m, 4), pixels, with leading dimensions that broadcast.
+
+    Returns:
+        (..., n, m) float32; 0 where neither box has an area.
+
+    Raises:
+        ValueError: if the last dimension is not 4.
+    """
+    # keras.utils.bounding_boxes.compute_iou adds `keras.config.epsilon()` to every union, a global setting,
+    # which moves the last bits of small boxes; mmdetection only keeps the union from being 0. It also takes
+    # no more than one leading dimension.
+    overlaps, areas1, areas2 = _compare_all(boxes1, boxes2)
+    return overlaps / ops.maximum(areas1 + areas2 - overlaps, 1e-6)
+
+
+def compute_coverage(boxes, regions):
+    """Gives the share of each box's area that lies in each region (mmdetection's "iof").
+
+    Args:
+        boxes: (..., n, 4), pixels.
+        regions: (..., m, 4), pixels, with leading dimensions that broadcast.
+
+    Returns:
+        (..., n, m) float32 in [0, 1]; 0 for boxes without an area.
+
+    Raises:
+        ValueError: if the last dimension is not 4.
+    """
+    overlaps, areas, _ = _compare_all(boxes, regions)
+    return overlaps / ops.maximum(areas, 1e-6)
+
+
+def _compare_all(boxes1, boxes2):
+    """Gives the pairwise overlaps (..., n, m) and both areas, (..., n, 1) and (..., 1, m)."""
+    corners1 = [ops.expand_dims(corner, -1) for corner in split_corners(boxes1)]
+    corners2 = [ops.expand_dims(corner, -2) for corner in split_corners(boxes2)]
+    return intersect_corners(corners1, corners2), measure_areas(corners1), measure_areas(corners2)
+
+
+def split_corners(boxes):
+    """Gives the four coordinates x1, y1, x2, y2 of boxes, each (...) float32.
+
+    Args:
+        boxes: (..., 4).
+
+    Returns:
+        A list of four tensors.
+
+    Raises:
+        ValueError: if the last dimension is not 4.
+    """
+    if boxes.shape[-1] not in (4, None):
+        raise ValueError(
+            f"boxes must have the shape (..., 4): x1, y1, x2, y2. Received: {tuple(boxes.shape)}"
+        )
+    return ops.unstack(ops.cast(boxes, "float32"), 4, axis=-1)
+
+
+def intersect_corners(corners1, corners2):
+    """Gives the areas that boxes share, from their coordinates.
+
+    No array with a last dimension of 4 is made, so that it stays light for hundreds of thousands of boxes.
+
+    Args:
+        corners1: x1, y1, x2, y2 as `split_corners` gives them.
+        corners2: the same, of shapes that broadcast with those of `corners1`.
+
+    Returns:
+        Areas in pixels of the broadcast shape.
+    """
+    left1, top1, right1, bottom1 = corners1
+    left2, top2, right2, bottom2 = corners2
+    width = ops.relu(ops.minimum(right1, right2) - ops.maximum(left1, left2))
+    return width * ops.relu(ops.minimum(bottom1, bottom2) - ops.maximum(top1, top2))
+
+
+def measure_areas(corners):
+    """Gives the areas of boxes, from their coordinates x1, y1, x2, y2 as `split_corners` gives them."""
+    left, top, right, bottom = corners
+    return (right - left) * (bottom - top)
+
+
+def encode_boxes(boxes, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
+    """Gives the deltas that turn anchors into boxes.
+
+    R-CNN (arXiv 1311.2524, appendix C): the shift of the centre in units of the anchor's sides and the
+    logarithm of the ratio of the sides, each divided by its deviation.
+
+    Args:
+        boxes: (..., 4), pixels.
+        anchors: (..., 4), pixels, of a shape that broadcasts.
+        deviations: four positive numbers, the usual size of dx, dy, dw, dh.
+
+    Returns:
+        (..., 4) float32: dx, dy, dw, dh. Finite also for boxes and anchors without an area.
+    """
+    centers, sides = _find_centers(boxes)
+    anchor_centers, anchor_sides = _find_centers(anchors)
+    # Padding boxes are zeros: their deltas count nowhere, but infinity times 0 would be no number.
+    sides, anchor_sides = ops.maximum(sides, 1e-6), ops.maximum(anchor_sides, 1e-6)
+    shifts = (centers - anchor_centers) / anchor_sides
+    deltas = ops.concatenate([shifts, ops.log(sides / anchor_sides)], axis=-1)
+    return deltas / ops.convert_to_tensor(deviations, dtype="float32")
+
+
+def decode_boxes(deltas, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
+    """Gives the boxes that deltas make of anchors: the inverse of `encode_boxes`.
+
+    The sides change by at most a factor of 1000 / 16 = 62.5, in both directions. Nothing is clipped to the
+    image.
+
+    Args:
+        deltas: (..., 4): dx, dy, dw, dh, of any float dtype.
+        anchors: (..., 4), pixels, of a shape that broadcasts.
+        deviations: those of `encode_boxes`.
+
+    Returns:
+        (..., 4) float32, pixels.
+    """
+    deltas = ops.cast(deltas, "float32") * ops.convert_to_tensor(deviations, dtype="float32")
+    centers, sides = _find_centers(anchors)
+    centers = centers + deltas[..., :2] * sides
+    halves = 0.5 * sides * ops.exp(ops.clip(deltas[..., 2:], -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    return ops.concatenate([centers - halves, centers + halves], axis=-1)
+
+
+def _find_centers(boxes):
+    """Gives the centres and the sides of boxes, each (..., 2): x, y."""
+    boxes = ops.cast(boxes, "float32")
+    starts, ends = boxes[..., :2], boxes[..., 2:]
+    return 0.5 * (starts + ends), ends - starts
+
+
+def clip_boxes(boxes, image_sizes):
+    """Gives boxes cut off at the borders of their image.
+
+    Args:
+        boxes: (batch, n, 4), pixels.
+        image_sizes: (batch, 2), (height, width) in pixels.
+
+    Returns:
+        (batch, n, 4) float32 within [0, width] x [0, height].
+    """
+    limits = ops.flip(ops.cast(image_sizes, "float32"), axis=-1)  # (batch, 2): width, height
+    limits = ops.expand_dims(ops.concatenate([limits, limits], axis=-1), 1)
+    return ops.minimum(ops.maximum(ops.cast(boxes, "float32"), 0.0), limits)
+
+
+def rescale_boxes(boxes, image_sizes, original_sizes):
+    """Gives boxes of a resized image in the pixels of the original.
+
+    Args:
+        boxes: (batch, n, 4), pixels of the resized image.
+        image_sizes: (batch, 2), (height, width) of the resized image, without padding.
+        original_sizes: (batch, 2), (height, width) of the original.
+
+    Returns:
+        (batch, n, 4) float32.
+    """
+    ratios = ops.cast(original_sizes, "float32") / ops.cast(image_sizes, "float32")
+    ratios = ops.flip(ratios, axis=-1)  # (batch, 2): x, y
+    return ops.cast(boxes, "float32") * ops.expand_dims(ops.concatenate([ratios, ratios], axis=-1), 1)

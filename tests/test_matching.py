@@ -1,0 +1,292 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_reference import check, load, needs_golden
+
+from heads.anchors import make_anchors, mark_inside
+from heads.matching import match_boxes, sample_matches
+
+# name of the reference: positive and negative threshold, smallest best IoU, low quality matches
+RULES = {
+    "retina": (0.5, 0.4, 0.0, True),
+    "rpn": (0.7, 0.3, 0.3, True),
+    "rcnn": (0.5, 0.5, 0.5, True),
+    "cascade2": (0.6, 0.6, 0.6, False),
+}
+
+
+def make_batch(num_boxes=10, batch=3, seed=0):
+    """Gives anchors on a grid and boxes, some of them exactly between anchors, and labels from -2."""
+    random = np.random.default_rng(seed)
+    anchors = np.concatenate(make_anchors([(8, 10), (4, 5)], (8, 16), (3.0,), (0.5, 1.0, 2.0)))
+    centers, sides = (
+        random.uniform(0, 80, (batch, num_boxes, 2)),
+        random.uniform(3, 50, (batch, num_boxes, 2)),
+    )
+    centers[:, ::2] = np.round(centers[:, ::2] / 8) * 8 + 4
+    boxes = np.concatenate([centers - sides / 2, centers + sides / 2], -1).astype("float32")
+    return anchors, boxes, random.integers(-2, 4, (batch, num_boxes)).astype("int32")
+
+
+def overlap_of(anchor, box):
+    width = min(anchor[2], box[2]) - max(anchor[0], box[0])
+    height = min(anchor[3], box[3]) - max(anchor[1], box[1])
+    return max(width, np.float32(0)) * max(height, np.float32(0))
+
+
+def area_of(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def match_by_loop(anchors, boxes, labels, positive, negative, min_positive, low_quality, inside=None):
+    """Matches one image, in float32, as exact ties matter."""
+    matches = np.full(len(anchors), -1)
+    overlaps = np.array([[overlap_of(a, b) for b in boxes] for a in anchors])
+    ious = np.zeros_like(overlaps)
+    for i, a in enumerate(anchors):
+        for j, b in enumerate(boxes):
+            ious[i, j] = overlaps[i, j] / max(area_of(a) + area_of(b) - overlaps[i, j], np.float32(1e-6))
+    used = [i for i in range(len(anchors)) if inside is None or inside[i]]
+    objects = [j for j in range(len(boxes)) if labels[j] >= 0]
+    for i in used:
+        best = max(objects, key=lambda j: ious[i, j], default=None)
+        iou = 0.0 if best is None else ious[i, best]
+        in_crowd = any(
+            overlaps[i, j] > 0.5 * area_of(anchors[i]) for j in range(len(boxes)) if labels[j] == -2
+        )
+        if iou >= positive:
+            matches[i] = best
+        elif iou >= negative or in_crowd:
+            matches[i] = -2
+    for j in objects if low_quality and used else []:
+        best = max(ious[i, j] for i in used)
+        if best >= min_positive:
+            matches[[i for i in used if ious[i, j] == best]] = j
+    if inside is not None:
+        matches[~inside] = -2
+    return matches
+
+
+@pytest.mark.parametrize("with_inside", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_match_equals_loop(rule, with_inside):
+    anchors, boxes, labels = make_batch()
+    inside = np.random.default_rng(1).random((3, len(anchors))) < 0.7 if with_inside else None
+    expected = [
+        match_by_loop(anchors, boxes[i], labels[i], *RULES[rule], None if inside is None else inside[i])
+        for i in range(3)
+    ]
+    assert {-2, -1} < set(np.ravel(expected))
+    matches = match_boxes(anchors, boxes, labels, *RULES[rule], inside=inside)
+    np.testing.assert_array_equal(matches, expected)
+    assert matches.dtype == "int32"
+
+    unknown = [
+        tf.TensorSpec((None, 4)),
+        tf.TensorSpec((None, None, 4)),
+        tf.TensorSpec((None, None), tf.int32),
+    ]
+    graph = tf.function(lambda *inputs: match_boxes(*inputs, *RULES[rule], inside), input_signature=unknown)
+    np.testing.assert_array_equal(graph(anchors, boxes, labels), expected)
+
+
+def test_anchors_of_each_image():
+    _, boxes, labels = make_batch()
+    shifts = np.random.default_rng(1).uniform(-1.4, 1.4, (2, *boxes.shape)).astype("float32")
+    proposals = np.concatenate(boxes + shifts, axis=1)
+    expected = [match_by_loop(proposals[i], boxes[i], labels[i], *RULES["rcnn"]) for i in range(3)]
+    np.testing.assert_array_equal(match_boxes(proposals, boxes, labels, *RULES["rcnn"]), expected)
+    assert {-2, -1, 3} < set(np.ravel(expected))
+
+
+def match_one(anchors, boxes, labels, *rule, **options):
+    anchors, boxes = (np.array(x, "float32").reshape(-1, 4) for x in (anchors, boxes))
+    return (
+        match_boxes(anchors, boxes[None], np.array([labels], "int32"), *rule, **options)[0].numpy().tolist()
+    )
+
+
+def test_all_anchors_of_the_best_iou_match_and_later_boxes_win():
+    anchors = [[0, 0, 10, 10], [10, 0, 20, 10], [40, 0, 50, 10]]
+    between = [5, 0, 15, 10]  # IoU 1/3 with the first two
+    assert match_one(anchors, [between], [0], *RULES["rpn"]) == [0, 0, -1]
+    assert match_one(anchors, [between, between], [0, 3], *RULES["rpn"]) == [1, 1, -1]
+    assert match_one(anchors, [between], [0], 0.7, 0.3, 0.3, False) == [-2, -2, -1]
+    assert match_one(anchors, [between], [0], 0.7, 0.3, 0.4, True) == [-2, -2, -1]
+    # The best match of another box is overwritten as well.
+    assert match_one(anchors, [anchors[0], between], [0, 3], *RULES["rpn"]) == [1, 1, -1]
+
+
+def test_earlier_boxes_win_above_the_threshold():
+    box = [0, 0, 10, 10]
+    assert match_one([box], [box, box], [0, 3], *RULES["cascade2"]) == [0]
+    assert match_one([box], [box, box], [0, 3], *RULES["rcnn"]) == [1]
+
+
+def test_a_box_far_from_all_anchors_takes_them_with_threshold_zero():
+    anchors, far = [[0, 0, 10, 10], [10, 0, 20, 10]], [100, 100, 110, 110]
+    assert match_one(anchors, [far], [0], *RULES["retina"]) == [0, 0]
+    assert match_one(anchors, [far], [0], *RULES["rpn"]) == [-1, -1]
+    # Padding, crowds and boxes after it do not.
+    assert match_one(anchors, [far, [0, 0, 0, 0]], [-2, -1], *RULES["retina"]) == [-1, -1]
+    assert match_one(anchors, [far, [0, 0, 10, 10]], [0, 1], *RULES["retina"]) == [1, 0]
+    inside = np.array([[True, False]])
+    assert match_one(anchors, [far], [0], *RULES["retina"], inside=inside) == [0, -2]
+
+
+def test_best_anchor_outside_leaves_the_next_best():
+    anchors, box = [[0, 0, 10, 10], [5, 0, 15, 10]], [0, 0, 10, 10]
+    assert match_one(anchors, [box], [0], *RULES["rpn"]) == [0, -2]
+    assert match_one(anchors, [box], [0], *RULES["rpn"], inside=np.array([[False, True]])) == [-2, 0]
+
+
+def test_crowds_are_no_background():
+    anchors = [[0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 21], [30, 0, 40, 10]]
+    crowd = [0, 0, 50, 10]
+    # Covered wholly, by a half, by less, wholly.
+    assert match_one(anchors, [crowd], [-2], *RULES["rpn"]) == [-2, -1, -1, -2]
+    assert match_one(anchors, [crowd, anchors[3]], [-2, 7], *RULES["rpn"]) == [-2, -1, -1, 1]
+    assert match_one(anchors, [anchors[3], [0, 0, 0, 0], crowd], [7, -1, -2], *RULES["rpn"]) == [
+        -2,
+        -1,
+        -1,
+        0,
+    ]
+
+
+def test_images_without_boxes_are_background():
+    anchors, boxes, labels = make_batch()
+    background = np.full((3, len(anchors)), -1)
+    np.testing.assert_array_equal(match_boxes(anchors, boxes, 0 * labels - 1, 0.5, 0.4), background)
+    np.testing.assert_array_equal(match_boxes(anchors, boxes[:, :0], labels[:, :0], 0.5, 0.4), background)
+    assert match_boxes(anchors[:0], boxes, labels, 0.5, 0.4).shape == (3, 0)
+
+
+def test_boxes_without_area_give_no_nan():
+    anchors = [[0, 0, 0, 0], [5, 5, 5, 9], [0, 0, 10, 10]]
+    assert match_one(anchors, [[5, 5, 5, 9], [0, 0, 9, 10]], [0, 0], *RULES["rcnn"]) == [-1, -1, 1]
+
+
+@needs_golden
+@pytest.mark.parametrize("rule", RULES)
+def test_match_equals_reference(rule):
+    reference = load("ops/assigners.npz")
+    expected = reference[f"{rule}_gt_inds"] - 1  # theirs: 0 background, -1 ignored
+    expected = np.where(expected == -2, -2, expected)
+    matches = match_boxes(
+        reference["priors"], reference["gt"][None], reference["gt_labels"][None], *RULES[rule]
+    )
+    np.testing.assert_array_equal(matches[0], expected)
+    empty = match_boxes(reference["priors"], np.zeros((1, 1, 4)), np.array([[-1]]), *RULES[rule])
+    np.testing.assert_array_equal(empty[0], reference[f"{rule}_empty_gt_inds"] - 1)
+
+
+def read_truth(reference):
+    """Gives the boxes, labels and image sizes of a model's reference, padded to one batch."""
+    boxes, labels = np.zeros((2, 6, 4), "float32"), np.full((2, 6), -1, "int32")
+    for image in range(2):
+        count = len(reference[f"gt{image}_labels"])
+        boxes[image, :count] = reference[f"gt{image}_bboxes"]
+        labels[image, :count] = reference[f"gt{image}_labels"]
+    return boxes, labels, np.stack([reference["img0_shape"], reference["img1_shape"]])
+
+
+@needs_golden
+def test_targets_equal_those_of_retinanet():
+    reference = load("retinanet_b0/loss_eval.npz")
+    boxes, labels, image_sizes = read_truth(reference)
+    sizes, strides = [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)], (8, 16, 32, 64, 128)
+    anchors = make_anchors(sizes, strides, [4 * 2 ** (i / 3) for i in range(3)], (0.5, 1.0, 2.0))
+    inside = mark_inside(np.concatenate(anchors), image_sizes)
+    matches = match_boxes(np.concatenate(anchors), boxes, labels, *RULES["retina"], inside=inside)
+    targets = np.where(matches >= 0, np.take_along_axis(labels, np.maximum(matches, 0), 1), 80)
+    ends = np.cumsum([len(level) for level in anchors])[:-1]
+    for level, part in enumerate(np.split(targets, ends, axis=1)):
+        check(reference[f"t_labels_{level}"], part, 0.0)
+    for level, part in enumerate(np.split(np.asarray(matches) != -2, ends, axis=1)):
+        check(reference[f"t_label_weights_{level}"], part, 0.0)
+
+
+@needs_golden
+def test_samples_equal_those_of_the_proposal_network():
+    # The reference took the first positives and the first of the background.
+    reference = load("mask_rcnn_b0/loss_eval.npz")
+    boxes, labels, image_sizes = read_truth(reference)
+    sizes, strides = [(64, 80), (32, 40), (16, 20), (8, 10), (4, 5)], (4, 8, 16, 32, 64)
+    anchors = make_anchors(sizes, strides, (8,), (0.5, 1.0, 2.0))
+    inside = mark_inside(np.concatenate(anchors), image_sizes)
+    matches = match_boxes(np.concatenate(anchors), boxes, labels, *RULES["rpn"], inside=inside)
+    priorities = np.tile(np.arange(matches.shape[1], dtype="float32"), (2, 1))
+    indices, kinds = (part.numpy() for part in sample_matches(matches, 256, 0.5, priorities))
+    targets, weights = np.ones(matches.shape), np.zeros(matches.shape)
+    for image in range(2):
+        targets[image, indices[image, kinds[image] == 1]] = 0
+        weights[image, indices[image, kinds[image] >= 0]] = 1
+    ends = np.cumsum([len(level) for level in anchors])[:-1]
+    for level, (target, weight) in enumerate(
+        zip(np.split(targets, ends, axis=1), np.split(weights, ends, axis=1), strict=True)
+    ):
+        check(reference[f"rpn_t_labels_{level}"], target, 0.0)
+        check(reference[f"rpn_t_label_weights_{level}"], weight, 0.0)
+
+
+def sample_by_loop(matches, num_samples, positive_fraction, priorities):
+    """Samples one image."""
+    order = sorted(range(len(matches)), key=lambda i: priorities[i])
+    positives = [i for i in order if matches[i] >= 0][: int(num_samples * positive_fraction)]
+    backgrounds = [i for i in order if matches[i] == -1][: num_samples - len(positives)]
+    empty = num_samples - len(positives) - len(backgrounds)
+    kinds = [1] * len(positives) + [0] * len(backgrounds) + [-1] * empty
+    return positives + backgrounds + [0] * empty, kinds
+
+
+@pytest.mark.parametrize("positive_fraction", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize(("num_anchors", "num_samples"), [(60, 16), (60, 59), (7, 16), (1, 1), (0, 4)])
+def test_sample_equals_loop(num_anchors, num_samples, positive_fraction):
+    random = np.random.default_rng(num_anchors)
+    matches = random.integers(-2, 4, (4, num_anchors)).astype("int32")
+    matches[1], matches[2], matches[3] = -1, 5, -2
+    priorities = random.random((4, num_anchors)).astype("float32")
+    expected = [
+        sample_by_loop(row, num_samples, positive_fraction, ranks)
+        for row, ranks in zip(matches, priorities, strict=True)
+    ]
+    graph = tf.function(
+        lambda *inputs: sample_matches(inputs[0], num_samples, positive_fraction, inputs[1]),
+        input_signature=[tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None, None))],
+    )
+    for indices, kinds in (
+        sample_matches(matches, num_samples, positive_fraction, priorities),
+        graph(matches, priorities),
+    ):
+        assert indices.dtype == kinds.dtype == "int32"
+        np.testing.assert_array_equal(indices, [row for row, _ in expected])
+        np.testing.assert_array_equal(kinds, [row for _, row in expected])
+
+
+def test_equal_priorities_come_by_index():
+    matches = np.array([[-1, 0, -1, 2, -2, -1, 1]], "int32")
+    indices, kinds = sample_matches(matches, 5, 0.4, np.zeros((1, 7), "float32"))
+    assert indices.numpy().tolist() == [[1, 3, 0, 2, 5]]
+    assert kinds.numpy().tolist() == [[1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ((0.4, 0.5), "positive_threshold=0.4, negative_threshold=0.5"),
+        ((0.0, 0.0), "positive_threshold=0.0"),
+        ((70, 30), "positive_threshold=70"),
+        ((0.7, 0.3, -1.0), "min_positive_iou must be 0 or more. Received: -1.0"),
+    ],
+)
+def test_match_refuses_wrong_thresholds(thresholds, message):
+    with pytest.raises(ValueError, match=message):
+        match_boxes(*make_batch(), *thresholds)
+
+
+@pytest.mark.parametrize(("num_samples", "positive_fraction"), [(0, 0.5), (16, 25), (16, -0.1)])
+def test_sample_refuses_wrong_numbers(num_samples, positive_fraction):
+    message = f"num_samples={num_samples}, positive_fraction={positive_fraction}"
+    with pytest.raises(ValueError, match=message):
+        sample_matches(np.zeros((1, 4), "int32"), num_samples, positive_fraction, np.zeros((1, 4), "float32"))
