@@ -1,5 +1,24 @@
 """Scores of predictions, as the benchmarks count them."""
 
+from heads.metrics.average_precision import evaluate_coco, format_coco_scores
+from heads.metrics.coco import (
+    CocoScores,
+    encode_mask,
+    predict_coco_results,
+    save_results,
+    to_coco_results,
+)
 from heads.metrics.semantic import count_confusion, format_scores, score_confusion
 
-__all__ = ["count_confusion", "format_scores", "score_confusion"]
+__all__ = [
+    "CocoScores",
+    "count_confusion",
+    "encode_mask",
+    "evaluate_coco",
+    "format_coco_scores",
+    "format_scores",
+    "predict_coco_results",
+    "save_results",
+    "score_confusion",
+    "to_coco_results",
+]

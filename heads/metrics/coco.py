@@ -1,0 +1,230 @@
+"""Detections as COCO's result lists, and a callback that scores them during `fit`."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+from pycocotools import mask as run_lengths
+
+from heads.masks import paste_masks
+from heads.metrics.average_precision import (
+    check_kinds,
+    check_known,
+    evaluate_coco,
+    read_truth,
+    score_names,
+    to_plain_list,
+)
+
+
+class CocoScores(keras.callbacks.Callback):
+    """Scores a detector after an epoch, for `fit(callbacks=[...])`.
+
+    Puts "val_bbox_AP", "val_bbox_AP50" ... into the logs of the epoch, so that callbacks later in the list
+    can use them: `CSVLogger`, `ModelCheckpoint(monitor="val_bbox_AP", mode="max", save_best_only=True)`. An
+    epoch that is not scored logs NaN, because `CSVLogger` takes its columns from the first one.
+
+    Only the pictures in `image_ids` are scored; the truth may hold more. The scores per class are in
+    `last_scores`, see `evaluate_coco`.
+
+    Args:
+        dataset: Batches, see `predict_coco_results`.
+        truth: COCO JSON, a path or a dict.
+        image_ids: Id of each picture of `dataset`, in its order.
+        category_ids: Category id of each label, 0 .. classes - 1.
+        kinds: "bbox" and / or "segm".
+        every: Score after each `every`-th epoch.
+        results_path: File for the results of the latest scored epoch. None: not kept.
+
+    Raises:
+        ValueError: For other kinds, `every` below 1, or ids that the truth does not have.
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable,
+        truth,
+        image_ids: Sequence,
+        category_ids: Sequence,
+        kinds: Sequence[str] = ("bbox",),
+        every: int = 1,
+        results_path=None,
+    ):
+        super().__init__()
+        check_kinds(kinds)
+        if every < 1:
+            raise ValueError(f"every must be at least 1. Received: {every!r}")
+        self.truth = read_truth(truth)
+        self.image_ids, self.category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
+        check_known("image_ids", self.image_ids, self.truth["images"])
+        check_known("category_ids", self.category_ids, self.truth["categories"])
+        self.dataset, self.kinds, self.every, self.results_path = dataset, tuple(kinds), every, results_path
+        self.last_scores = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs
+        if (epoch + 1) % self.every:
+            logs.update({f"val_{kind}_{name}": float("nan") for kind in self.kinds for name in score_names()})
+            return
+        results = predict_coco_results(self.model, self.dataset, self.image_ids, self.category_ids)
+        if self.results_path is not None:
+            save_results(results, self.results_path)
+        scores = evaluate_coco(self.truth, results, self.kinds, image_ids=self.image_ids)
+        self.last_scores = scores
+        logs.update({f"val_{name}": score for name, score in scores.items() if isinstance(score, float)})
+        if self.params.get("verbose", 1):
+            parts = [
+                f"{kind} AP {scores[f'{kind}_AP']:.4f}, AP50 {scores[f'{kind}_AP50']:.4f}"
+                for kind in self.kinds
+            ]
+            scored, held = len(set(self.image_ids)), len(self.truth["images"])
+            share = "" if scored == held else f" (on {scored} of {held} images)"
+            print(f"\nEpoch {epoch + 1}: {'; '.join(parts)}{share}", flush=True)  # noqa: T201
+
+
+def predict_coco_results(
+    model, dataset: Iterable, image_ids: Sequence, category_ids: Sequence, progress: bool = False
+) -> list[dict]:
+    """Runs a detector over all pictures and gives COCO's result list.
+
+    Args:
+        model: Keras model whose `predict_on_batch` gives decoded detections, see `to_coco_results`.
+        dataset: Batches: inputs, or tuples that begin with them. Inputs are images
+            `(batch, height, width, 3)` or a dict of "images" and, where the pictures were resized or padded,
+            "image_sizes" and "original_sizes" `(batch, 2)`, (height, width).
+        image_ids: Id of each picture, in the order of `dataset`.
+        category_ids: Category id of each label, 0 .. classes - 1.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        List of result dicts, see `to_coco_results`.
+
+    Raises:
+        ValueError: Where `dataset` has more or fewer pictures than there are ids.
+    """
+    results, num_images = [], 0
+    for inputs in _with_progress(dataset, progress):
+        inputs = inputs[0] if isinstance(inputs, tuple | list) else inputs
+        # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
+        inputs = keras.tree.map_structure(np.asarray, inputs)
+        sizes = _picture_sizes(inputs)
+        ids = image_ids[num_images : num_images + len(sizes)]
+        num_images += len(sizes)
+        if len(ids) < len(sizes):
+            raise ValueError(
+                f"image_ids must have one id for each picture of the dataset, which has more than "
+                f"{len(image_ids)}. Is it repeated, or shuffled and cut? Received: {len(image_ids)} ids"
+            )
+        results += to_coco_results(model.predict_on_batch(inputs), ids, category_ids, sizes)
+    if num_images != len(image_ids):
+        raise ValueError(
+            f"image_ids must have one id for each of {num_images} pictures of the dataset. "
+            f"Received: {len(image_ids)} ids"
+        )
+    return results
+
+
+def to_coco_results(
+    detections: dict, image_ids: Sequence, category_ids: Sequence, image_sizes=None
+) -> list[dict]:
+    """COCO's result list of a batch of detections.
+
+    Args:
+        detections: Dict of "boxes" `(batch, n, 4)` xyxy in pixels of the picture file, "scores" and "labels"
+            `(batch, n)`, label -1 where there is none, and optionally "masks" `(batch, n, 28, 28)`,
+            probabilities within the box.
+        image_ids: Id of each picture.
+        category_ids: Category id of each label, 0 .. classes - 1.
+        image_sizes: (height, width) of each picture file; needed for masks.
+
+    Returns:
+        List of dicts of plain JSON types: "image_id", "category_id", "bbox" (xywh), "score", and with masks
+        "segmentation" (compressed run lengths).
+
+    Raises:
+        ValueError: For other numbers of ids or sizes, labels without category, or masks without sizes.
+    """
+    arrays = {name: keras.ops.convert_to_numpy(value) for name, value in detections.items()}
+    boxes, scores, labels = arrays["boxes"].astype("float64"), arrays["scores"], arrays["labels"]
+    image_ids, category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
+    if len(image_ids) != len(labels):
+        raise ValueError(f"image_ids must have {len(labels)} ids. Received: {len(image_ids)}")
+    if labels.size and labels.max() >= len(category_ids):
+        raise ValueError(
+            f"category_ids must have an id for each label, up to {labels.max()}. "
+            f"Received: {len(category_ids)} ids"
+        )
+    masks = arrays.get("masks")
+    if masks is not None and (image_sizes is None or len(image_sizes) != len(labels)):
+        raise ValueError(
+            f"image_sizes must have (height, width) of each of {len(labels)} pictures, to paste the masks. "
+            f"Received: {image_sizes!r}"
+        )
+    results = []
+    for image, slot in np.argwhere(labels >= 0):
+        left, top, right, bottom = boxes[image, slot].tolist()
+        result = {
+            "image_id": image_ids[image],
+            "category_id": category_ids[labels[image, slot]],
+            "bbox": [left, top, right - left, bottom - top],
+            "score": float(scores[image, slot]),
+        }
+        if masks is not None:
+            size = tuple(int(side) for side in image_sizes[image])
+            # One by one: a hundred masks of a large photograph do not fit into memory.
+            pasted = paste_masks(masks[image, slot][None], arrays["boxes"][image, slot][None], size)[0]
+            result["segmentation"] = encode_mask(pasted)
+        results.append(result)
+    return results
+
+
+def encode_mask(mask) -> dict:
+    """COCO's compressed run lengths of a mask.
+
+    Args:
+        mask: Bool or 0 / 1, `(height, width)`.
+
+    Returns:
+        {"size": [height, width], "counts": str}.
+    """
+    encoded = run_lengths.encode(np.asfortranarray(mask, dtype="uint8"))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def save_results(results: list[dict], path, kind: str | None = None):
+    """Saves a result list as the JSON that COCO's tools and server take.
+
+    Args:
+        results: From `to_coco_results`.
+        path: Of the file.
+        kind: None keeps boxes and masks. "bbox" and "segm" keep one of them; of a file with both,
+            pycocotools takes the areas of the boxes for the small / medium / large of the masks too.
+
+    Raises:
+        ValueError: For another kind, or results that are not plain JSON.
+    """
+    if kind is not None:
+        check_kinds([kind])
+        unwanted = "segmentation" if kind == "bbox" else "bbox"
+        results = [{key: value for key, value in each.items() if key != unwanted} for each in results]
+    Path(path).write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+
+
+def _picture_sizes(inputs):
+    """Gives (height, width) of each picture in whose pixels the detections are."""
+    if isinstance(inputs, dict):
+        for name in ("original_sizes", "image_sizes"):
+            if name in inputs:
+                return inputs[name]
+        inputs = inputs["images"]
+    return [inputs.shape[1:3]] * len(inputs)
+
+
+def _with_progress(dataset, progress):
+    if not progress:
+        return dataset
+    from tqdm import tqdm
+
+    return tqdm(dataset, unit="batch")
