@@ -68,13 +68,13 @@ def draw_segmentation(image, truth, prediction, class_names) -> np.ndarray:
     Raises:
         ValueError: If the label maps do not fit the image or the class names.
     """
-    image, truth, prediction = _checked_image(image), _checked_labels(truth), _checked_labels(prediction)
+    image, truth, prediction = check_picture(image), _checked_labels(truth), _checked_labels(prediction)
     factor = max(1, -(-COMFORTABLE_SIDE // max(image.shape[:2])))
     palette = class_palette(len(class_names))
-    pictures = [_enlarge(image, factor)]
+    pictures = [enlarge_picture(image, factor)]
     for label_map in (truth, prediction):
         _check_same_size(image, label_map)
-        pictures.append(overlay_label_map(pictures[0], _enlarge(label_map, factor), 0.75, palette))
+        pictures.append(overlay_label_map(pictures[0], enlarge_picture(label_map, factor), 0.75, palette))
     counted = truth != IGNORED_LABEL
     right = f": {np.mean((truth == prediction)[counted]):.1%} right" if counted.any() else ""
     captions = ("image", "truth", "prediction" + right)
@@ -130,7 +130,7 @@ def overlay_label_map(image, label_map, opacity: float = 0.5, palette=None) -> n
     Raises:
         ValueError: If the sizes differ or `opacity` is outside of 0 .. 1.
     """
-    image, label_map = _checked_image(image), _checked_labels(label_map)
+    image, label_map = check_picture(image), _checked_labels(label_map)
     _check_same_size(image, label_map)
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be in 0 .. 1. Received: {opacity!r}")
@@ -195,8 +195,8 @@ def draw_legend(class_names, width: int, palette=None) -> np.ndarray:
     line = TEXT_SIZE + 6
     if width < 3 * line:
         raise ValueError(f"width must be at least {3 * line} pixels. Received: {width!r}")
-    names = [_shorten(name, width - line - 2 * MARGIN) for name in names]
-    column = line + max(map(_text_width, names), default=0) + 2 * MARGIN
+    names = [shorten_text(name, width - line - 2 * MARGIN) for name in names]
+    column = line + max(map(measure_text, names), default=0) + 2 * MARGIN
     columns = max(1, (width - MARGIN) // column)
     rows = -(-len(names) // columns)
     page = Image.new("RGB", (width, rows * line + 2 * MARGIN), "white")
@@ -205,7 +205,7 @@ def draw_legend(class_names, width: int, palette=None) -> np.ndarray:
         x, y = MARGIN + index % columns * column, MARGIN + index // columns * line
         square = (x, y + 2, x + TEXT_SIZE, y + 2 + TEXT_SIZE)
         pen.rectangle(square, fill=tuple(map(int, colour)), outline="black")
-        pen.text((x + line, y + line // 2), name, "black", _font(), anchor="lm")
+        pen.text((x + line, y + line // 2), name, "black", text_font(), anchor="lm")
     return np.asarray(page).copy()
 
 
@@ -219,10 +219,10 @@ def label_picture(picture, text: str) -> np.ndarray:
     Returns:
         uint8 (h + strip, w, 3).
     """
-    picture = _checked_image(picture)
+    picture = check_picture(picture)
     strip = Image.new("RGB", (picture.shape[1], TEXT_SIZE + 8), "white")
-    text = _shorten(text, picture.shape[1])
-    ImageDraw.Draw(strip).text((1, TEXT_SIZE // 2 + 3), text, "black", _font(), anchor="lm")
+    text = shorten_text(text, picture.shape[1])
+    ImageDraw.Draw(strip).text((1, TEXT_SIZE // 2 + 3), text, "black", text_font(), anchor="lm")
     return np.concatenate([np.asarray(strip), picture])
 
 
@@ -239,7 +239,7 @@ def tile_pictures(rows, margin: int = MARGIN) -> np.ndarray:
     Raises:
         ValueError: If there is no picture.
     """
-    rows = [[_checked_image(picture) for picture in row] for row in rows]
+    rows = [[check_picture(picture) for picture in row] for row in rows]
     if not rows or not all(rows):
         raise ValueError("rows must hold at least one row, and each row at least one picture.")
     width = max(sum(picture.shape[1] + margin for picture in row) for row in rows) + margin
@@ -255,15 +255,48 @@ def tile_pictures(rows, margin: int = MARGIN) -> np.ndarray:
     return page
 
 
-def _checked_image(image):
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"a picture must be (height, width, 3), RGB. Received shape: {image.shape}")
-    if image.dtype == np.uint8:
-        return image
-    if not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"a picture must be uint8 or float 0 .. 255. Received dtype: {image.dtype}")
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+def check_picture(picture) -> np.ndarray:
+    """Gives the picture as uint8.
+
+    Args:
+        picture: uint8 or float 0 .. 255 (h, w, 3).
+
+    Raises:
+        ValueError: For another shape or dtype.
+    """
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"a picture must be (height, width, 3), RGB. Received shape: {picture.shape}")
+    if picture.dtype == np.uint8:
+        return picture
+    if not np.issubdtype(picture.dtype, np.floating):
+        raise ValueError(f"a picture must be uint8 or float 0 .. 255. Received dtype: {picture.dtype}")
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def enlarge_picture(picture, factor: int) -> np.ndarray:
+    """Gives an array (h, w, ...) with each pixel as a square of `factor` x `factor`."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+@functools.cache
+def text_font(size: int = TEXT_SIZE):
+    """Gives Pillow's built-in font; `size` in pixels."""
+    return ImageFont.load_default(size)
+
+
+def measure_text(text: str, size: int = TEXT_SIZE) -> int:
+    """Gives the width of a text in pixels."""
+    return int(np.ceil(text_font(size).getlength(text)))
+
+
+def shorten_text(text: str, width: int) -> str:
+    """Gives the text, cut with an ellipsis where it is wider than `width` pixels; empty if nothing fits."""
+    if measure_text(text) <= width:
+        return text
+    while text and measure_text(text + "...") > width:
+        text = text[:-1]
+    return text + "..." if text else ""
 
 
 def _checked_labels(label_map):
@@ -284,10 +317,6 @@ def _check_same_size(image, label_map):
         )
 
 
-def _enlarge(picture, factor):
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
 def _to_lab(rgb):
     """Gives CIE L*a*b* of sRGB colours, uint8 (n, 3) -> float64 (n, 3)."""
     share = rgb / 255
@@ -296,20 +325,3 @@ def _to_lab(rgb):
     xyz = linear @ to_xyz.T / to_xyz.sum(axis=1)
     x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29).T
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
-
-
-@functools.cache
-def _font():
-    return ImageFont.load_default(TEXT_SIZE)
-
-
-def _text_width(text):
-    return int(np.ceil(_font().getlength(text)))
-
-
-def _shorten(text, width):
-    if _text_width(text) <= width:
-        return text
-    while text and _text_width(text + "...") > width:
-        text = text[:-1]
-    return text + "..." if text else ""
