@@ -88,6 +88,8 @@ class VANBackbone(keras.Model):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.widths = widths
         self.depths = depths
+        self.frozen_stages = 0
+        self.frozen_batch_norms = False
         self.pyramid_outputs = pyramid
         self.pyramid_level_inputs = {f"P{stage + 1}": f"stage{stage}_norm" for stage in (1, 2, 3, 4)}
         if weights is not None:
@@ -107,6 +109,30 @@ class VANBackbone(keras.Model):
             names[f"backbone.norm{stage}"] = self.get_layer(f"stage{stage}_norm")
         return names
 
+    def freeze(self, num_stages=0, batch_norms=False):
+        """Keeps the first stages, or all batch norms, as they are in training.
+
+        Weights and statistics of what is frozen do not change, and its batch norms use their moving
+        statistics. It stays so in `.keras` files. Freeze before `compile`; `freeze()` undoes it.
+
+        Args:
+            num_stages: how many stages, from the finest, 0 .. 4.
+            batch_norms: whether the batch norms of all stages.
+
+        Raises:
+            ValueError: at another number of stages.
+        """
+        if num_stages not in range(5):
+            raise ValueError(f"num_stages must be 0 .. 4. Received: {num_stages!r}")
+        frozen = tuple(f"stage{stage}_" for stage in range(1, num_stages + 1))
+        for layer in self.layers:
+            # Each part by itself: Keras passes nothing on to the parts of a layer that has the flag already.
+            for part in layer._flatten_layers():
+                is_norm = isinstance(part, keras.layers.BatchNormalization)
+                part.trainable = not layer.name.startswith(frozen) and not (batch_norms and is_norm)
+        self.frozen_stages = num_stages
+        self.frozen_batch_norms = bool(batch_norms)
+
     def set_layer_norm_epsilon(self, epsilon):
         """Changes the epsilon of the four last norms to that of the code which the weights come from."""
         self.layer_norm_epsilon = epsilon
@@ -122,6 +148,8 @@ class VANBackbone(keras.Model):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "widths": self.widths,
             "depths": self.depths,
+            "frozen_stages": self.frozen_stages,
+            "frozen_batch_norms": self.frozen_batch_norms,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "name": self.name,
             "trainable": self.trainable,
@@ -129,7 +157,12 @@ class VANBackbone(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        config = dict(config)
+        frozen = config.pop("frozen_stages", 0), config.pop("frozen_batch_norms", False)
+        backbone = cls(**config)
+        if any(frozen):
+            backbone.freeze(*frozen)
+        return backbone
 
 
 def _build_stages(x, widths, depths, expansion_ratios, drop_path_rates, layer_norm_epsilon, dtype):
