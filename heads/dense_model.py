@@ -67,10 +67,13 @@ class DenseModel(keras.Model):
 
     def predict_step(self, *args):
         outputs = super().predict_step(*args)
-        # On JAX a step also returns the state.
-        if isinstance(outputs, tuple):
+        if not isinstance(outputs, tuple):
+            return self.decode(outputs)
+        # On JAX a step takes and returns the state, which `decode` may need: a mask head runs there.
+        variables = (*self.trainable_variables, *self.non_trainable_variables)
+        values = (value for part in args[0] for value in part)
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return (self.decode(outputs[0]), *outputs[1:])
-        return self.decode(outputs)
 
     def build_from_config(self, config):
         """Does nothing: a head is built by its constructor."""

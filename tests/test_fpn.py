@@ -18,10 +18,10 @@ def make_features(sizes=SIZES, seed=0):
     return [generator.normal(size=shape).astype("float32") for shape in shapes]
 
 
-def make_fpn(channels=4):
-    fpn = FPN(channels)
+def make_fpn(channels=4, **options):
+    fpn = FPN(channels, **options)
     fpn.build([(None, None, None, width) for width in WIDTHS])
-    for layer in (*fpn.lateral_convs, *fpn.output_convs):
+    for layer in (*fpn.lateral_convs, *fpn.output_convs, *fpn.extra_convs):
         layer.bias.assign(np.random.default_rng(1).normal(size=channels))
     return fpn
 
@@ -64,6 +64,45 @@ def test_fpn_in_a_graph_without_sizes():
         assert [tuple(level.shape) for level in outputs] == [(2, *size, 4) for size in sizes]
         for got, expected in zip(outputs, fpn(features), strict=True):
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["pool", "input", "output"])
+def test_extra_levels_equal_loop(source):
+    fpn = make_fpn(num_extra_levels=2, extra_levels_from=source)
+    features = make_features(((40, 23), (20, 12), (10, 6), (5, 3)))
+    expected = fpn_by_loop(fpn, features)
+    level = features[-1] if source == "input" else expected[-1]
+    for index in range(2):
+        # A convolution of stride 2 is every second output of one of stride 1.
+        level = level[:, ::2, ::2] if source == "pool" else convolve_by_loop(level, fpn.extra_convs[index])
+        level = level if source == "pool" else level[:, ::2, ::2]
+        expected.append(level)
+    got = fpn(features)
+    assert [level.shape[1:3] for level in got[4:]] == [(3, 2), (2, 1)]
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["pool", "input", "output"])
+def test_extra_levels_have_names_shapes_and_a_config(source):
+    fpn = make_fpn(num_extra_levels=2, extra_levels_from=source)
+    names = [name for name in fpn.reference_layers() if name.startswith("fpn_convs")]
+    assert names == [f"fpn_convs.{index}.conv" for index in range(4 if source == "pool" else 6)]
+    if source != "pool":
+        assert fpn.extra_convs[0].kernel.shape[2] == (WIDTHS[-1] if source == "input" else 4)
+    copy = FPN.from_config(fpn.get_config())
+    assert copy.get_config() == fpn.get_config()
+    shapes = [(2, *size, width) for size, width in zip(SIZES, WIDTHS, strict=True)]
+    assert copy.compute_output_shape(shapes)[4:] == [(2, 1, 1, 4), (2, 1, 1, 4)]
+    symbolic = copy([keras.Input((None, None, width)) for width in WIDTHS])
+    assert [level.shape for level in symbolic] == [(None, None, None, 4)] * 6
+
+
+def test_fpn_refuses_other_levels():
+    with pytest.raises(ValueError, match=r"num_extra_levels must be at least 0\. Received: -1"):
+        FPN(num_extra_levels=-1)
+    with pytest.raises(ValueError, match=r"extra_levels_from must be one of .*Received: 'p5'"):
+        FPN(extra_levels_from="p5")
 
 
 def test_fpn_does_not_change_its_inputs():

@@ -1,0 +1,149 @@
+"""What the detectors share: their inputs, and the way from scored boxes to detections."""
+
+from keras import ops
+
+from heads.boxes import clip_boxes, rescale_boxes
+from heads.suppression import suppress_boxes
+
+INPUT_NAMES = ("images", "image_sizes", "original_sizes")
+
+
+def read_inputs(inputs):
+    """Gives a detector's inputs by name, with the sizes that were left out.
+
+    Args:
+        inputs: images (batch, height, width, 3), or a dict of them as "images" with, if wanted,
+            "image_sizes", integers (batch, 2): (height, width) without the padding at the bottom and right;
+            and "original_sizes", integers (batch, 2): of the pictures before resizing.
+
+    Returns:
+        (images, sizes): `sizes` is a dict of "image_sizes", float32 (batch, 2), and, where given,
+        "original_sizes", float32 (batch, 2).
+
+    Raises:
+        ValueError: at a dict without "images" or with unknown keys.
+    """
+    if not isinstance(inputs, dict):
+        inputs = {"images": inputs}
+    if "images" not in inputs or not set(inputs) <= set(INPUT_NAMES):
+        raise ValueError(
+            f"inputs must be images or a dict of {list(INPUT_NAMES)}, of which only 'images' is needed. "
+            f"Received keys: {sorted(inputs)}"
+        )
+    images = inputs["images"]
+    sizes = {name: ops.cast(inputs[name], "float32") for name in INPUT_NAMES[1:] if name in inputs}
+    if "image_sizes" not in sizes:
+        batch, height, width = ops.shape(images)[:3]
+        size = ops.cast(ops.stack([height, width]), "float32")
+        sizes["image_sizes"] = ops.broadcast_to(size[None], (batch, 2))
+    return images, sizes
+
+
+def read_targets(targets, num_classes, with_masks=False):
+    """Gives checked targets of a detector by name.
+
+    Args:
+        targets: a dict of "boxes" (batch, n, 4), xyxy pixels; "labels" (batch, n), integers, -1 for padding
+            and -2 for a crowd; with `with_masks` also "masks" (batch, n, height, width), 0 or 1.
+        num_classes: number of classes.
+        with_masks: whether "masks" are needed.
+
+    Returns:
+        (targets, poison): a dict of "boxes" float32, "labels" int32 and perhaps "masks"; and 0, or NaN where
+        a label is out of range: a graph cannot raise, and a loss that is not a number is not overlooked.
+
+    Raises:
+        ValueError: at missing keys or other shapes.
+    """
+    needed = ("boxes", "labels", "masks")[: 3 if with_masks else 2]
+    if not isinstance(targets, dict) or not set(needed) <= set(targets):
+        received = sorted(targets) if isinstance(targets, dict) else type(targets).__name__
+        raise ValueError(f"targets must be a dict with {list(needed)}. Received: {received}")
+    shapes = {name: tuple(targets[name].shape) for name in needed}
+    ranks = {"boxes": 3, "labels": 2, "masks": 4}
+    if any(len(shape) != ranks[name] for name, shape in shapes.items()) or shapes["boxes"][-1] not in (
+        4,
+        None,
+    ):
+        raise ValueError(
+            "targets must have boxes (batch, n, 4), labels (batch, n)"
+            f"{' and masks (batch, n, height, width)' if with_masks else ''}. Received shapes: {shapes}"
+        )
+    labels = ops.cast(targets["labels"], "int32")
+    wrong = ops.any((labels >= num_classes) | (labels < -2))
+    poison = ops.where(wrong, float("nan"), 0.0)
+    checked = {"boxes": ops.cast(targets["boxes"], "float32"), "labels": labels}
+    if with_masks:
+        checked["masks"] = targets["masks"]
+    return checked, ops.cast(poison, "float32")
+
+
+def select_best(scores, num_best):
+    """Gives the best of the last axis, as many as there are but at most `num_best`: (scores, indices)."""
+    count = ops.shape(scores)[-1]
+    num_best = min(num_best, count) if isinstance(count, int) else ops.minimum(num_best, count)
+    return ops.top_k(scores, num_best)
+
+
+def select_pairs(scores, num_best):
+    """Gives the best pairs of a box and a class, at most `num_best` for each image.
+
+    The best pairs lie among the boxes with the best classes, so that most scores are looked at once only.
+
+    Args:
+        scores: (batch, boxes, classes), or logits.
+        num_best: how many pairs.
+
+    Returns:
+        (scores, box indices, labels), each (batch, pairs), the best first.
+    """
+    num_classes = ops.shape(scores)[-1]
+    _, boxes = select_best(ops.max(scores, axis=-1), num_best)
+    candidates = ops.take_along_axis(scores, boxes[..., None], axis=1)
+    batch, num_boxes = ops.shape(boxes)
+    best, pairs = select_best(ops.reshape(candidates, (batch, num_boxes * num_classes)), num_best)
+    pairs = ops.cast(pairs, "int32")
+    boxes = ops.take_along_axis(ops.cast(boxes, "int32"), pairs // num_classes, axis=1)
+    return best, boxes, pairs % num_classes
+
+
+def take_rows(values, indices):
+    """Gives rows of each image: (batch, n, ...) and integers (batch, m) -> (batch, m, ...)."""
+    indices = ops.reshape(indices, (*ops.shape(indices), *[1] * (len(values.shape) - 2)))
+    return ops.take_along_axis(values, indices, axis=1)
+
+
+def select_detections(boxes, scores, labels, image_sizes, iou_threshold, max_detections):
+    """Gives the detections of scored boxes: clipped to the image, without doubles.
+
+    Args:
+        boxes: (batch, n, 4), xyxy pixels of the input.
+        scores: (batch, n), 0 where there is none.
+        labels: int32 (batch, n).
+        image_sizes: (batch, 2), (height, width) without padding.
+        iou_threshold: of two boxes of one label that overlap by more, the better one stays.
+        max_detections: rows of the result.
+
+    Returns:
+        A dict of "boxes" (batch, max_detections, 4), "scores" (batch, max_detections) and "labels"
+        (batch, max_detections), the best first; behind the last one label -1, score 0 and a box of zeros.
+    """
+    boxes = clip_boxes(boxes, image_sizes)
+    has_area = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+    scores = ops.where(has_area, scores, 0.0)
+    chosen = suppress_boxes(boxes, scores, labels, iou_threshold, max_detections)
+    exists = chosen >= 0
+    rows = ops.maximum(chosen, 0)
+    return {
+        "boxes": ops.where(exists[..., None], take_rows(boxes, rows), 0.0),
+        "scores": ops.where(exists, take_rows(scores, rows), 0.0),
+        "labels": ops.where(exists, take_rows(labels, rows), -1),
+    }
+
+
+def restore_boxes(detections, sizes):
+    """Gives the detections with boxes in pixels of the original pictures, where their sizes are known."""
+    if "original_sizes" not in sizes:
+        return detections
+    boxes = rescale_boxes(detections["boxes"], sizes["image_sizes"], sizes["original_sizes"])
+    return {**detections, "boxes": boxes}

@@ -1,0 +1,68 @@
+"""What the parity tests of the detectors share: mmdetection's inputs, targets and detections."""
+
+import numpy as np
+import tensorflow as tf
+
+from van_backbones.checkpoints import name_variables
+
+
+def make_inputs(reference, original=False):
+    """Gives the inputs of a reference: two images, the second padded; with the original sizes if asked."""
+    names = {"image_sizes": "shape"} | ({"original_sizes": "ori_shape"} if original else {})
+    sizes = {
+        name: np.stack([reference[f"img{image}_{key}"] for image in range(2)]).astype("int32")
+        for name, key in names.items()
+    }
+    return {"images": reference["input"].transpose(0, 2, 3, 1), **sizes}
+
+
+def make_targets(reference, empty=None, with_masks=False):
+    """Gives the true boxes, labels and masks as a padded batch; `empty` is an image that loses its own."""
+    targets = {"boxes": np.zeros((2, 5, 4), "float32"), "labels": np.full((2, 5), -1, "int32")}
+    if with_masks:
+        targets["masks"] = np.zeros((2, 5, *reference["input"].shape[2:]), "uint8")
+    for image in range(2):
+        if image == empty:
+            continue
+        for ours, theirs in (("boxes", "bboxes"), ("labels", "labels"), ("masks", "masks")):
+            if ours in targets:
+                values = reference[f"gt{image}_{theirs}"]
+                targets[ours][image, : len(values)] = values
+    return targets
+
+
+def compute_gradients(model, inputs, targets):
+    """Gives the losses in training mode, and the gradients under the reference's names."""
+    weights = {name: variable for name, variable in name_variables(model).items() if variable.trainable}
+
+    @tf.function
+    def compute():
+        with tf.GradientTape() as tape:
+            losses = model.compute_losses(targets, model(inputs, training=True))
+            total = sum(losses.values())
+        return losses, tape.gradient(total, [variable.value for variable in weights.values()])
+
+    losses, gradients = compute()
+    return (
+        {name: float(loss) for name, loss in losses.items()},
+        {name: np.asarray(gradient) for name, gradient in zip(weights, gradients, strict=True)},
+    )
+
+
+def compare_detections(reference, prefix, detections, image):
+    """Compares the detections of an image; of near-ties the order, or the last one, may differ."""
+    boxes, scores, labels = (reference[f"{prefix}_{name}"] for name in ("bboxes", "scores", "labels"))
+    np.testing.assert_allclose(detections["scores"][image], scores, rtol=0, atol=1e-4)
+    free = list(range(len(labels)))
+    pairs = []
+    for row, (box, score, label) in enumerate(zip(boxes, scores, labels, strict=True)):
+        for other in free:
+            same = detections["labels"][image, other] == label
+            near = np.abs(detections["boxes"][image, other] - box).max() <= 1e-2
+            if same and near and abs(detections["scores"][image, other] - score) <= 1e-4:
+                free.remove(other)
+                pairs.append((row, other))
+                break
+    lost = [row for row in range(len(labels)) if row not in {pair[0] for pair in pairs}]
+    assert all(scores[row] - scores[-1] < 1e-5 for row in lost), f"{prefix}: rows {lost} are not found"
+    return pairs
