@@ -1,6 +1,7 @@
 # `make demo` trains a small segmenter and draws what it does; `make test` runs the fast suite.
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
+WORKERS ?= 2
 RUN := TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python
 
 # On your own data (make demo DATA=path/to/data) the pictures are real: larger crops, more steps.
@@ -13,10 +14,10 @@ demo: .venv/installed
 	$(RUN) examples/finetune_segmentation.py $(DEMO_OPTIONS) --output runs/demo
 
 test: .venv/installed-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: .venv/installed-test
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .

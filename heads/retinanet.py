@@ -75,6 +75,8 @@ class RetinaNet(DenseModel):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
         super().__init__(backbone, LEVELS, ("class_loss", "box_loss"), **kwargs)
+        # Each batch has its own number of objects: XLA would compile anew for each.
+        self.supports_jit = keras.backend.backend() != "tensorflow"
         self.num_classes = num_classes
         self.channels = channels
         self.num_convs = num_convs

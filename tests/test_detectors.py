@@ -1,0 +1,280 @@
+"""What all detectors do alike; the tests of each hold what it does alone."""
+
+import functools
+
+import contracts
+import keras
+import numpy as np
+import pytest
+
+from heads import FasterRCNN, MaskRCNN, RetinaNet
+from van_backbones import VANBackbone
+
+NUM_CLASSES = 3
+SMALL_REGIONS = {"channels": 8, "num_proposals": 20, "num_samples": 16}
+
+HEADS = {
+    "retinanet": functools.partial(RetinaNet, num_classes=NUM_CLASSES, channels=8, num_convs=1),
+    "faster_rcnn": functools.partial(FasterRCNN, num_classes=NUM_CLASSES, **SMALL_REGIONS),
+    "mask_rcnn": functools.partial(MaskRCNN, num_classes=NUM_CLASSES, **SMALL_REGIONS),
+}
+# Biases whose shift the batch norm behind them takes out again.
+WITHOUT_GRADIENT = ("_embedding/proj/bias",)
+
+
+# Mask R-CNN runs all that Faster R-CNN does.
+@pytest.fixture(
+    scope="module", params=["retinanet", "mask_rcnn", pytest.param("faster_rcnn", marks=pytest.mark.slow)]
+)
+def head(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def make_small_van(head):
+    return lambda: seeded(HEADS[head], lambda: VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1)))
+
+
+@pytest.fixture(scope="module")
+def make_on_pooled_backbone(head):
+    return lambda: seeded(HEADS[head], contracts.PooledBackbone)
+
+
+def seeded(make_head, make_backbone):
+    keras.utils.set_random_seed(0)
+    return make_head(make_backbone(), score_threshold=0.001)
+
+
+@pytest.fixture(scope="module")
+def make_batch(head):
+    return functools.partial(make_scenes, with_masks=head == "mask_rcnn")
+
+
+def make_scenes(size=(64, 64), count=3, with_masks=True):
+    """Noise with bright rectangles: two in the first picture, one in the last, none in between."""
+    generator = np.random.default_rng(sum(size))
+    images = generator.uniform(0, 128, (count, *size, 3)).astype("float32")
+    boxes = np.zeros((count, 3, 4), "float32")
+    labels = np.full((count, 3), -1, "int32")
+    masks = np.zeros((count, 3, *size), "uint8")
+    limits = np.array([size[1], size[0], size[1], size[0]], "float32")
+    for image, row, label, box in (
+        (0, 0, 1, (0.1, 0.1, 0.45, 0.6)),
+        (0, 1, 2, (0.5, 0.3, 0.95, 0.98)),
+        (count - 1, 0, 0, (0.2, 0.3, 0.9, 0.8)),
+    ):
+        boxes[image, row], labels[image, row] = np.ceil(np.array(box) * limits), label
+        left, top, right, bottom = boxes[image, row].astype(int)
+        images[image, top:bottom, left:right] += 100.0
+        masks[image, row, top:bottom, left:right] = 1
+    targets = {"boxes": boxes, "labels": labels}
+    return images, {**targets, "masks": masks} if with_masks else targets
+
+
+def empty(targets):
+    return {name: np.full_like(values, -1 if name == "labels" else 0) for name, values in targets.items()}
+
+
+# What every head must do.
+
+
+def test_every_weight_gets_a_gradient(make_small_van, make_batch):
+    contracts.check_every_weight_gets_a_gradient(make_small_van, make_batch(), WITHOUT_GRADIENT)
+
+
+def test_fit(make_small_van, make_batch):
+    contracts.check_fit(make_small_van, make_batch())
+
+
+def test_targets_without_objects(make_on_pooled_backbone, make_batch):
+    images, targets = make_batch()
+    contracts.check_targets_without_truth(make_on_pooled_backbone, images, empty(targets))
+
+
+def test_image_sizes(make_on_pooled_backbone, make_batch):
+    contracts.check_image_sizes(make_on_pooled_backbone, make_batch)
+
+
+def test_unknown_sizes(make_on_pooled_backbone, make_batch):
+    contracts.check_unknown_sizes(make_on_pooled_backbone, make_batch)
+
+
+def test_saving(make_small_van, make_batch, tmp_path):
+    contracts.check_saving(make_small_van, make_batch(), tmp_path / "model.keras")
+
+
+def test_config(make_small_van):
+    contracts.check_config(make_small_van)
+
+
+def test_mixed_precision(head, make_small_van, make_batch):
+    # The maps under the regions stay in half precision: nobody reads them but the second stage.
+    detections = contracts.check_mixed_precision(make_small_van, make_batch(), inner=("pyramid",))
+    assert detections["boxes"].dtype == detections["scores"].dtype == np.float32
+    assert detections["labels"].dtype == np.int32
+    assert detections["boxes"].shape == (3, 100, 4)
+    assert ("masks" in detections) == (head == "mask_rcnn")
+
+
+def test_frozen_backbone(make_on_pooled_backbone, make_batch, tmp_path):
+    contracts.check_frozen_backbone(make_on_pooled_backbone, make_batch(), tmp_path / "model.keras")
+
+
+def test_evaluate(make_on_pooled_backbone, make_batch):
+    def make_model():
+        model = make_on_pooled_backbone()
+        if hasattr(model, "draw_priorities"):  # the same sample each time
+            model.draw_priorities = lambda values: keras.ops.cast(
+                keras.ops.cumsum(keras.ops.ones_like(values), axis=1), "float32"
+            )
+        return model
+
+    names = ["loss", *make_model().loss_trackers]
+    contracts.check_evaluate(make_model, make_batch(), names)
+
+
+def test_sample_weight(make_on_pooled_backbone, make_batch):
+    contracts.check_sample_weight(make_on_pooled_backbone, make_batch())
+
+
+def test_backbones_without_pyramid(head):
+    contracts.check_backbones_without_pyramid(HEADS[head])
+
+
+# What all detectors do.
+
+
+@pytest.fixture(scope="module")
+def small_model(make_small_van):
+    return make_small_van()
+
+
+def test_detections_are_sorted_and_inside(small_model, make_batch):
+    images, _ = make_batch((49, 70))
+    detections = small_model.predict(images, verbose=0)
+    labels, scores, boxes = (detections[name] for name in ("labels", "scores", "boxes"))
+    found = labels >= 0
+    assert found.any()
+    assert labels.max() < NUM_CLASSES
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert (scores[found] > 0.001).all()
+    assert (boxes[found][:, 2:] > boxes[found][:, :2]).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= [70, 49, 70, 49]).all()
+    assert not scores[~found].any()
+    assert not boxes[~found].any()
+    if "masks" in detections:
+        assert detections["masks"].shape == (3, 100, 28, 28)
+        assert detections["masks"].min() >= 0.0
+        assert detections["masks"].max() <= 1.0
+        assert detections["masks"][found].std() > 0.01
+        assert not detections["masks"][~found].any()
+
+
+def test_sizes_clip_and_rescale(small_model, make_batch):
+    images, _ = make_batch()
+    sizes = np.array([[64, 64], [40, 64], [64, 30]], "int32")
+    inputs = {"images": images, "image_sizes": sizes}
+    small = small_model.predict(inputs, verbose=0)
+    for boxes, (height, width) in zip(small["boxes"], sizes, strict=True):
+        assert (boxes <= [width, height, width, height]).all()
+        assert np.isclose(boxes[:, 2].max(), width, atol=1.0)
+    original_sizes = sizes * [2, 3]
+    large = small_model.predict({**inputs, "original_sizes": original_sizes}, verbose=0)
+    np.testing.assert_array_equal(large["labels"], small["labels"])
+    np.testing.assert_allclose(large["boxes"], small["boxes"] * [3, 2, 3, 2], rtol=1e-5)
+
+
+def test_sizes_of_full_images_change_nothing(small_model, make_batch):
+    images, _ = make_batch()
+    plain = small_model.predict_on_batch(images)
+    sized = small_model.predict_on_batch({"images": images, "image_sizes": np.full((3, 2), 64, "int32")})
+    for name, values in plain.items():
+        np.testing.assert_array_equal(sized[name], values)
+
+
+def test_a_higher_threshold_leaves_the_best(head, make_batch):
+    images, _ = make_batch()
+    models = []
+    for threshold in (0.001, 0.2):
+        keras.utils.set_random_seed(0)
+        models.append(HEADS[head](contracts.PooledBackbone(), score_threshold=threshold, max_detections=7))
+    models[1].set_weights(models[0].get_weights())
+    predictions = [model.predict_on_batch(images) for model in models]
+    assert predictions[0]["labels"].shape == (3, 7)
+    few = predictions[1]["scores"] > 0
+    assert (predictions[1]["scores"][few] > 0.2).all()
+    np.testing.assert_array_equal(predictions[1]["boxes"][few], predictions[0]["boxes"][few])
+
+
+def test_padding_rows_count_nothing(small_model, make_batch):
+    images, targets = make_batch()
+    first_n(small_model)
+    more = {
+        name: np.pad(
+            values,
+            ((0, 0), (0, 4), *[(0, 0)] * (values.ndim - 2)),
+            constant_values=-1 if name == "labels" else 0,
+        )
+        for name, values in targets.items()
+    }
+    predictions = small_model(images, training=False)
+    losses = [small_model.compute_losses(each, predictions) for each in (targets, more)]
+    for name, loss in losses[0].items():
+        assert float(losses[1][name]) == pytest.approx(float(loss), rel=1e-5), name
+
+
+def first_n(model):
+    """Makes the samples those of the last rows: true boxes and padding come first."""
+    model.draw_priorities = lambda values: (
+        -keras.ops.cast(keras.ops.cumsum(keras.ops.ones_like(values), axis=1), "float32")
+    )
+
+
+def test_crowds_are_no_background(make_on_pooled_backbone, make_batch):
+    images, targets = make_batch()
+    model = make_on_pooled_backbone()
+    crowd = {name: values.copy() for name, values in targets.items()}
+    crowd["boxes"][1, 0], crowd["labels"][1, 0] = (0, 0, 64, 64), -2
+    everything = {name: values[1:2] for name, values in crowd.items()}
+    predictions = model(images[1:2], training=False)
+    losses = model.compute_losses(everything, predictions)
+    name = "class_loss" if "objectness_loss" not in losses else "objectness_loss"
+    without = model.compute_losses({name: values[1:2] for name, values in targets.items()}, predictions)
+    # Anchors that reach far beyond the picture remain background.
+    assert float(losses[name]) < float(without[name]) * (0.9 if name == "class_loss" else 1.0)
+
+
+@pytest.mark.parametrize("label", [NUM_CLASSES, -3])
+def test_labels_out_of_range_are_not_overlooked(small_model, make_batch, label):
+    images, targets = make_batch()
+    targets["labels"][0, 0] = label
+    losses = small_model.compute_losses(targets, small_model(images, training=False))
+    assert np.isnan(float(losses["class_loss"]))
+
+
+def test_faulty_targets_and_inputs_raise(small_model, make_batch):
+    images, targets = make_batch()
+    predictions = small_model(images)
+    with pytest.raises(
+        ValueError, match=r"targets must be a dict with \['boxes', 'labels'.*Received: \['boxes'\]"
+    ):
+        small_model.compute_losses({"boxes": targets["boxes"]}, predictions)
+    with pytest.raises(ValueError, match=r"Received: ndarray"):
+        small_model.compute_losses(targets["boxes"], predictions)
+    with pytest.raises(ValueError, match=r"Received shapes: .*'labels': \(3,\)"):
+        small_model.compute_losses({**targets, "labels": np.zeros(3, "int32")}, predictions)
+    with pytest.raises(ValueError, match=r"Received keys: \['image'\]"):
+        small_model.call({"image": images})
+
+
+@pytest.mark.parametrize("name", ["num_classes"])
+def test_too_few_classes_raise(head, name):
+    with pytest.raises(ValueError, match=rf"{name} must be at least 1\. Received: 0"):
+        HEADS[head](contracts.PooledBackbone(), **{name: 0})
+
+
+def test_symbolic_call(small_model):
+    predictions = small_model(keras.Input((None, None, 3)))
+    last = 4 if predictions["box_deltas"].ndim == 3 else NUM_CLASSES
+    assert predictions["box_deltas"].shape[2] == last
