@@ -1,17 +1,25 @@
-# `make demo` trains a small segmenter and draws what it does; `make test` runs the fast suite.
+# `make demo` trains a small segmenter and draws what it does, `make demo TASK=detection` a small detector;
+# `make test` runs the fast suite.
+TASK ?= segmentation
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 RUN := TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python
 
-# On your own data (make demo DATA=path/to/data) the pictures are real: larger crops, more steps.
-DEMO_OPTIONS := $(if $(DATA),--data $(DATA) --crop-size 256 256 --batch-size 4 --steps 400 --evaluate-every 200,\
+# On your own data (make demo DATA=path/to/data) the pictures are real: larger, and more steps.
+DEMO_segmentation := finetune_segmentation.py --output runs/demo $(if $(DATA),\
+	--data $(DATA) --crop-size 256 256 --batch-size 4 --steps 400 --evaluate-every 200,\
 	--crop-size 128 128 --batch-size 8 --steps 400 --evaluate-every 100)
+DEMO_detection := train_detection.py --output runs/demo-detection --channels 64 --num-convs 1 --clip-norm 1 \
+	--learning-rate 2e-3 $(if $(DATA),\
+	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
+	--image-size 128 --scale-range 1 1 --batch-size 8 --steps 400 --evaluate-every 200)
 
 .PHONY: demo test test-slow lint clean
 
 demo: .venv/installed
-	$(RUN) examples/finetune_segmentation.py $(DEMO_OPTIONS) --output runs/demo
+	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation or detection. Received: $(TASK)))
+	$(RUN) examples/$(DEMO_$(TASK))
 
 test: .venv/installed-test
 	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile

@@ -84,6 +84,23 @@ def test_extra_levels_equal_loop(source):
 
 
 @pytest.mark.parametrize("source", ["pool", "input", "output"])
+def test_gradients_are_those_of_a_linear_map(source):
+    """All is linear but for the biases: <gradient of <outputs, y>, x> is <outputs(x) - outputs(0), y>."""
+    fpn = make_fpn(num_extra_levels=1, extra_levels_from=source)
+    features = [tf.constant(level) for level in make_features()]
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        outputs = fpn(features)
+        weights = [np.random.default_rng(3).normal(size=level.shape).astype("float32") for level in outputs]
+        total = sum(tf.reduce_sum(level * weight) for level, weight in zip(outputs, weights, strict=True))
+    gradients = tape.gradient(total, features)
+    products = sum(np.sum(gradient * level) for gradient, level in zip(gradients, features, strict=True))
+    at_zero = fpn([tf.zeros_like(level) for level in features])
+    constant = sum(np.sum(level * weight) for level, weight in zip(at_zero, weights, strict=True))
+    assert float(products) == pytest.approx(float(total) - float(constant), rel=1e-4)
+
+
+@pytest.mark.parametrize("source", ["pool", "input", "output"])
 def test_extra_levels_have_names_shapes_and_a_config(source):
     fpn = make_fpn(num_extra_levels=2, extra_levels_from=source)
     names = [name for name in fpn.reference_layers() if name.startswith("fpn_convs")]

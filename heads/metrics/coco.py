@@ -10,6 +10,7 @@ from pycocotools import mask as run_lengths
 
 from heads.masks import paste_masks
 from heads.metrics.average_precision import (
+    MAX_DETECTIONS,
     check_kinds,
     check_known,
     evaluate_coco,
@@ -37,6 +38,7 @@ class CocoScores(keras.callbacks.Callback):
         kinds: "bbox" and / or "segm".
         every: Score after each `every`-th epoch.
         results_path: File for the results of the latest scored epoch. None: not kept.
+        max_detections: See `evaluate_coco`.
 
     Raises:
         ValueError: For other kinds, `every` below 1, or ids that the truth does not have.
@@ -51,6 +53,7 @@ class CocoScores(keras.callbacks.Callback):
         kinds: Sequence[str] = ("bbox",),
         every: int = 1,
         results_path=None,
+        max_detections: Sequence[int] = MAX_DETECTIONS,
     ):
         super().__init__()
         check_kinds(kinds)
@@ -61,17 +64,19 @@ class CocoScores(keras.callbacks.Callback):
         check_known("image_ids", self.image_ids, self.truth["images"])
         check_known("category_ids", self.category_ids, self.truth["categories"])
         self.dataset, self.kinds, self.every, self.results_path = dataset, tuple(kinds), every, results_path
+        self.max_detections = tuple(max_detections)
         self.last_scores = None
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         if (epoch + 1) % self.every:
-            logs.update({f"val_{kind}_{name}": float("nan") for kind in self.kinds for name in score_names()})
+            names = score_names(self.max_detections)
+            logs.update({f"val_{kind}_{name}": float("nan") for kind in self.kinds for name in names})
             return
         results = predict_coco_results(self.model, self.dataset, self.image_ids, self.category_ids)
         if self.results_path is not None:
             save_results(results, self.results_path)
-        scores = evaluate_coco(self.truth, results, self.kinds, image_ids=self.image_ids)
+        scores = evaluate_coco(self.truth, results, self.kinds, self.max_detections, image_ids=self.image_ids)
         self.last_scores = scores
         logs.update({f"val_{name}": score for name, score in scores.items() if isinstance(score, float)})
         if self.params.get("verbose", 1):
