@@ -1,0 +1,376 @@
+import contextlib
+import csv
+import functools
+import io
+import json
+import pathlib
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+
+import detect
+import evaluate_detection
+import train_detection
+from coco_folder import CATEGORY_IDS, NAMES, draw_example, write_coco_folder
+
+from heads import MaskRCNN, RetinaNet
+from heads.data import CocoDataset, ShapesDetection
+from heads.metrics import evaluate_coco
+from van_backbones import VANBackbone
+from van_backbones.checkpoints import save_state_dict
+
+TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_coco_folder(root)
+    return root
+
+
+@contextlib.contextmanager
+def small_backbones():
+    """Puts a tiny backbone in the place of each variant: what is tested is the script.
+
+    And lets RetinaNet, which starts with scores of 0.01, give detections from the first step on.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train_detection.HEADS, "retinanet", functools.partial(RetinaNet, score_threshold=0.0))
+        patch.setattr(train_detection, "VANBackbone", TinyVAN)
+        patch.setattr(evaluate_detection, "VANBackbone", TinyVAN)
+        yield patch
+
+
+def train(output, *options, data=None, sizes=("--image-size", "64", "--scale-range", "0.8", "1.25")):
+    """Runs the script and gives what it printed."""
+    arguments = ["--output", str(output), "--batch-size", "2", *sizes, *options]
+    arguments += ["--channels", "8", "--evaluate-every", "2"]
+    arguments += ["--data", str(data)] if data else []
+    printed = io.StringIO()
+    with small_backbones(), contextlib.redirect_stdout(printed):
+        train_detection.main(arguments)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(data_folder, tmp_path_factory):
+    """One training of four steps: (the folder of its results, what was printed)."""
+    output = tmp_path_factory.mktemp("run")
+    return output, train(output, "--steps", "4", "--num-convs", "1", data=data_folder)
+
+
+@pytest.fixture(scope="module")
+def mask_run(tmp_path_factory):
+    """Mask R-CNN on the embedded data in mixed precision: (the folder of its results, what was printed)."""
+    output = tmp_path_factory.mktemp("mask_run")
+    policy = keras.config.dtype_policy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_detection, "ShapesDetection", lambda _, *args: ShapesDetection(2, *args))
+        try:
+            # Resuming where there is nothing to resume leaves out the scores before training: to save time.
+            options = ("--head", "mask_rcnn", "--steps", "2", "--mixed-precision", "--resume")
+            return output, train(output, *options, "--num-samples", "16", "--num-proposals", "20")
+        finally:
+            keras.config.set_dtype_policy(policy)
+
+
+@contextlib.contextmanager
+def without_scores():
+    """Leaves out what only prints and draws, to save time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_detection, "print_scores", lambda *args: [])
+        patch.setattr(train_detection, "draw_pictures", lambda *args: None)
+        yield patch
+
+
+def read_log(output):
+    with open(output / "log.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def read_weights(output):
+    model = keras.saving.load_model(output / "last.keras")
+    return [weight.numpy() for weight in model.weights]
+
+
+# Training.
+
+
+def test_training_writes_models_results_pictures_and_logs(run):
+    output, _ = run
+    picture = np.asarray(Image.open(output / "predictions.png"))
+    assert picture.ndim == 3
+    assert picture.std() > 10
+    assert (output / "classes.txt").read_text().split() == list(NAMES)
+    assert json.loads((output / "settings.json").read_text())["sizes"] == {"image_size": [64, 64]}
+    assert [row["epoch"] for row in read_log(output)] == ["0", "1"]
+    for row in read_log(output):
+        for name in ("loss", "class_loss", "box_loss", "val_bbox_AP", "val_bbox_AP50"):
+            assert np.isfinite(float(row[name])), name
+    assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
+    assert not (output / "interrupted.keras").exists()
+    for name in ("best.keras", "last.keras"):
+        model = keras.saving.load_model(output / name)
+        assert isinstance(model, RetinaNet)
+        assert (model.num_classes, model.channels, model.num_convs) == (2, 8, 1)
+    assert int(keras.saving.load_model(output / "last.keras").optimizer.iterations) == 4
+
+
+def test_training_prints_scores(run):
+    _, printed = run
+    assert "2 classes: square, bar" in printed
+    for line in ("Before training", "After training (best.keras)", "s per step (median)"):
+        assert line in printed
+    for name in (*NAMES, "AP50"):
+        assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == 2, name
+
+
+def test_mask_rcnn_writes_masks(mask_run):
+    output, printed = mask_run
+    assert isinstance(keras.saving.load_model(output / "best.keras"), MaskRCNN)
+    (row,) = read_log(output)
+    for name in ("mask_loss", "val_bbox_AP", "val_segm_AP"):
+        assert np.isfinite(float(row[name])), name
+    assert "segm AP50" in printed
+    assert "7 classes: ball, box" in printed
+
+
+def test_resuming_goes_on(run, data_folder, tmp_path):
+    """Four steps, then eight with --resume: exactly four more, and the log and the optimizer go on."""
+    output = shutil.copytree(run[0], tmp_path / "run")
+    before = read_log(output)
+    timers = []
+    with without_scores() as patch:
+        timer_class = train_detection.StepTimer
+        patch.setattr(train_detection, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
+        train(output, "--steps", "8", "--num-convs", "1", "--resume", data=data_folder)
+    assert len(timers[0].seconds) == 4
+    log = read_log(output)
+    assert [row["epoch"] for row in log] == ["0", "1", "2", "3"]
+    assert log[:2] == before
+    optimizer = keras.saving.load_model(output / "last.keras").optimizer
+    assert int(optimizer.iterations) == 8
+    # 8 of 12 and 11 of 12 of the steps, rounded: 5 and 7.
+    rates = [float(optimizer._learning_rate(step)) for step in (4, 6, 7)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-4, 1e-5], rtol=1e-5)
+
+
+def test_resuming_a_finished_run_trains_nothing(run, data_folder, tmp_path):
+    output = shutil.copytree(run[0], tmp_path / "run")
+    before, log = read_weights(output), read_log(output)
+    with without_scores():
+        printed = train(output, "--steps", "4", "--num-convs", "1", "--resume", data=data_folder)
+    assert "No step was left to train" in printed
+    assert read_log(output) == log
+    for ours, theirs in zip(before, read_weights(output), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+class Interruption(keras.callbacks.Callback):
+    """Ctrl-C in the third step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 3:
+            raise KeyboardInterrupt
+
+
+# Keras's CSVLogger closes its file at the end of a training only.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_leaves_a_model(data_folder, tmp_path):
+    """Frozen stages, COCO's layout and pictures of two sizes, to have them run once."""
+    data = tmp_path / "coco"
+    shutil.copytree(data_folder / "annotations", data / "annotations")
+    for split in ("train", "val"):
+        shutil.copytree(data_folder / "images" / split, data / f"{split}2017")
+        annotations = data / "annotations" / f"instances_{split}.json"
+        annotations.rename(annotations.with_stem(f"instances_{split}2017"))
+    build_callbacks = train_detection.build_callbacks
+    with without_scores() as patch:
+        patch.setattr(
+            train_detection, "build_callbacks", lambda output: [*build_callbacks(output), Interruption()]
+        )
+        layout = ("--splits", "train2017", "val2017", "--images", "{split}")
+        options = ("--steps", "4", "--num-convs", "1", "--frozen-stages", "1", "--frozen-batch-norms")
+        sizes = ("--short-sides", "48", "56", "--long-side", "96")
+        printed = train(tmp_path / "run", *layout, *options, data=data, sizes=sizes)
+    assert "Stopped" in printed
+    assert "--resume" in printed
+    assert "After training" not in printed
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["sizes"] == {"short_side": 56, "long_side": 96}
+    model = keras.saving.load_model(tmp_path / "run" / "interrupted.keras")
+    assert (model.backbone.frozen_stages, model.backbone.frozen_batch_norms) == (1, True)
+    assert int(model.optimizer.iterations) == 3
+    assert len(read_log(tmp_path / "run")) == 1
+
+
+def test_training_refuses_splits_of_other_classes(data_folder, tmp_path):
+    data = shutil.copytree(data_folder, tmp_path / "data")
+    path = data / "annotations" / "instances_val.json"
+    path.write_text(path.read_text().replace('"bar"', '"rod"'))
+    with pytest.raises(SystemExit, match="same classes"):
+        train(tmp_path / "run", data=data)
+
+
+# Scores of a saved model.
+
+
+def evaluate(*options):
+    printed = io.StringIO()
+    with small_backbones(), contextlib.redirect_stdout(printed):
+        evaluate_detection.main([str(option) for option in options])
+    return printed.getvalue()
+
+
+def test_evaluation_gives_the_results_of_the_training(run, data_folder, tmp_path):
+    """The sizes come from the settings beside the model, so the results are equal."""
+    path = tmp_path / "new" / "results.json"
+    printed = evaluate(run[0] / "best.keras", "--data", data_folder, "--output", path, "--batch-size", "2")
+    results = json.loads(path.read_text())
+    assert len(results) > 100
+    assert {result["category_id"] for result in results} == set(CATEGORY_IDS)
+    assert results == json.loads((run[0] / "results.json").read_text())
+    assert "image_size" in printed
+    assert "4 pictures" in printed
+    assert "segm" not in printed
+
+
+def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
+    """A file of reference names gives what the model gives; sizes and kinds are taken from the options."""
+    keras.utils.set_random_seed(3)
+    model = RetinaNet(TinyVAN("b0"), 2, num_convs=4)
+    for tower in (model.class_tower, model.box_tower):
+        tower.output_conv.bias.assign(keras.random.normal(tower.output_conv.bias.shape))
+    path = tmp_path / "retinanet.safetensors"
+    save_state_dict(model, path)
+    results_path = tmp_path / "results.json"
+    options = ("--data", data_folder, "--short-side", "48", "--output", results_path)
+    printed = evaluate(path, "--head", "retinanet", *options)
+    assert "bbox AP50" in printed
+    results = json.loads(results_path.read_text())
+    picture = np.asarray(Image.open(data_folder / "images" / "val" / "0.png"), "float32")
+    padded = np.full((1, 64, 64, 3), (123.675, 116.28, 103.53), "float32")
+    padded[0, :48] = picture
+    inputs = {"images": padded, "image_sizes": np.array([[48, 64]])}
+    expected = {name: values[0] for name, values in model.decode(model(inputs)).items()}
+    first = [result for result in results if result["image_id"] == 10]
+    assert len(first) == 100
+    np.testing.assert_allclose([result["score"] for result in first], expected["scores"], rtol=1e-4)
+    assert [result["category_id"] for result in first] == [
+        CATEGORY_IDS[k] for k in expected["labels"].numpy()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.keras"], "there is no model missing.keras"),
+        (["MODEL", "--head", "retinanet"], "knows its head"),
+        (["CHECKPOINT"], "needs --head"),
+    ],
+)
+def test_evaluation_refuses(run, data_folder, tmp_path, capsys, options, message):
+    (tmp_path / "van.pth").touch()
+    places = {"MODEL": run[0] / "last.keras", "CHECKPOINT": tmp_path / "van.pth"}
+    with pytest.raises(SystemExit):
+        evaluate("--data", data_folder, *(places.get(option, option) for option in options))
+    assert message in capsys.readouterr().err
+
+
+# Pictures.
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two good pictures of different sizes, one of them grey, one file that is none, and a text."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    image, _ = draw_example(np.random.default_rng(1))
+    Image.fromarray(image).save(folder / "colour.jpg")
+    Image.fromarray(image[:33, :49, 0]).save(folder / "grey.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def detect_objects(model, *options):
+    """Gives the exit code, and the content of detections.json."""
+    options = [str(option) for option in options]
+    code = detect.main([str(model), *options])
+    return code, json.loads(
+        pathlib.Path(options[options.index("--output") + 1], "detections.json").read_text()
+    )
+
+
+def test_detect_writes_pictures_and_coco(mask_run, pictures, tmp_path, capsys):
+    output = tmp_path / "out"
+    options = (pictures, "--output", output, "--score-threshold", "0.05", "--class-names")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join("abcdefg"))
+    code, content = detect_objects(mask_run[0] / "last.keras", *options, names)
+    assert code == 1
+    assert {path.name for path in output.iterdir()} == {"colour.png", "grey.png", "detections.json"}
+    for name in ("colour", "grey"):
+        assert np.asarray(Image.open(output / f"{name}.png")).std() > 10
+    printed = capsys.readouterr()
+    assert "in 2 of 3 pictures" in printed.out
+    assert "unreadable" in printed.err
+    assert "broken.jpg" in printed.err
+
+    assert [category["name"] for category in content["categories"]] == list("abcdefg")
+    files = [(image["file_name"], image["height"], image["width"]) for image in content["images"]]
+    assert files == [(str(pictures / "colour.jpg"), 48, 64), (str(pictures / "grey.png"), 33, 49)]
+    assert content["annotations"]
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    for annotation in content["annotations"]:
+        assert annotation["score"] >= 0.05
+        assert annotation["segmentation"]["size"] == sizes[annotation["image_id"]]
+    # What was found can be read as truth and scored.
+    path = output / "detections.json"
+    assert len(CocoDataset(path, "/", with_masks=True)) == 2
+    assert evaluate_coco(path, content["annotations"], kinds=("bbox", "segm"))["bbox_AP"] == 1.0
+
+
+def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
+    """Class names and sizes come from the files beside the model."""
+    path = tmp_path / "results.json"
+    evaluate(run[0] / "best.keras", "--data", data_folder, "--output", path)
+    folder = data_folder / "images" / "val"
+    options = ("--output", tmp_path / "out", "--score-threshold", "0")
+    code, content = detect_objects(run[0] / "best.keras", folder, *options)
+    assert code == 0
+    assert [category["name"] for category in content["categories"]] == list(NAMES)
+    expected = json.loads(path.read_text())
+    assert len(content["annotations"]) == len(expected) > 100
+    for ours, theirs in zip(content["annotations"], expected, strict=True):
+        assert ours["image_id"] + 9 == theirs["image_id"]
+        assert CATEGORY_IDS[ours["category_id"] - 1] == theirs["category_id"]
+        assert ours["score"] == pytest.approx(theirs["score"], rel=1e-5)
+        np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["missing.keras", "PICTURES"], "there is no model missing.keras"),
+        (["MODEL", "EMPTY"], "holds no pictures"),
+        (["MODEL", "PICTURES", "--output", "PICTURES"], "must not be the folder of the pictures"),
+        (["MODEL", "PICTURES", "PICTURES"], "different names"),
+        (["MODEL", "PICTURES", "--class-names", "NAMES"], "the model has 2 classes. Received: 1 names"),
+    ],
+)
+def test_detect_refuses(run, pictures, tmp_path, capsys, options, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "names.txt").write_text("one\n")
+    places = {"MODEL": run[0] / "last.keras", "PICTURES": pictures, "EMPTY": tmp_path / "empty"}
+    places["NAMES"] = tmp_path / "names.txt"
+    with pytest.raises(SystemExit):
+        detect.main([str(places.get(option, option)) for option in options])
+    assert message in capsys.readouterr().err
