@@ -13,7 +13,7 @@ DEMO_segmentation := finetune_segmentation.py --output runs/demo $(if $(DATA),\
 DEMO_detection := train_detection.py --output runs/demo-detection --channels 64 --num-convs 1 --clip-norm 1 \
 	--learning-rate 2e-3 $(if $(DATA),\
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
-	--image-size 128 --scale-range 1 1 --batch-size 8 --steps 400 --evaluate-every 200)
+	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
 
 .PHONY: demo test test-slow lint clean
 

@@ -297,7 +297,7 @@ def draw_pictures(model, scorer, class_names, output, num_pictures=6):
         if len(images) >= num_pictures:
             break
     lists = [values[:num_pictures] for values in (images, truths, detections)]
-    picture = draw_detection_comparison(*lists, class_names)
+    picture = draw_detection_comparison(*lists, class_names, score_threshold=0.4)
     Image.fromarray(picture).save(output / "predictions.png")
 
 

@@ -23,6 +23,7 @@ A batch is `(inputs, targets)`:
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -168,11 +169,14 @@ def detection_training_batches(
         image, geometry = augment(example["image"], tf.stack([seed, tf.cast(step, tf.int32)]))
         return _prepare_example(source, example, image, geometry, canvas_size, drop_lost=True)
 
-    order = tf.data.Dataset.from_generator(
-        lambda: _draw_order(groups, batch_size, seed if shuffle else None),
-        output_signature=tf.TensorSpec((batch_size,), tf.int64),
-    )
-    examples = tf.data.Dataset.zip((source.load(order.unbatch()), tf.data.Dataset.counter()))
+    find_batch = _remember(_draw_order(groups, batch_size, seed if shuffle else None))
+
+    def find(step):
+        return tf.ensure_shape(tf.numpy_function(find_batch, [step], tf.int64), (batch_size,))
+
+    # Not from_generator: it has TensorFlow give freed memory back at once, which slows the training.
+    order = tf.data.Dataset.counter().map(find).unbatch()
+    examples = tf.data.Dataset.zip((source.load(order), tf.data.Dataset.counter()))
     examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return _batch_examples(examples, batch_size, drop_remainder=True)
 
@@ -257,6 +261,18 @@ def _draw_order(groups, batch_size, seed):
             if len(batch) == batch_size:
                 yield np.array(batch, np.int64)
                 batch.clear()
+
+
+def _remember(values):
+    """Gives a function of a position in an endless iterator, so that every pass can begin anew."""
+    drawn, lock = [], threading.Lock()
+
+    def find(position):
+        with lock:
+            drawn.extend(itertools.islice(values, max(0, int(position) + 1 - len(drawn))))
+        return drawn[int(position)]
+
+    return find
 
 
 def _prepare_example(source, example, image, geometry, canvas_size, drop_lost):
