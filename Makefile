@@ -10,8 +10,7 @@ RUN := TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python
 DEMO_segmentation := finetune_segmentation.py --output runs/demo $(if $(DATA),\
 	--data $(DATA) --crop-size 256 256 --batch-size 4 --steps 400 --evaluate-every 200,\
 	--crop-size 128 128 --batch-size 8 --steps 400 --evaluate-every 100)
-DEMO_detection := train_detection.py --output runs/demo-detection --channels 64 --num-convs 1 --clip-norm 1 \
-	--learning-rate 2e-3 $(if $(DATA),\
+DEMO_detection := train_detection.py --output runs/demo-detection --channels 64 --num-convs 1 $(if $(DATA),\
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
 

@@ -60,8 +60,8 @@ def main(argv=None):
     else:
         model = HEADS[arguments.head](VANBackbone(arguments.variant), dataset.num_classes)
         load_checkpoint(model, arguments.model)
-    if getattr(model, "num_classes", None) != dataset.num_classes:
-        parser.error(f"the model must have the {dataset.num_classes} classes of {annotations}")
+    if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
+        parser.error(f"the model must be a detector of the {dataset.num_classes} classes of {annotations}")
     warn_of_other_classes(arguments.model, dataset.class_names)
 
     has_masks = getattr(model, "with_masks", False)
@@ -70,7 +70,8 @@ def main(argv=None):
     results = predict_coco_results(model, batches, dataset.image_ids, dataset.category_ids, progress=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_results(results, arguments.output)
-    print(format_coco_scores(evaluate_coco(dataset.to_coco(), results, kinds)))
+    scores = evaluate_coco(dataset.to_coco(), results, kinds, (1, 10, model.max_detections))
+    print(format_coco_scores(scores))
     print(f"{len(results):,} detections on {len(dataset):,} pictures are in {arguments.output}")
 
 

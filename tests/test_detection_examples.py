@@ -159,7 +159,7 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     assert int(optimizer.iterations) == 8
     # 8 of 12 and 11 of 12 of the steps, rounded: 5 and 7.
     rates = [float(optimizer._learning_rate(step)) for step in (4, 6, 7)]
-    np.testing.assert_allclose(rates, [1e-3, 1e-4, 1e-5], rtol=1e-5)
+    np.testing.assert_allclose(rates, [2e-3, 2e-4, 2e-5], rtol=1e-5)
 
 
 def test_resuming_a_finished_run_trains_nothing(run, data_folder, tmp_path):
@@ -274,14 +274,23 @@ def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
         (["missing.keras"], "there is no model missing.keras"),
         (["MODEL", "--head", "retinanet"], "knows its head"),
         (["CHECKPOINT"], "needs --head"),
+        (["MASK_MODEL"], "must be a detector of the 2 classes"),
     ],
 )
-def test_evaluation_refuses(run, data_folder, tmp_path, capsys, options, message):
+def test_evaluation_refuses(run, mask_run, data_folder, tmp_path, capsys, options, message):
     (tmp_path / "van.pth").touch()
     places = {"MODEL": run[0] / "last.keras", "CHECKPOINT": tmp_path / "van.pth"}
+    places["MASK_MODEL"] = mask_run[0] / "last.keras"
     with pytest.raises(SystemExit):
         evaluate("--data", data_folder, *(places.get(option, option) for option in options))
     assert message in capsys.readouterr().err
+
+
+def test_evaluation_warns_of_other_classes(run, capsys):
+    evaluate_detection.warn_of_other_classes(run[0] / "best.keras", NAMES)
+    assert capsys.readouterr().err == ""
+    evaluate_detection.warn_of_other_classes(run[0] / "best.keras", NAMES[::-1])
+    assert "The classes of the data are not those of" in capsys.readouterr().err
 
 
 # Pictures.

@@ -37,7 +37,7 @@ def test_learning_rate_by_hand():
             *(36 * 14786, 14786, [27 * 14786, 33 * 14786], 5e-5, 500),
             tuple(range(480, 801, 32)),
         ),
-        (["--data", "mine"], 100, 84, 84, [56, 77], 1e-3, 8, (800,)),
+        (["--data", "mine"], 100, 84, 84, [56, 77], 2e-3, 8, (800,)),
         (
             ["--steps", "600", "--learning-rate", "0.5", "--warm-up", "7", "--short-sides", "320", "352"],
             *(100, 600, 200, [400, 550], 0.5, 7, (320, 352)),
@@ -52,6 +52,7 @@ def test_recipe(options, num_images, steps, evaluate_every, milestones, rate, wa
     assert (schedule.learning_rate, schedule.warm_up) == (pytest.approx(rate), warm_up)
     assert schedule.milestones == milestones
     assert optimizer.weight_decay == 0.05
+    assert optimizer.global_clipnorm == (None if arguments.weights else 1.0)
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.999)
     augment, sizes = train_detection.choose_sizes(arguments)
     assert augment.short_sides == short_sides
@@ -94,7 +95,7 @@ def test_head_options_reach_the_model(monkeypatch):
 def test_training_refuses(capsys):
     for options, message in (
         (["--head", "mask_rcnn", "--num-convs", "2"], "--head mask_rcnn has no --num-convs"),
-        (["--image-size", "64", "--short-sides", "64"], "exclude each other"),
+        (["--image-size", "64", "--short-sides", "64"], "not allowed with argument --image-size"),
     ):
         with pytest.raises(SystemExit):
             train_detection.main(options)
