@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from heads.segmentation import label_pixels
+
 IGNORE_LABEL = 255
 
 
@@ -56,7 +58,7 @@ class MeanIoU(keras.metrics.Metric):
         labels, predictions = ops.convert_to_tensor(labels), ops.convert_to_tensor(predictions)
         _check_shapes(labels.shape, predictions.shape, self.num_classes)
         if len(predictions.shape) > len(labels.shape):
-            predictions = ops.argmax(predictions, axis=-1)
+            predictions = label_pixels(predictions)
         counts = self._count(ops.cast(labels, "int32"), ops.cast(predictions, "int32"))
         low = self.low_digit + counts
         self.high_digit.assign(self.high_digit + low // self._BASE)

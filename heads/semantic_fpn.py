@@ -9,7 +9,7 @@ from heads.fpn import FPN
 from heads.losses import semantic_cross_entropy
 from heads.mean_iou import MeanIoU
 from heads.resizing import resize_bilinear
-from heads.segmentation import segment_images
+from heads.segmentation import label_pixels, segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -87,7 +87,7 @@ class SemanticFPN(DenseModel):
 
     def decode(self, predictions):
         """Gives label maps, int32 (batch, height, width), of logits."""
-        return ops.cast(ops.argmax(predictions, axis=-1), "int32")
+        return label_pixels(predictions)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.mean_iou.update_state(y, self.decode(y_pred))

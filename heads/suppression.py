@@ -42,8 +42,10 @@ def suppress_boxes(boxes, scores, labels, iou_threshold, max_detections):
     slots = ops.arange(max_detections, dtype="int32")[None]
 
     def find_best(remaining):
-        index = ops.cast(ops.argmax(remaining, axis=1), "int32")
-        return index, ops.max(remaining, axis=1, initial=0.0) > 0
+        # Not `ops.argmax`: on TensorFlow it takes more passes, one of which no exported format has.
+        best = ops.max(remaining, axis=1, keepdims=True)
+        index = ops.min(ops.where(ops.equal(remaining, best), positions, num_slots), axis=1)
+        return index, best[:, 0] > 0
 
     def pick_best(step, remaining, index, found, picked):
         is_slot = ops.logical_and(ops.equal(slots, step), found[:, None])

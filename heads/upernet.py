@@ -9,7 +9,7 @@ from heads.losses import semantic_cross_entropy
 from heads.mean_iou import MeanIoU
 from heads.pyramid_pooling import PyramidPooling
 from heads.resizing import resize_bilinear
-from heads.segmentation import segment_images
+from heads.segmentation import label_pixels, segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -137,7 +137,7 @@ class UPerNet(DenseModel):
     def decode(self, predictions):
         """Gives label maps, int32 (batch, height, width), of what `call` returned."""
         logits = predictions["logits"] if isinstance(predictions, dict) else predictions
-        return ops.cast(ops.argmax(logits, axis=-1), "int32")
+        return label_pixels(logits)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self.mean_iou.update_state(y, self.decode(y_pred))

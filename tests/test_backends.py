@@ -38,7 +38,7 @@ arguments = {
     UPerNet: {"channels": 16, "auxiliary_channels": 8},
 }
 for head, sizes in arguments.items():
-    model = head(VANBackbone("b0", depths=(1, 1, 1, 1)), num_classes=3, **sizes)
+    model = head(VANBackbone("b0", depths=(1, 1, 1, 1), drop_path_rate=0.0), num_classes=3, **sizes)
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
     before = [keras.ops.convert_to_numpy(variable).copy() for variable in model.backbone.weights]
     history = model.fit(images, labels, batch_size=2, epochs=1, verbose=0).history
