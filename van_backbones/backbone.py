@@ -38,6 +38,8 @@ class VANBackbone(keras.Model):
         widths: channels of the four stages, in place of the variant's.
         depths: blocks in the four stages, in place of the variant's.
         dtype: dtype policy of all layers. None gives the global one.
+        recompute: whether training keeps only what enters each block, and computes the rest again in the
+            backward pass: less memory for a longer step, and the same numbers.
         **kwargs: `name` and `trainable`.
 
     Raises:
@@ -58,6 +60,7 @@ class VANBackbone(keras.Model):
         widths=None,
         depths=None,
         dtype=None,
+        recompute=False,
         **kwargs,
     ):
         _check_arguments(variant, input_shape, normalization, drop_path_rate, widths, depths)
@@ -75,7 +78,9 @@ class VANBackbone(keras.Model):
             mean, deviation = NORMALIZATIONS[normalization]
             x = ImageNormalization(mean, deviation, dtype=dtype, name="normalization")(x)
         rates = np.linspace(0.0, drop_path_rate, sum(depths)).tolist()
-        stages = _build_stages(x, widths, depths, row.expansion_ratios, rates, layer_norm_epsilon, dtype)
+        stages = _build_stages(
+            x, widths, depths, row.expansion_ratios, rates, layer_norm_epsilon, dtype, recompute
+        )
         pyramid = {f"P{stage + 1}": outputs for stage, outputs in enumerate(stages, 1)}
         trainable = kwargs.pop("trainable", True)
         super().__init__(inputs=images, outputs=pyramid, **kwargs)
@@ -88,6 +93,7 @@ class VANBackbone(keras.Model):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.widths = widths
         self.depths = depths
+        self.recompute = recompute
         self.frozen_stages = 0
         self.frozen_batch_norms = False
         self.pyramid_outputs = pyramid
@@ -148,6 +154,7 @@ class VANBackbone(keras.Model):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "widths": self.widths,
             "depths": self.depths,
+            "recompute": self.recompute,
             "frozen_stages": self.frozen_stages,
             "frozen_batch_norms": self.frozen_batch_norms,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
@@ -165,7 +172,7 @@ class VANBackbone(keras.Model):
         return backbone
 
 
-def _build_stages(x, widths, depths, expansion_ratios, drop_path_rates, layer_norm_epsilon, dtype):
+def _build_stages(x, widths, depths, expansion_ratios, drop_path_rates, layer_norm_epsilon, dtype, recompute):
     """Gives the four stages' symbolic outputs."""
     rates = iter(drop_path_rates)
     stages = []
@@ -174,7 +181,8 @@ def _build_stages(x, widths, depths, expansion_ratios, drop_path_rates, layer_no
         name = f"stage{stage}_embedding"
         x = OverlapPatchEmbedding(width, kernel_size, strides, dtype=dtype, name=name)(x)
         for index in range(depth):
-            x = VANBlock(ratio, next(rates), dtype=dtype, name=f"stage{stage}_block{index}")(x)
+            name = f"stage{stage}_block{index}"
+            x = VANBlock(ratio, next(rates), recompute=recompute, dtype=dtype, name=name)(x)
         name = f"stage{stage}_norm"
         x = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, dtype=dtype, name=name)(x)
         stages.append(x)

@@ -10,9 +10,10 @@ def gelu(inputs):
     """Gives the exact GELU, `x * Phi(x)`.
 
     `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary
-    error function, which takes several times as long (README, "Speed").
+    error function, which takes several times as long (README, "Speed"). Written in this order, other runtimes
+    know it when they load an export.
     """
-    return inputs * (0.5 + 0.5 * ops.erf(inputs * math.sqrt(0.5)))
+    return (0.5 * inputs) * (1.0 + ops.erf(inputs * math.sqrt(0.5)))
 
 
 def scaled_gelu(inputs):
@@ -78,21 +79,40 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Args:
         momentum: share of the old statistics that a training step keeps.
         epsilon: added to the variance.
-        **kwargs: arguments of `keras.layers.BatchNormalization`.
+        **kwargs: arguments of `keras.layers.BatchNormalization` other than `renorm`.
     """
 
     def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
 
-    def call(self, inputs, training=None, mask=None):
-        if not (training and self.trainable):
-            return super().call(inputs, training=training, mask=mask)
-        kept = self.moving_variance * self.momentum
-        outputs = super().call(inputs, training=True, mask=mask)
-        count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), kept.dtype)
-        # A single value has no unbiased variance: then the biased one, 0, stays.
-        self.moving_variance.assign_add((self.moving_variance - kept) / ops.maximum(count - 1.0, 1.0))
+    def call(self, inputs, training=None):
+        if not training:
+            return super().call(inputs, training=False)
+        outputs, statistics = self.normalize_batch(inputs)
+        self.update_statistics(statistics)
         return outputs
+
+    def normalize_batch(self, inputs):
+        """Gives what `call` gives in training, and the batch's statistics for `update_statistics`.
+
+        Changes no variable, so that it may run twice. A frozen layer goes by its moving statistics and has
+        none of the batch.
+        """
+        if not self.trainable:
+            return super().call(inputs, training=False), ()
+        inputs = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        mean, variance = ops.moments(inputs, axes=(0, 1, 2), synchronized=self.synchronized)
+        gamma, beta = ops.cast(self.gamma, inputs.dtype), ops.cast(self.beta, inputs.dtype)
+        outputs = ops.batch_normalization(inputs, mean, variance, self.axis, beta, gamma, self.epsilon)
+        count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), inputs.dtype)
+        # A single value has no unbiased variance: then the biased one, 0, stays.
+        unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
+        return ops.cast(outputs, self.compute_dtype), (ops.stop_gradient(mean), ops.stop_gradient(unbiased))
+
+    def update_statistics(self, statistics):
+        """Moves the moving statistics towards those that `normalize_batch` gave."""
+        for moving, value in zip((self.moving_mean, self.moving_variance), statistics, strict=False):
+            moving.assign(ops.cast(moving, value.dtype) * self.momentum + value * (1.0 - self.momentum))
 
     def scale_and_shift(self):
         """Gives the (channels,) `scale` and `shift` that the layer applies at inference."""
@@ -269,15 +289,18 @@ class VANBlock(keras.layers.Layer):
         expansion_ratio: hidden width over width in the feed-forward part.
         drop_path_rate: probability of leaving out a branch for a sample in training.
         layer_scale: initial factor of the branches.
+        recompute: whether training computes the block again in the backward pass instead of keeping its
+            intermediate maps. The numbers are the same.
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, expansion_ratio, drop_path_rate=0.0, layer_scale=1e-2, **kwargs):
+    def __init__(self, expansion_ratio, drop_path_rate=0.0, layer_scale=1e-2, recompute=False, **kwargs):
         # Weights are folded in float32 and cast then: casting them first would round them twice.
         super().__init__(autocast=False, **kwargs)
         self.expansion_ratio = expansion_ratio
         self.drop_path_rate = drop_path_rate
         self.layer_scale = layer_scale
+        self.recompute = recompute
         dtype = self.dtype_policy
         self.norm1 = BatchNormalization(dtype=dtype, name="norm1")
         self.attention = LargeKernelAttention(dtype=dtype, name="attention")
@@ -300,10 +323,26 @@ class VANBlock(keras.layers.Layer):
         if not training:
             outputs = self.attention.call_folded(inputs, self.norm1, scale_1)
             return self.feed_forward.call_folded(outputs, self.norm2, scale_2)
-        branch = self.attention(self.norm1(inputs, training=True)) * ops.cast(scale_1, self.compute_dtype)
-        outputs = inputs + self.drop_path(branch, training=True)
-        branch = self.feed_forward(self.norm2(outputs, training=True)) * ops.cast(scale_2, self.compute_dtype)
-        return outputs + self.drop_path(branch, training=True)
+        # Noise and moving statistics stay outside: what is computed twice must not draw or assign twice.
+        factors = self._branch_factor(inputs, scale_1), self._branch_factor(inputs, scale_2)
+        train = keras.remat(self._train) if self.recompute else self._train
+        outputs, *statistics = train(inputs, *factors)
+        for norm, values in zip((self.norm1, self.norm2), statistics, strict=True):
+            norm.update_statistics(values)
+        return outputs
+
+    def _branch_factor(self, inputs, scale):
+        """Gives the layer scale, 0 for the samples that lose the branch: (batch, 1, 1, channels)."""
+        kept = self.drop_path(ops.ones((ops.shape(inputs)[0], 1, 1, 1), self.compute_dtype), training=True)
+        return ops.cast(ops.multiply(scale, kept), self.compute_dtype)
+
+    def _train(self, inputs, factor_1, factor_2):
+        """Gives the outputs and the statistics of the two norms, and changes no variable."""
+        normed, statistics_1 = self.norm1.normalize_batch(inputs)
+        outputs = inputs + factor_1 * self.attention(normed)
+        normed, statistics_2 = self.norm2.normalize_batch(outputs)
+        outputs = outputs + factor_2 * self.feed_forward(normed)
+        return outputs, statistics_1, statistics_2
 
     def attention_map(self, inputs):
         """Gives the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
@@ -336,5 +375,6 @@ class VANBlock(keras.layers.Layer):
             "expansion_ratio": self.expansion_ratio,
             "drop_path_rate": self.drop_path_rate,
             "layer_scale": self.layer_scale,
+            "recompute": self.recompute,
         }
         return {**super().get_config(), **config}
