@@ -1,6 +1,7 @@
 """The bricks of the segmentation heads: convolution with batch norm and ReLU, and the last layer."""
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -37,13 +38,15 @@ class ConvolutionBlock(keras.layers.Layer):
     Args:
         filters: output channels.
         kernel_size: side of the kernel, odd.
+        folded: whether the norm is part of the convolution, for inference: see `fold`.
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, filters, kernel_size, **kwargs):
+    def __init__(self, filters, kernel_size, folded=False, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
+        self.folded = folded
         # PyTorch's kaiming normal over the fan out, which mmcv gives every such convolution. One initializer
         # for all blocks would draw the same values for each.
         initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
@@ -51,30 +54,44 @@ class ConvolutionBlock(keras.layers.Layer):
             filters,
             kernel_size,
             padding="same",
-            use_bias=False,
+            use_bias=folded,
             kernel_initializer=initializer,
-            dtype=self.dtype_policy,
+            # What is not trained any more is stored as it is used.
+            dtype=self.compute_dtype if folded else self.dtype_policy,
             name="conv",
         )
-        self.norm = BatchNormalization(dtype=self.dtype_policy, name="norm")
+        if not folded:
+            self.norm = BatchNormalization(dtype=self.dtype_policy, name="norm")
 
     def build(self, input_shape):
         self.conv.build(input_shape)
-        self.norm.build((*input_shape[:-1], self.filters))
+        if not self.folded:
+            self.norm.build((*input_shape[:-1], self.filters))
         self.built = True
 
+    def fold(self, block):
+        """Takes, if this block is folded, the weights of one that is not, and gives what that gives."""
+        weights = [*block.conv.get_weights(), *block.norm.get_weights()]
+        kernel, gamma, beta, mean, variance = (np.asarray(values, np.float64) for values in weights)
+        scale = gamma / np.sqrt(variance + block.norm.epsilon)
+        self.conv.set_weights([kernel * scale, beta - mean * scale])
+
     def call(self, inputs, training=None):
-        return ops.relu(self.norm(self.conv(inputs), training=training))
+        outputs = self.conv(inputs)
+        return ops.relu(outputs if self.folded else self.norm(outputs, training=training))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)
 
     def reference_layers(self):
         """Gives mmcv's names: name -> layer."""
+        if self.folded:
+            raise ValueError("a folded model has no norms to load or save by name: deploy after loading")
         return {"conv": self.conv, "bn": self.norm}
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
+        config = {"filters": self.filters, "kernel_size": self.kernel_size, "folded": self.folded}
+        return {**super().get_config(), **config}
 
 
 @keras.saving.register_keras_serializable(package="heads")

@@ -14,14 +14,17 @@ class DenseModel(keras.Model):
         backbone: a functional Keras model with `pyramid_outputs`, a dict level -> symbolic output.
         levels: the levels that the head reads, such as `("P2", "P3", "P4", "P5")`.
         loss_names: the keys of `compute_losses`.
+        folded: whether norms are part of the convolutions before them, where the head has any. For
+            inference; `van_backbones.deployment.deploy` makes such a head of a trained one.
         **kwargs: `name`, `trainable`, `dtype`.
 
     Raises:
         ValueError: if the backbone has no `pyramid_outputs` or lacks a level.
     """
 
-    def __init__(self, backbone, levels, loss_names, **kwargs):
+    def __init__(self, backbone, levels, loss_names, folded=False, **kwargs):
         super().__init__(**kwargs)
+        self.folded = folded
         outputs = getattr(backbone, "pyramid_outputs", None)
         if outputs is None or any(level not in outputs for level in levels):
             found = "no pyramid_outputs" if outputs is None else f"levels {list(outputs)}"
@@ -81,6 +84,7 @@ class DenseModel(keras.Model):
     def get_config(self):
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "folded": self.folded,
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),

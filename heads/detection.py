@@ -99,7 +99,7 @@ def select_pairs(scores, num_best):
     """
     num_classes = ops.shape(scores)[-1]
     _, boxes = select_best(ops.max(scores, axis=-1), num_best)
-    candidates = ops.take_along_axis(scores, boxes[..., None], axis=1)
+    candidates = ops.take_along_axis(scores, ops.expand_dims(boxes, -1), axis=1)
     batch, num_boxes = ops.shape(boxes)
     best, pairs = select_best(ops.reshape(candidates, (batch, num_boxes * num_classes)), num_best)
     pairs = ops.cast(pairs, "int32")

@@ -212,11 +212,11 @@ class FasterRCNN(DenseModel):
     def detect(self, predictions):
         """Gives detections as `decode` does, in pixels of the input."""
         scores = ops.softmax(predictions["class_logits"], axis=-1)[..., :-1]
-        exists = predictions["proposal_scores"][..., None] >= 0.0
+        exists = ops.expand_dims(predictions["proposal_scores"], -1) >= 0.0
         scores = ops.where(exists & (scores > self.score_threshold), scores, 0.0)
         scores, rows, labels = select_pairs(scores, NUM_PAIRS)
         deltas = take_rows(predictions["box_deltas"], rows)
-        deltas = ops.take_along_axis(deltas, labels[:, :, None, None], axis=2)[:, :, 0]
+        deltas = ops.take_along_axis(deltas, ops.reshape(labels, (*ops.shape(labels), 1, 1)), axis=2)[:, :, 0]
         boxes = decode_boxes(deltas, take_rows(predictions["proposals"], rows), DEVIATIONS)
         return select_detections(
             boxes, scores, labels, predictions["image_sizes"], self.iou_threshold, self.max_detections

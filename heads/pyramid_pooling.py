@@ -14,6 +14,7 @@ class PyramidPooling(keras.layers.Layer):
     Args:
         channels: output channels.
         pool_sizes: cells per axis of each grid.
+        folded: whether norms are part of the convolutions: see `ConvolutionBlock`.
         **kwargs: base arguments of the layer.
 
     Call arguments:
@@ -26,15 +27,16 @@ class PyramidPooling(keras.layers.Layer):
         - Zhao et al., "Pyramid Scene Parsing Network", arXiv 1612.01105, section 3.2.
     """
 
-    def __init__(self, channels=512, pool_sizes=(1, 2, 3, 6), **kwargs):
+    def __init__(self, channels=512, pool_sizes=(1, 2, 3, 6), folded=False, **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
         self.pool_sizes = tuple(pool_sizes)
-        dtype = self.dtype_policy
+        self.folded = folded
+        options = {"folded": folded, "dtype": self.dtype_policy}
         self.pool_blocks = [
-            ConvolutionBlock(channels, 1, dtype=dtype, name=f"pool_{size}") for size in self.pool_sizes
+            ConvolutionBlock(channels, 1, **options, name=f"pool_{size}") for size in self.pool_sizes
         ]
-        self.bottleneck = ConvolutionBlock(channels, 3, dtype=dtype, name="bottleneck")
+        self.bottleneck = ConvolutionBlock(channels, 3, **options, name="bottleneck")
 
     def build(self, input_shape):
         for block in self.pool_blocks:
@@ -55,4 +57,5 @@ class PyramidPooling(keras.layers.Layer):
         return (*input_shape[:-1], self.channels)
 
     def get_config(self):
-        return {**super().get_config(), "channels": self.channels, "pool_sizes": self.pool_sizes}
+        config = {"channels": self.channels, "pool_sizes": self.pool_sizes, "folded": self.folded}
+        return {**super().get_config(), **config}

@@ -116,7 +116,7 @@ def select_proposals(predictions, num_candidates, num_proposals):
         start = end
     scores, rows = select_best(ops.concatenate(scores, axis=1), num_proposals)
     proposals = take_rows(ops.concatenate(proposals, axis=1), ops.cast(rows, "int32"))
-    proposals = ops.where(scores[..., None] >= 0.0, proposals, 0.0)
+    proposals = ops.where(ops.expand_dims(scores, -1) >= 0.0, proposals, 0.0)
     return ops.stop_gradient(proposals), ops.stop_gradient(scores)
 
 

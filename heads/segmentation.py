@@ -7,7 +7,7 @@ from heads.resizing import resize_bilinear
 
 
 def label_pixels(logits):
-    """Gives the likeliest class of each pixel: (batch, height, width, classes) -> int32 without the last axis.
+    """Gives the likeliest class of each pixel, int32 (batch, height, width), of logits.
 
     `ops.argmax` gives the same, but on TensorFlow it takes four more passes over the logits, one of which
     (`Bitcast`) neither ONNX nor OpenVINO has.

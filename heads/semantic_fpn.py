@@ -50,7 +50,7 @@ class SemanticFPN(DenseModel):
         dtype = self.dtype_policy
         self.neck = FPN(pyramid_channels, dtype=dtype, name="neck")
         self.scale_heads = [
-            ScaleHead(channels, num_doublings, dtype=dtype, name=f"scale_head_{num_doublings}")
+            ScaleHead(channels, num_doublings, self.folded, dtype=dtype, name=f"scale_head_{num_doublings}")
             for num_doublings in range(len(LEVELS))
         ]
         self.classifier = PixelClassifier(num_classes, dropout_rate, dtype=dtype, name="classifier")
@@ -125,15 +125,17 @@ class ScaleHead(keras.layers.Layer):
     Args:
         channels: output channels.
         num_doublings: times that the map is doubled. With 0 there is one convolution and no doubling.
+        folded: whether norms are part of the convolutions: see `ConvolutionBlock`.
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, channels, num_doublings, **kwargs):
+    def __init__(self, channels, num_doublings, folded=False, **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
         self.num_doublings = num_doublings
+        self.folded = folded
         self.blocks = [
-            ConvolutionBlock(channels, 3, dtype=self.dtype_policy, name=f"block_{index}")
+            ConvolutionBlock(channels, 3, folded, dtype=self.dtype_policy, name=f"block_{index}")
             for index in range(max(1, num_doublings))
         ]
 
@@ -160,4 +162,5 @@ class ScaleHead(keras.layers.Layer):
         }
 
     def get_config(self):
-        return {**super().get_config(), "channels": self.channels, "num_doublings": self.num_doublings}
+        config = {"channels": self.channels, "num_doublings": self.num_doublings, "folded": self.folded}
+        return {**super().get_config(), **config}

@@ -89,16 +89,17 @@ def suppress_sorted_boxes(boxes, valid, iou_threshold):
     _check_threshold(iou_threshold)
     corners = split_corners(ops.stop_gradient(ops.cast(boxes, "float32")))
     areas = _measure_nonzero(corners)
-    rows, columns = [c[:, :, None] for c in corners], [c[:, None, :] for c in corners]
+    # Not `c[:, :, None]`, which LiteRT does not know for sides of unknown length.
+    rows, columns = [ops.expand_dims(c, 2) for c in corners], [ops.expand_dims(c, 1) for c in corners]
     overlaps = intersect_corners(rows, columns)  # (batch, n, n)
-    unions = areas[:, :, None] + areas[:, None, :] - overlaps
+    unions = ops.expand_dims(areas, 2) + ops.expand_dims(areas, 1) - overlaps
     positions = ops.arange(ops.shape(boxes)[1], dtype="int32")
     better = positions[:, None] > positions[None, :]
     removes = ops.cast(ops.logical_and(overlaps / unions > iou_threshold, better), "float32")
     valid = ops.cast(valid, "float32")
 
     def settle(keep, _):
-        hits = ops.reshape(ops.matmul(removes, keep[:, :, None]), ops.shape(valid))
+        hits = ops.reshape(ops.matmul(removes, ops.expand_dims(keep, 2)), ops.shape(valid))
         return ops.where(hits > 0, 0.0, valid), keep
 
     keep, _ = ops.while_loop(

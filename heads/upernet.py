@@ -60,13 +60,14 @@ class UPerNet(DenseModel):
         self.dropout_rate = dropout_rate
         self.mean_iou = MeanIoU(num_classes)
         dtype = self.dtype_policy
+        options = {"folded": self.folded, "dtype": dtype}
         fine = range(len(LEVELS) - 1)
-        self.pyramid_pooling = PyramidPooling(channels, dtype=dtype, name="pyramid_pooling")
-        self.lateral_blocks = [ConvolutionBlock(channels, 1, dtype=dtype, name=f"lateral_{i}") for i in fine]
-        self.output_blocks = [ConvolutionBlock(channels, 3, dtype=dtype, name=f"output_{i}") for i in fine]
-        self.fusion_block = ConvolutionBlock(channels, 3, dtype=dtype, name="fusion")
+        self.pyramid_pooling = PyramidPooling(channels, **options, name="pyramid_pooling")
+        self.lateral_blocks = [ConvolutionBlock(channels, 1, **options, name=f"lateral_{i}") for i in fine]
+        self.output_blocks = [ConvolutionBlock(channels, 3, **options, name=f"output_{i}") for i in fine]
+        self.fusion_block = ConvolutionBlock(channels, 3, **options, name="fusion")
         self.classifier = PixelClassifier(num_classes, dropout_rate, dtype=dtype, name="classifier")
-        self.auxiliary_block = ConvolutionBlock(auxiliary_channels, 3, dtype=dtype, name="auxiliary")
+        self.auxiliary_block = ConvolutionBlock(auxiliary_channels, 3, **options, name="auxiliary")
         self.auxiliary_classifier = PixelClassifier(
             num_classes, dropout_rate, dtype=dtype, name="auxiliary_classifier"
         )
