@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from van_backbones.deployment import deploy
+
 LEVELS = ("P2", "P3", "P4", "P5")
 
 
@@ -147,6 +149,51 @@ def check_saving(make_model, batch, path):
     history = loaded.fit(images, targets, batch_size=len(images), verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert int(loaded.optimizer.iterations) == 2
+
+
+def check_deployment(make_model, images, path):
+    """The deployed head gives what the head gives, is not trained any more, saves and loads."""
+    model = make_model()
+    shake_weights(model)
+    before = model.get_weights()
+    expected = drop_second_stage(model(images, training=False))
+    deployed = deploy(model)
+    assert deploy(deployed) is deployed
+    assert type(deployed) is type(model)
+    assert not deployed.trainable_variables
+    names = {type(layer).__name__ for layer in deployed._flatten_layers()}
+    assert not names & {"BatchNormalization", "VANBlock", "OverlapPatchEmbedding"}
+    outputs = drop_second_stage(deployed(images, training=False))
+    for ours, theirs in zip(flatten(outputs), flatten(expected), strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+    deployed.save(path)
+    loaded = keras.saving.load_model(path)
+    results = (flatten(each.predict_on_batch(images)) for each in (loaded, deployed))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for value, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, old)
+    assert model.trainable_variables
+
+
+def drop_second_stage(predictions):
+    """Gives raw predictions without what hangs on the order of the proposals, where near-ties may swap."""
+    if not isinstance(predictions, dict):
+        return predictions
+    if "proposals" not in predictions:
+        return predictions
+    after = ("proposals", "proposal_scores", "class_logits", "box_deltas")
+    return {name: values for name, values in predictions.items() if name not in after}
+
+
+def shake_weights(model):
+    """Gives vectors and statistics values that show: at their start the norms and biases do nothing."""
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        if len(variable.shape) == 1 and variable.dtype == "float32":
+            positive = variable.name in ("gamma", "moving_variance") or "layer_scale" in variable.name
+            variable.assign(random.uniform(*((0.5, 1.5) if positive else (-0.5, 0.5)), variable.shape))
 
 
 def check_config(make_model):

@@ -103,6 +103,11 @@ def test_saving(make_small_van, make_batch, tmp_path):
     contracts.check_saving(make_small_van, make_batch(), tmp_path / "model.keras")
 
 
+def test_deployment(make_small_van, make_batch, tmp_path):
+    images, _ = make_batch((49, 64))
+    contracts.check_deployment(make_small_van, images, tmp_path / "model.keras")
+
+
 def test_config(make_small_van):
     contracts.check_config(make_small_van)
 

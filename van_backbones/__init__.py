@@ -3,7 +3,8 @@
 from van_backbones.backbone import VANBackbone
 from van_backbones.checkpoints import load_checkpoint
 from van_backbones.classifier import VANClassifier
+from van_backbones.deployment import deploy, export
 from van_backbones.variants import VARIANTS, Variant
 
-__all__ = ["VARIANTS", "VANBackbone", "VANClassifier", "Variant", "load_checkpoint"]
+__all__ = ["VARIANTS", "VANBackbone", "VANClassifier", "Variant", "deploy", "export", "load_checkpoint"]
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from van_backbones.backbone import VANBackbone
-from van_backbones.folded_layers import DilatedConvolution, FoldedPatchEmbedding, FoldedVANBlock
+from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layers import ImageNormalization, OverlapPatchEmbedding, VANBlock
 
 # format -> (suffix of the file, packages that write it)
@@ -96,7 +96,8 @@ def _deploy_functional(model, dtype):
             return _deploy_functional(layer, dtype)
         return _copy(layer, dtype)
 
-    clone = keras.models.clone_model(model, clone_function=fold_layer)
+    # Through a plain model: `clone_model` would compile the clone of a compiled one.
+    clone = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=fold_layer)
     model_class = DeployedBackbone if isinstance(model, VANBackbone) else keras.Model
     return model_class(clone.input, clone.output, name=model.name)
 
@@ -163,16 +164,16 @@ def export(model, path, format="saved_model", image_size=(None, None), batch_siz
     served = ServedModel(deployed)
     signature = served.make_signature(image_size, batch_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if format == "saved_model":
-        _write_saved_model(served, path, signature)
-        return
-    options = {}
-    if format == "litert":
-        import tensorflow as tf
+    with _traced_for(format, served), warnings.catch_warnings():
+        if format == "saved_model":
+            _write_saved_model(served, path, signature)
+            return
+        options = {}
+        if format == "litert":
+            import tensorflow as tf
 
-        # Else what LiteRT does not know would be left to TensorFlow, which its own runtime lacks.
-        options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
-    with _single_operations(served, format), warnings.catch_warnings():
+            # Else what LiteRT does not know would be left to TensorFlow, which its own runtime lacks.
+            options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
         warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy for a name on tf2onnx's behalf
         served.export(str(path), format=format, input_signature=[signature], verbose=False, **options)
 
@@ -254,8 +255,8 @@ def _write_saved_model(served, path, signature):
 
 
 @contextlib.contextmanager
-def _single_operations(model, format):
-    """Lets dilated convolutions be traced as the one operation that the format has."""
+def _traced_for(format, model):
+    """Lets the folded layers be traced as the operations that the format's runtime knows and fuses."""
     import tensorflow as tf
 
     def convolve(inputs, kernel, dilation_rate):
@@ -267,11 +268,14 @@ def _single_operations(model, format):
             input=inputs, filter=kernel, strides=[1] * 4, dilations=[1, *dilation_rate, 1], **options
         )
 
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, DilatedConvolution)]
+    blocks = [layer for layer in model._flatten_layers() if isinstance(layer, FoldedVANBlock)]
     try:
-        for layer in layers:
-            layer.single_operation = convolve
+        for block in blocks:
+            block.for_export = True
+            # TensorFlow itself could not run that.
+            block.conv_spatial.single_operation = None if format == "saved_model" else convolve
         yield
     finally:
-        for layer in layers:
-            layer.single_operation = None
+        for block in blocks:
+            block.for_export = False
+            block.conv_spatial.single_operation = None
