@@ -23,11 +23,12 @@ import keras
 import numpy as np
 
 from heads import SemanticFPN, UPerNet
-from van_backbones import VANBackbone
+from van_backbones import VANBackbone, deploy
 
 folder = pathlib.Path(sys.argv[1])
 backbone = VANBackbone("b0", normalization=None, weights=folder / "b0.weights.h5")
 np.savez(folder / "pyramid.npz", **backbone.predict_on_batch(np.load(folder / "images.npy")))
+np.savez(folder / "deployed.npz", **deploy(backbone).predict_on_batch(np.load(folder / "images.npy")))
 
 random = np.random.default_rng(0)
 images = random.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
@@ -73,7 +74,7 @@ def reference():
 
 @pytest.fixture(scope="module", params=["jax", "torch"])
 def backend(request, reference, tmp_path_factory):
-    """Gives a backend's name, its pyramid and its report."""
+    """Gives a backend's name, its pyramid, that of the deployed backbone and its report."""
     pytest.importorskip(request.param)
     backbone, images, _ = reference
     folder = tmp_path_factory.mktemp(request.param)
@@ -95,24 +96,26 @@ def backend(request, reference, tmp_path_factory):
     )
     assert run.returncode == 0, run.stderr[-4000:]
     report = json.loads((folder / "report.json").read_text())
-    return request.param, dict(np.load(folder / "pyramid.npz")), report
+    pyramids = [dict(np.load(folder / f"{name}.npz")) for name in ("pyramid", "deployed")]
+    return request.param, *pyramids, report
 
 
 def test_pyramid_equals_tensorflows(reference, backend):
     _, _, expected = reference
-    name, pyramid, report = backend
+    name, pyramid, deployed, report = backend
     assert report["backend"] == name
-    assert list(pyramid) == list(expected)
+    assert list(pyramid) == list(deployed) == list(expected)
     for level, outputs in expected.items():
         outputs = np.asarray(outputs)
         assert outputs.std((0, 1, 2)).mean() > 0.1
-        assert pyramid[level].shape == outputs.shape
+        assert pyramid[level].shape == deployed[level].shape == outputs.shape
         assert np.abs(pyramid[level] - outputs).max() <= 2e-5 * np.abs(outputs).max()
+        assert np.abs(deployed[level] - outputs).max() <= 1e-4 * np.abs(outputs).max()
 
 
 @pytest.mark.parametrize("head", ["SemanticFPN", "UPerNet"])
 def test_heads_train(backend, head):
-    _, _, report = backend
+    *_, report = backend
     history = report[head]["history"]
     assert "segmentation_loss" in history
     assert ("auxiliary_loss" in history) == (head == "UPerNet")
@@ -124,7 +127,7 @@ def test_heads_train(backend, head):
 
 @pytest.mark.parametrize("head", ["SemanticFPN", "UPerNet"])
 def test_heads_predict_label_maps(backend, head):
-    _, _, report = backend
+    *_, report = backend
     dtype, shape, smallest, largest = report[head]["maps"]
     assert (dtype, shape) == ("int32", [2, 64, 64])
     assert 0 <= smallest <= largest <= 2

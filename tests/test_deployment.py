@@ -1,5 +1,7 @@
 """Deployed models give what the models give, and so do their exports, each in its own runtime."""
 
+import math
+
 import contracts
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ import tensorflow as tf
 from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
 from van_backbones import VANBackbone, VANClassifier
 from van_backbones.deployment import FORMATS, DeployedBackbone, deploy, export
-from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
+from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock, fused_gelu
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
 from van_backbones.runtimes import load_export
 
@@ -70,6 +72,18 @@ def test_block_is_exact_at_the_border():
     assert relative_error(outputs, expected) < 1e-5
     assert relative_error(outputs[:, 0], expected[:, 0]) < 1e-5
     assert not [weight for weight in folded.weights if "norm" in weight.path or "layer_scale" in weight.path]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fused_gelu(dtype):
+    values = tf.cast(np.linspace(-6.0, 6.0, 481, dtype="float32")[None], dtype)
+    compiled = fused_gelu(values)
+    any_size = tf.function(fused_gelu, input_signature=[tf.TensorSpec((None, None), dtype)])
+    expected = [x * 0.5 * math.erfc(-x * math.sqrt(0.5)) for x in values.numpy()[0].astype("float64")]
+    for outputs in (compiled, any_size(values)):
+        assert outputs.dtype == dtype
+        tolerance = {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
+        np.testing.assert_allclose(tf.cast(outputs[0], "float64"), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 50)])
