@@ -82,6 +82,7 @@ def _averaging_matrix(num_positions, num_bins):
     position = ops.arange(num_positions, dtype="int32")[None, :]
     bins = ops.arange(num_bins, dtype="int32")[:, None]
     start = bins * num_positions // num_bins
-    end = -(-(bins + 1) * num_positions // num_bins)
+    # Rounded up without negative numbers, which ONNX rounds towards zero.
+    end = ((bins + 1) * num_positions + num_bins - 1) // num_bins
     inside = ops.cast((position >= start) & (position < end), "float32")
     return inside / ops.sum(inside, axis=1, keepdims=True)
