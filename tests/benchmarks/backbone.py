@@ -1,22 +1,22 @@
-"""Prints how VANBackbone's forward pass compares with the same network from stock Keras layers.
+"""The network from stock Keras layers; prints how VANBackbone's forward pass compares with it.
 
-    python tests/benchmarks/backbone.py [--variant b1] [--size 512] [--rounds 30]
+    python tests/benchmarks/backbone.py [--variant b1] [--size 512] [--batch-size 1] [--rounds 30]
 
-Four models, equal weights, take turns in one process: ours and the stock one, each in float32 and in
-mixed_bfloat16. Medians in milliseconds, and their ratios.
+A shortcut to the Keras rows of `inference.py`.
 """
 
 import argparse
 import os
-import statistics
-import time
+import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 
-from van_backbones import VARIANTS, VANBackbone
+from van_backbones import VARIANTS
 
 
 def main(argv=None):
@@ -28,42 +28,11 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args(argv)
-    images = np.random.default_rng(0).uniform(
-        0, 255, (arguments.batch_size, arguments.size, arguments.size, 3)
-    )
-    images = images.astype("float32")
-
-    models, outputs, seconds = {}, {}, {}
-    for policy in ("float32", "mixed_bfloat16"):
-        ours = VANBackbone(arguments.variant, drop_path_rate=0.0, dtype=policy)
-        if not models:
-            calibrate(ours, images)
-            weights = ours.get_weights()
-        ours.set_weights(weights)
-        stock = build_stock(arguments.variant, policy)
-        copy_weights(ours, stock)
-        models |= {("ours", policy): ours, ("stock", policy): stock}
-    for key, model in models.items():
-        outputs[key] = model.predict_on_batch(images)
-        model.predict_on_batch(images)
-        seconds[key] = []
-    for _ in range(arguments.rounds):
-        for key, model in models.items():
-            start = time.perf_counter()
-            model.predict_on_batch(images)
-            seconds[key].append(time.perf_counter() - start)
-
-    print(f"{describe_machine()}\nvan {arguments.variant}, {images.shape}, {arguments.rounds} rounds")
-    milliseconds = {key: 1000 * statistics.median(values) for key, values in seconds.items()}
-    exact = outputs["stock", "float32"]
-    for (name, policy), median in milliseconds.items():
-        error = max(np.abs(outputs[name, policy][k] - exact[k]).max() / np.abs(exact[k]).max() for k in exact)
-        print(f"{name:5} {policy:14} {median:7.1f} ms   largest error / largest value {error:.1e}")
-    for policy in ("float32", "mixed_bfloat16"):
-        ratio = milliseconds["stock", policy] / milliseconds["ours", policy]
-        print(f"{policy}: ours is {ratio:.2f} times as fast as stock layers")
-    ratio = milliseconds["ours", "float32"] / milliseconds["ours", "mixed_bfloat16"]
-    print(f"ours: mixed_bfloat16 is {ratio:.2f} times as fast as float32")
+    command = [sys.executable, "-m", "tests.benchmarks.inference", "--frameworks", "keras"]
+    command += ["--variants", arguments.variant, "--sizes", f"{arguments.size}x{arguments.size}"]
+    command += ["--batch-sizes", str(arguments.batch_size), "--rounds", str(arguments.rounds)]
+    command += ["--seconds", "600"]
+    sys.exit(subprocess.run(command, cwd=pathlib.Path(__file__).resolve().parents[2]).returncode)
 
 
 def describe_machine():

@@ -1,11 +1,12 @@
 """Times our way from raw logits to suppressed detections against TensorFlow's own.
 
-    python tests/benchmarks/suppression.py
+    python tests/benchmarks/suppression.py [--rounds 15]
 
 Both get 2 images of 49,104 anchors and 80 classes (RetinaNet at 512 x 512), take the 1000 best pairs of an
 anchor and a class and suppress to 100. Runs take turns; medians are compared.
 """
 
+import argparse
 import os
 import statistics
 import time
@@ -22,7 +23,17 @@ BATCH, ANCHORS, CLASSES, CANDIDATES, DETECTIONS = 2, 49_104, 80, 1000, 100
 IOU_THRESHOLD = 0.5
 
 
-def main(num_rounds=15):
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--rounds", type=int, help="default: 15")
+    parser.add_argument("--threads", type=int, help="default: TensorFlow's")
+    parser.add_argument("--quick", action="store_true", help="5 rounds")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
     generator = np.random.default_rng(0)
     logits = generator.normal(-4.0, 1.5, (BATCH, ANCHORS, CLASSES)).astype("float32")
     corners = generator.uniform(0, 448, (BATCH, ANCHORS, 2))
@@ -30,11 +41,12 @@ def main(num_rounds=15):
     inputs = tf.constant(logits), tf.constant(boxes.astype("float32"))
     functions = {"ours": tf.function(suppress_ours), "tf.image": tf.function(suppress_padded)}
     found = {name: function(*inputs) for name, function in functions.items()}
+    print(f"\nSuppression, {BATCH} x {ANCHORS:,} anchors x {CLASSES} classes")
     for ours, theirs in zip(found["ours"].numpy(), found["tf.image"].numpy(), strict=True):
         shared = len(set(map(tuple, ours.round(3))) & set(map(tuple, theirs.round(3))))
         print(f"{shared} of {DETECTIONS} detections are the same")
     seconds = {name: [] for name in functions}
-    for _ in range(num_rounds):
+    for _ in range(arguments.rounds or (5 if arguments.quick else 15)):
         for name, function in functions.items():
             start = time.perf_counter()
             function(*inputs)

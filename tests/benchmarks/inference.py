@@ -1,0 +1,237 @@
+"""Times the forward pass: ours, stock Keras layers, PyTorch, OpenVINO and ONNX Runtime in turns.
+
+    python -m tests.benchmarks.inference --variants b0 --sizes 224x224 512x512 --batch-sizes 1 --rounds 10
+
+Equal weights, images and threads. NumPy images of 0 .. 255 go in, the four maps come out. "Best PyTorch" is
+the fastest PyTorch row of the same precision in the same table. "Largest error" is that of the worst map over
+its largest value, against stock Keras layers in float32. "~" marks what other processes disturbed.
+"""
+
+import argparse
+import functools
+import shutil
+import tempfile
+from typing import NamedTuple
+
+from tests.benchmarks import engines
+from tests.benchmarks.turns import (
+    QUIET,
+    Worker,
+    WorkerError,
+    describe_rounds,
+    format_table,
+    limit_threads,
+    take_turns,
+)
+
+FRAMEWORKS = ("keras", "torch", "compile", "openvino", "onnx")
+EXPORTED_NAMES = {"openvino": "van.xml", "onnx": "van.onnx"}
+OURS = ("ours",)
+PYTORCH = ("Transformers", "PyTorch", "torch.compile")
+PEAK_SIDE = 3072  # of the matrices whose product gives the machine's peak
+
+
+class Measured(NamedTuple):
+    """One row.
+
+    Attributes:
+        milliseconds: of a forward pass.
+        error: the largest, over the largest value.
+        share: FLOP/s over the machine's peak.
+        mark: "~" where other processes took so much of the machine that the time says little, or "".
+    """
+
+    milliseconds: float
+    error: float
+    share: float
+    mark: str
+
+
+def main(argv=None):
+    arguments = parse_arguments(argv)
+    limit_threads(arguments.threads)
+    tables, peaks = {}, {}
+    for variant in arguments.variants:
+        with tempfile.TemporaryDirectory() as folder:
+            workers = {}
+            try:
+                start_workers(workers, variant, arguments, folder)
+                measure_peaks(workers, peaks)
+                for batch_size in arguments.batch_sizes:
+                    for height, width in arguments.sizes:
+                        title = f"{variant}, {batch_size} x {height} x {width}"
+                        if batch_size * height * width > arguments.max_pixels:
+                            print(f"\n{title}: left out, see --max-pixels")
+                            continue
+                        shape = (batch_size, height, width, 3)
+                        try:
+                            tables[title] = measure_shape(title, workers, shape, peaks, arguments)
+                        except WorkerError as error:
+                            print(f"\n{title}: stopped, {error}", flush=True)
+            finally:
+                for worker in workers.values():
+                    worker.close()
+    print_summary(tables)
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--variants", nargs="+", help="default: b0 b1 b2")
+    add("--sizes", nargs="+", type=parse_size, help="default: 224x224 512x512 800x1280")
+    add("--batch-sizes", nargs="+", type=int, help="default: 1 8")
+    add("--rounds", type=int, help="quiet turns of each row; default: 10")
+    add(
+        "--seconds",
+        type=float,
+        default=40.0,
+        help="after which a table gets no further round, if it had four",
+    )
+    add("--threads", type=int, default=2)
+    add("--frameworks", nargs="+", default=FRAMEWORKS, choices=FRAMEWORKS, help="keras always runs")
+    add("--max-pixels", type=int, default=8 * 512 * 512, help="larger batches are left out")
+    add("--compile-all", action="store_true", help="torch.compile at every batch size, not the first only")
+    add("--quick", action="store_true", help="b0, 224 x 224, batch 1, 5 rounds")
+    arguments = parser.parse_args(argv)
+    quick = arguments.quick
+    arguments.variants = arguments.variants or (["b0"] if quick else ["b0", "b1", "b2"])
+    arguments.sizes = arguments.sizes or ([(224, 224)] if quick else [(224, 224), (512, 512), (800, 1280)])
+    arguments.batch_sizes = arguments.batch_sizes or ([1] if quick else [1, 8])
+    arguments.rounds = arguments.rounds or (5 if quick else 10)
+    return arguments
+
+
+def parse_size(text):
+    """Gives (height, width) of "800x1280"."""
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def start_workers(workers, variant, arguments, folder):
+    """Fills `workers`, framework -> process, and says what is left out."""
+    threads = arguments.threads
+    workers["keras"] = keras = Worker(engines.KerasEngine, variant, threads, folder)
+    machine, network = keras("describe")
+    print(f"\n{variant}: {machine}; {threads} threads", flush=True)
+    jobs = {
+        "torch": (engines.TorchEngine, network, threads, folder),
+        "compile": (engines.CompiledTorchEngine, network, threads, folder),
+        "openvino": (engines.OpenVINOEngine, threads, folder),
+        "onnx": (engines.ONNXEngine, threads, folder),
+    }
+    for framework, job in jobs.items():
+        if framework not in arguments.frameworks:
+            continue
+        reason = None
+        if framework == "compile" and not shutil.which("g++"):
+            reason = "needs g++"
+        if framework in EXPORTED_NAMES:
+            reason = keras("export", EXPORTED_NAMES[framework], framework)
+        if reason is None:
+            try:
+                workers[framework] = Worker(*job)
+            except WorkerError as error:
+                reason = str(error)
+        if reason is not None:
+            print(f"left out: {framework}: {reason}")
+    for worker in workers.values():
+        for name, reason in worker("list_rows")[1]:
+            print(f"left out: {name}: {reason}")
+
+
+def measure_peaks(workers, peaks):
+    """Raises `peaks`, precision -> FLOP/s of a large matrix product, the best of TensorFlow and PyTorch."""
+    sources = [workers[name] for name in ("keras", "torch") if name in workers]
+    for precision in engines.POLICIES:
+        for worker in sources:
+            for _ in range(10):
+                speed, disturbance = worker("measure_peak", precision, PEAK_SIDE)
+                peaks[precision] = max(speed, peaks.get(precision, 0.0))
+                if disturbance < QUIET:
+                    break
+        print(f"peak in {precision}: {peaks[precision] / 1e9:,.0f} GFLOP/s, the best matrix product so far")
+
+
+def measure_shape(title, workers, shape, peaks, arguments):
+    """Times all rows at one shape and prints the table; gives row -> `Measured`."""
+    if shape[0] != arguments.batch_sizes[0] and not arguments.compile_all:
+        workers = {name: worker for name, worker in workers.items() if name != "compile"}
+    owners = start_shape(workers, shape)
+    errors = {row: worker("measure_error", row) for row, worker in owners.items()}
+    turns = {row: functools.partial(worker, "take_turn", row) for row, worker in owners.items()}
+    medians, num_rounds = take_turns(turns, arguments.rounds, arguments.seconds)
+    operations = 2 * shape[0] * workers["keras"]("count", shape[1:3])
+    rows = {}
+    for row, (value, disturbance) in medians.items():
+        share, mark = operations / value / peaks[row[1]], "~" if disturbance >= QUIET else ""
+        rows[row] = Measured(1000 * value, errors[row], share, mark)
+    print(f"\n{title}: {operations / 1e9:.1f} GFLOP; {describe_rounds(medians, num_rounds)}")
+    print_rows(rows)
+    return rows
+
+
+def start_shape(workers, shape):
+    """Has all get ready, at once, as that takes one core each; gives row -> worker."""
+    started, owners = {}, {}
+    for name, worker in workers.items():
+        try:
+            worker.send("start", shape)
+            started[name] = worker
+        except WorkerError as error:
+            print(f"left out: {name}: {error}")
+    for name, worker in started.items():
+        try:
+            worker.receive()
+            owners |= {row: worker for row in worker("list_rows")[0]}
+        except WorkerError as error:
+            print(f"left out: {name}: {error}")
+    return owners
+
+
+def print_rows(rows):
+    header = ("", "precision", "ms", "times as fast as best PyTorch", "share of peak", "largest error")
+    lines = []
+    for (name, precision), found in sorted(rows.items(), key=lambda item: item[0][1] != engines.FLOAT):
+        best = find_best(rows, precision, PYTORCH)
+        ratio = (
+            "1 (best PyTorch)" if best == (name, precision) else format_ratio(rows, (name, precision), best)
+        )
+        share, error = f"{100 * found.share:.0f} %", f"{found.error:.0e}"
+        lines.append((name, precision, f"{found.mark}{found.milliseconds:.1f}", ratio, share, error))
+    print(format_table(header, lines), flush=True)
+
+
+def format_ratio(rows, row, other):
+    """Gives how many times as fast as another a row is, or "-" without the other."""
+    if other is None:
+        return "-"
+    mark = rows[row].mark or rows[other].mark
+    return f"{mark}{rows[other].milliseconds / rows[row].milliseconds:.2f}"
+
+
+def find_best(rows, precision, names):
+    """Gives the fastest row of a precision whose name begins with one of `names`, or None."""
+    found = [row for row in rows if row[1] == precision and row[0].startswith(names)]
+    return min(found, key=lambda row: rows[row].milliseconds, default=None)
+
+
+def print_summary(tables):
+    """Prints how our best compares with the best of others, over all shapes."""
+    others = {"PyTorch": PYTORCH, "stock": ("stock",)}
+    header = ["times as fast as"]
+    header += [f"best {name}, {precision}" for precision in engines.POLICIES for name in others]
+    lines = []
+    for title, rows in tables.items():
+        line = [title]
+        for precision in engines.POLICIES:
+            ours = find_best(rows, precision, OURS)
+            for names in others.values():
+                line.append(format_ratio(rows, ours, find_best(rows, precision, names)))
+        lines.append(line)
+    print(f"\nOurs in TensorFlow, the faster of as it is and deployed\n{format_table(header, lines)}")
+
+
+if __name__ == "__main__":
+    main()
