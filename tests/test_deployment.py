@@ -11,8 +11,8 @@ import tensorflow as tf
 from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
 from van_backbones import VANBackbone, VANClassifier
 from van_backbones.deployment import FORMATS, DeployedBackbone, deploy, export
-from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock, fused_gelu
-from van_backbones.layers import OverlapPatchEmbedding, VANBlock
+from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
+from van_backbones.layers import OverlapPatchEmbedding, VANBlock, fused_gelu
 from van_backbones.runtimes import load_export
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
@@ -289,6 +289,15 @@ def test_half_precision_is_exported_in_float32(tmp_path):
         assert relative_error(pyramid[level], outputs) < 1e-4
     with pytest.raises(ValueError, match="wants float32"):
         export(deploy(half), tmp_path / "model.xml", "openvino")
+
+
+def test_fixed_sizes_are_kept(tmp_path):
+    backbone = VANBackbone("b0", (64, 96, 3), **SMALL)
+    export(backbone, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"\(2, 64, 96, 3\)|\(None, 64, 96, 3\)"):
+        load_export(tmp_path / "model")(draw_images((64, 64)))
+    with pytest.raises(ValueError, match=r"image_size must be \(64, 96\)"):
+        export(backbone, tmp_path / "other", image_size=(64, 64))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_tensorflow_is_in_the_data_door_alone():
     # Outside the data only where TensorFlow itself is the matter: its exports, and a pass that it fuses.
     assert importers(BACKBONES, "tensorflow") <= {
         "van_backbones.deployment",
-        "van_backbones.folded_layers",
+        "van_backbones.layers",
         "van_backbones.runtimes",
     }
 

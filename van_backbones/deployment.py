@@ -126,7 +126,7 @@ def _copy_weights(source, target):
         _copy_weights(old, new)
 
 
-def export(model, path, format="saved_model", image_size=(None, None), batch_size=None):
+def export(model, path, format="saved_model", image_size=None, batch_size=None):
     """Writes a model for another runtime: images in, decoded results out, nothing of Keras needed.
 
     The model is deployed first (`deploy`). The export takes "images", uint8 (batch, height, width, 3), RGB,
@@ -144,12 +144,14 @@ def export(model, path, format="saved_model", image_size=(None, None), batch_siz
             "openvino" (weights go beside it, into ".bin") and ".tflite" for "litert".
         format: "saved_model", "onnx", "openvino" or "litert". All but the first are exported in float32;
             OpenVINO computes in bfloat16 where its runtime is told so.
-        image_size: (height, width) of the images; None for any.
+        image_size: (height, width) of the images, either or both None for any. None gives what the model was
+            built for, which is any as a rule.
         batch_size: number of images; None for any.
 
     Raises:
-        ValueError: at an unknown format, another suffix, a model that was deployed in half precision for a
-            format other than "saved_model", or on another backend than TensorFlow.
+        ValueError: at an unknown format, another suffix, an image size that the model does not take, a model
+            that was deployed in half precision for a format other than "saved_model", or on another backend
+            than TensorFlow.
         ImportError: if the format's converter is not installed: `pip install 'van-backbones[export]'`.
     """
     path = pathlib.Path(path)
@@ -204,7 +206,13 @@ class ServedModel(keras.Model):
         layers = list(self.model._flatten_layers())
         is_van = any(isinstance(layer, FoldedVANBlock) for layer in layers)
         is_normalized = is_van and not any(isinstance(layer, ImageNormalization) for layer in layers)
-        shape = (batch_size, *image_size, self._read_input().shape[-1])
+        *sides, channels = self._read_input().shape[1:]
+        image_size = sides if image_size is None else image_size
+        if any(own not in (None, side) for own, side in zip(sides, image_size, strict=True)):
+            raise ValueError(
+                f"image_size must be {tuple(sides)}, what the model was built for. Received: {image_size}"
+            )
+        shape = (batch_size, *image_size, channels)
         return tf.TensorSpec(shape, tf.float32 if is_normalized else tf.uint8, name="images")
 
     def _read_input(self):
@@ -237,7 +245,6 @@ def _write_saved_model(served, path, signature):
     import tensorflow as tf
 
     archive = keras.export.ExportArchive()
-    archive.track(served)
     archive.add_endpoint("serve", served.call, input_signature=[signature])
     if signature.dtype == tf.uint8 and signature.shape[-1] == 3:
         picture = tf.TensorSpec(signature.shape[1:], tf.uint8)

@@ -1,11 +1,9 @@
 """The layers of a deployed network: without norms and layer scales, which are part of the convolutions."""
 
-import functools
-
 import keras
 import numpy as np
 
-from van_backbones.layers import gelu
+from van_backbones.layers import fused_gelu, gelu
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -140,24 +138,6 @@ class FoldedVANBlock(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "expansion_ratio": self.expansion_ratio}
-
-
-def fused_gelu(inputs):
-    """Gives the exact GELU, on TensorFlow in one pass over the map in place of five.
-
-    XLA compiles that pass, for each size anew: hence not in a graph that is to serve all sizes. (Convolutions
-    are left to TensorFlow, as XLA is slow at them on a CPU.)
-    """
-    if keras.backend.backend() != "tensorflow" or None in inputs.shape:
-        return gelu(inputs)
-    return _compile_gelu(tuple(inputs.shape), inputs.dtype)(inputs)
-
-
-@functools.cache
-def _compile_gelu(shape, dtype):
-    import tensorflow as tf
-
-    return tf.function(gelu, input_signature=[tf.TensorSpec(shape, dtype)], jit_compile=True)
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")

@@ -1,0 +1,188 @@
+"""Compares a model with what `deploy` and `export` make of it: milliseconds per call, megabytes, errors.
+
+    python examples/benchmark_exports.py --variant b1 --image-size 512 512
+    python examples/benchmark_exports.py runs/demo/best.keras --image-size 512 512 --formats openvino onnx
+
+All run on the CPU, in turns, on images of one size, which the exports are made for. The error is the largest
+difference from the Keras model's answer in units of its largest value: of a detector's scores, which are
+sorted; of label maps it is the share of the pixels that have another label. The machine should be quiet: the
+runtimes' threads wait for each other, and one process more can cost ONNX Runtime or LiteRT half their speed.
+"""
+
+import argparse
+import pathlib
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
+from heads.data.shapes import draw_scene
+from van_backbones import VARIANTS, VANBackbone
+from van_backbones.deployment import FORMATS, ServedModel, deploy, export
+from van_backbones.runtimes import load_export, measure_export
+
+
+def main(argv=None):
+    """Runs the script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", type=pathlib.Path, nargs="?", help="a .keras file")
+    add("--variant", choices=list(VARIANTS), help="in place of a file: this VANBackbone, untrained")
+    add("--formats", choices=list(FORMATS), nargs="+", default=list(FORMATS), help="default: all")
+    add("--image-size", type=int, nargs=2, metavar=("H", "W"), default=(512, 512))
+    add("--batch-size", type=int, metavar="N", default=1)
+    add("--threads", type=int, metavar="N", help="of each runtime; default: as many as it likes")
+    add("--rounds", type=int, default=15)
+    arguments = parser.parse_args(argv)
+    check_arguments(parser, arguments)
+    choose_devices(parser, arguments.threads)
+
+    images = make_scenes(arguments.batch_size, arguments.image_size)
+    if arguments.variant:
+        model = VANBackbone(arguments.variant, drop_path_rate=0.0)
+        make_weights_matter(model, images)
+    else:
+        model = keras.saving.load_model(arguments.model, compile=False)
+    try:
+        deployed = deploy(model)
+    except TypeError as error:
+        parser.error(str(error))
+    try:
+        signature = ServedModel(deployed).make_signature(arguments.image_size, arguments.batch_size)
+    except ValueError as error:
+        parser.error(str(error))
+    if signature.dtype.name != "uint8":
+        images = np.random.default_rng(0).normal(size=signature.shape).astype("float32")
+
+    keras_images = images.astype("float32")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        functions, megabytes = {}, {}
+        for name, keras_model in (("Keras", model), ("Keras, deployed", deployed)):
+            keras_model.save(folder / "model.keras")
+            megabytes[name] = (folder / "model.keras").stat().st_size / 1e6
+            functions[name] = (keras_model.predict_on_batch, keras_images)
+        for format in arguments.formats:
+            for name, run, size in load_formats(model, folder, format, arguments):
+                functions[name], megabytes[name] = (run, images), size / 1e6
+        answers, milliseconds = take_turns(functions, arguments.rounds)
+
+    print(f"{model.name}, {' x '.join(map(str, images.shape[:3]))}, medians of {arguments.rounds} rounds\n")
+    print_table(answers, milliseconds, megabytes)
+
+
+def check_arguments(parser, arguments):
+    """Ends the program at arguments that cannot be."""
+    if (arguments.model is None) == (arguments.variant is None):
+        parser.error("give a model file or --variant, one of them")
+    if arguments.model and not arguments.model.is_file():
+        parser.error(f"there is no model {arguments.model}")
+    if min(arguments.image_size) < 32:
+        parser.error(f"--image-size must be at least 32. Received: {arguments.image_size}")
+    for name in ("batch_size", "threads", "rounds"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1. Received: {value}")
+
+
+def choose_devices(parser, num_threads):
+    """Tells TensorFlow to stay on the CPU, with so many threads: both before it does anything."""
+    try:
+        if tf.config.list_physical_devices("GPU"):
+            tf.config.set_visible_devices([], "GPU")
+        if num_threads is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+            tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    except RuntimeError as error:
+        parser.error(f"TensorFlow is at work already: {error}")
+
+
+def make_scenes(batch_size, image_size):
+    """Gives drawn scenes, uint8 (batch, height, width, 3)."""
+    return np.stack([draw_scene(seed, image_size)["image"] for seed in range(batch_size)])
+
+
+def make_weights_matter(backbone, images):
+    """Gives an untrained backbone norms and layer scales like a trained one's, or errors would not show.
+
+    New layer scales of 0.01 leave little of a block's branches, and new norms do nothing to be folded.
+    """
+    random = np.random.default_rng(0)
+    for variable in backbone.variables:
+        if "layer_scale" in variable.path:
+            variable.assign(random.uniform(0.1, 0.5, variable.shape))
+        elif variable.path.endswith(("gamma", "beta")):
+            variable.assign(variable + random.normal(0.0, 0.2, variable.shape))
+    norms = [part for part in backbone.reference_layers().values() if hasattr(part, "moving_mean")]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # the statistics become those of these images at once
+    backbone(images.astype("float32"), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def load_formats(model, folder, format, arguments):
+    """Gives (name, function, bytes) of a format in each precision, or says why there is none."""
+    path = folder / f"model{FORMATS[format][0]}"
+    try:
+        export(model, path, format, arguments.image_size, arguments.batch_size)
+        size = measure_export(path)
+        loaded = [(format, load_export(path, arguments.threads), size)]
+        if format == "openvino":
+            name = f"{format}, bfloat16"
+            loaded.append((name, load_export(path, arguments.threads, "bfloat16"), size))
+    except ImportError as error:
+        print(f"{format} is left out: {error}")
+        return []
+    return loaded
+
+
+def take_turns(functions, num_rounds):
+    """Gives the answers and the milliseconds of a call, each by name."""
+    answers, seconds = {}, {name: [] for name in functions}
+    for name, (function, images) in functions.items():
+        answer = function(images)
+        answers[name] = answer if isinstance(answer, dict) else {"outputs": answer}
+    for _ in range(num_rounds):
+        for name, (function, images) in functions.items():
+            function(images)  # so that the others' threads sleep by now, and its own are awake
+            start = time.perf_counter()
+            function(images)
+            seconds[name].append(time.perf_counter() - start)
+    return answers, {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def print_table(answers, milliseconds, megabytes):
+    """Prints a row for each, with the first one as the measure."""
+    names = list(answers)
+    print("| | ms | times as fast | MB | error |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name in names:
+        ratio = milliseconds[names[0]] / milliseconds[name]
+        error = measure_error(answers[names[0]], answers[name])
+        cells = f"{milliseconds[name]:.1f} | {ratio:.2f} | {megabytes[name]:.1f} | {error:.1e}"
+        print(f"| {name} | {cells} |")
+
+
+def measure_error(expected, received):
+    """Gives the largest error of an answer, see above."""
+    errors = []
+    # Detections may swap near-ties: what else belongs to them would be compared with another's.
+    for name in {"scores"} & expected.keys() or expected.keys():
+        if np.issubdtype(expected[name].dtype, np.integer):
+            errors.append(np.mean(expected[name] != received[name]))
+        else:
+            values = np.asarray(expected[name], "float64")
+            errors.append(np.abs(values - received[name]).max() / (np.abs(values).max() or 1.0))
+    return max(errors)
+
+
+if __name__ == "__main__":
+    main()

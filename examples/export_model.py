@@ -1,0 +1,214 @@
+"""Exports a model for another runtime, runs it there, and compares the answers with Keras's.
+
+    python examples/export_model.py runs/demo/best.keras --format openvino --output runs/exports/model.xml
+    python examples/export_model.py --variant b1 --weights imagenet --format onnx --image-size 224 224
+
+For each output it prints how far the export's answer is from the model's own. It gives 1 where they differ by
+more than rounding explains: numbers by a thousandth of the largest one, of label maps one pixel in a hundred.
+Detections may swap near-ties: their sorted scores are compared, and nine in ten must be there in both, with
+the same label and nearly the same box and score. Models in half precision may differ more.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+
+import keras
+import numpy as np
+from PIL import Image, ImageOps
+
+import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
+from heads.data.shapes import draw_scene
+from van_backbones import VARIANTS, VANClassifier
+from van_backbones.deployment import FORMATS, ServedModel, deploy, export
+from van_backbones.runtimes import load_export, measure_export
+
+NUM_CALLS = 5
+# Differences that rounding explains: relative to the largest value, the share of other labels, and the share
+# of detections that are not in both. Sums of a network's length round to about 1e-5 in float32.
+TOLERANCES = {"float32": (1e-3, 0.01, 0.1), "half": (5e-2, 0.05, 0.3)}
+
+
+def main(argv=None):
+    """Runs the script; gives 1 if the export's answers differ from the model's, else 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", type=pathlib.Path, nargs="?", help="a .keras file")
+    add("--variant", choices=list(VARIANTS), help="in place of a file: this VANClassifier")
+    add("--weights", default="imagenet", help="its weights: a release or a checkpoint file")
+    add("--format", choices=list(FORMATS), default="saved_model")
+    add("--output", type=pathlib.Path, help="default: runs/exports/ and the model's name")
+    add(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="default: what the model takes, mostly any",
+    )
+    add("--batch-size", type=int, metavar="N", help="default: any")
+    add("--picture", type=pathlib.Path, help="to compare on; default: a drawn scene")
+    arguments = parser.parse_args(argv)
+    output = choose_output(parser, arguments)
+    if arguments.image_size and min(arguments.image_size) < 32:
+        parser.error(f"--image-size must be at least 32. Received: {arguments.image_size}")
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1. Received: {arguments.batch_size}")
+
+    if arguments.variant:
+        model = VANClassifier(arguments.variant, weights=arguments.weights)
+    else:
+        model = keras.saving.load_model(arguments.model, compile=False)
+    size, batch_size = arguments.image_size, arguments.batch_size
+    try:
+        deployed = deploy(model, None if arguments.format == "saved_model" else "float32")
+        signature = ServedModel(deployed).make_signature(size, batch_size)
+        images = make_images(parser, arguments, signature)
+        export(deployed, output, arguments.format, size, batch_size)
+    except (TypeError, ValueError, ImportError) as error:
+        parser.error(str(error))
+    megabytes = measure_export(output) / 1e6
+    print(f"{output}: {arguments.format}, {megabytes:.1f} MB, images {images.dtype} {images.shape}")
+
+    try:
+        run = load_export(output)
+    except ImportError as error:
+        print(f"Not compared: {error}")
+        return 0
+    expected = predict(model, images)
+    received = run(images)
+    is_half = any("float16" in layer.compute_dtype for layer in model._flatten_layers())
+    problems = compare_answers(expected, received, *TOLERANCES["half" if is_half else "float32"])
+    milliseconds = time_call(run, images), time_call(predict, model, images)
+    print("One call: {:.1f} ms; of the Keras model: {:.1f} ms".format(*milliseconds))
+    for problem in problems:
+        print(f"Differs by more than rounding explains: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def choose_output(parser, arguments):
+    """Gives the path to write to; ends the program where it or the model's cannot be."""
+    if (arguments.model is None) == (arguments.variant is None):
+        parser.error("give a model file or --variant, one of them")
+    if arguments.model and not arguments.model.is_file():
+        parser.error(f"there is no model {arguments.model}")
+    suffix = FORMATS[arguments.format][0]
+    name = f"van_{arguments.variant}"
+    if arguments.model:
+        # The demos' files all have one name, in folders that tell them apart.
+        name = f"{arguments.model.resolve().parent.name}-{arguments.model.stem}"
+    output = arguments.output or pathlib.Path("runs/exports") / (name + suffix)
+    if suffix and output.suffix != suffix:
+        parser.error(f"--output must end in {suffix} for --format {arguments.format}. Received: {output}")
+    if output.is_dir() if suffix else output.is_file():
+        kind = "file" if suffix else "folder"
+        parser.error(f"--output must be a {kind} for --format {arguments.format}. Received: {output}")
+    return output
+
+
+def make_images(parser, arguments, signature):
+    """Gives the images to compare on: of the picture, or drawn, or random where no pictures are wanted."""
+    batch_size = arguments.batch_size or 1
+    size = tuple(side or usual for side, usual in zip(signature.shape[1:3], (224, 288), strict=True))
+    if signature.dtype.name != "uint8":
+        if arguments.picture:
+            parser.error("--picture is for models that normalise: this one takes what is normalised already")
+        shape = (batch_size, *size, signature.shape[-1])
+        return np.random.default_rng(0).normal(size=shape).astype("float32")
+    if arguments.picture is None:
+        return np.stack([draw_scene(seed, size)["image"] for seed in range(1, batch_size + 1)])
+    try:
+        picture = ImageOps.exif_transpose(Image.open(arguments.picture)).convert("RGB")
+    except OSError as error:
+        parser.error(f"cannot read the picture {arguments.picture}: {error}")
+    if None not in signature.shape[1:3]:
+        picture = ImageOps.fit(picture, size[::-1])
+    return np.stack([np.asarray(picture)] * batch_size)
+
+
+def predict(model, images):
+    """Gives the Keras model's answer: NumPy arrays by name."""
+    outputs = model.predict_on_batch(images.astype("float32"))
+    return outputs if isinstance(outputs, dict) else {"outputs": outputs}
+
+
+def compare_answers(expected, received, tolerance, other_labels, other_detections):
+    """Prints how far the outputs are from the expected ones, and gives a line for each that is too far."""
+    shapes = [{name: values.shape for name, values in arrays.items()} for arrays in (expected, received)]
+    if shapes[0] != shapes[1]:
+        return [f"the model gives {shapes[0]}, the export {shapes[1]}"]
+    problems = []
+    if {"boxes", "scores", "labels"} <= expected.keys():
+        difference = relative_difference(expected["scores"], received["scores"])
+        if not difference <= tolerance:  # nor where it is not a number
+            problems.append(f"sorted scores by {difference:.1e} of the largest, allowed is {tolerance:.0e}")
+        # From here on each detection is compared with its partner, wherever in the list that is.
+        expected, received, missing = pair_detections(expected, received, tolerance)
+        print(f"  {len(expected['labels'])} detections in both, {missing:.1%} of the model's are missing")
+        if missing > other_detections:
+            problems.append(
+                f"{missing:.1%} of the detections are missing, allowed is {other_detections:.0%} "
+                "(where most scores tie, as before training, that is no fault)"
+            )
+    for name, values in sorted(expected.items()):
+        output = f"  {name}: {received[name].dtype} {shapes[1][name]}"
+        if not np.issubdtype(values.dtype, np.integer):
+            difference = relative_difference(values, received[name])
+            print(f"{output}, largest difference {difference:.1e} of the largest value")
+            # The boxes and scores of partners are near by choice.
+            if not difference <= tolerance and name not in ("boxes", "scores"):
+                problems.append(f"{name} by {difference:.1e} of the largest, allowed is {tolerance:.0e}")
+            continue
+        others = np.mean(values != received[name]) if values.size else 0.0
+        print(f"{output}, {1 - others:.4%} equal")
+        if others > other_labels:
+            problems.append(f"{name} in {others:.1%} of the entries, allowed is {other_labels:.0%}")
+    return problems
+
+
+def relative_difference(expected, received):
+    """Gives the largest difference in units of the largest value; not a number where one of them is none."""
+    expected, received = (np.asarray(values, "float64") for values in (expected, received))
+    if not expected.size:
+        return 0.0
+    return np.abs(expected - received).max() / (np.abs(expected).max() or 1.0)
+
+
+def pair_detections(expected, received, tolerance):
+    """Gives the detections that are in both, row by row: (expected, received, the share that is not)."""
+    pairs, num_missing = [], 0
+    box_tolerance = tolerance * np.abs(expected["boxes"]).max(initial=1.0)
+    score_tolerance = tolerance * expected["scores"].max(initial=0.0)
+    for image, labels in enumerate(expected["labels"]):
+        for row in np.flatnonzero(labels >= 0):
+            far = [np.abs(received[name][image] - expected[name][image, row]) for name in ("boxes", "scores")]
+            fits = (received["labels"][image] == labels[row]) & (far[1] <= score_tolerance)
+            fits &= (far[0] <= box_tolerance).all(axis=-1)
+            if fits.any():
+                partner = np.where(fits, far[0].max(axis=-1), np.inf).argmin()
+                pairs.append((image, row, partner))
+            else:
+                num_missing += 1
+    images, rows, partners = np.array(pairs, int).reshape(-1, 3).T
+    return (
+        {name: values[images, rows] for name, values in expected.items()},
+        {name: values[images, partners] for name, values in received.items()},
+        num_missing / max(1, num_missing + len(pairs)),
+    )
+
+
+def time_call(function, *arguments):
+    """Gives the milliseconds of a call, the median of some."""
+    seconds = []
+    for _ in range(NUM_CALLS):
+        start = time.perf_counter()
+        function(*arguments)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
