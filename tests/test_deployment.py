@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
 from van_backbones import VANBackbone, VANClassifier
+from van_backbones.activations import fused_gelu
 from van_backbones.deployment import FORMATS, DeployedBackbone, deploy, export
 from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
-from van_backbones.layers import OverlapPatchEmbedding, VANBlock, fused_gelu
+from van_backbones.layers import OverlapPatchEmbedding, VANBlock
 from van_backbones.runtimes import load_export
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}

@@ -1,43 +1,11 @@
 """The layers of the Visual Attention Network (arXiv 2202.09741, section 3)."""
 
-import functools
 import math
 
 import keras
 from keras import ops
 
-
-def gelu(inputs):
-    """Gives the exact GELU, `x * Phi(x)`.
-
-    `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary
-    error function, which takes several times as long (README, "Speed"). Written in this order, other runtimes
-    know it when they load an export.
-    """
-    return (0.5 * inputs) * (1.0 + ops.erf(inputs * math.sqrt(0.5)))
-
-
-def fused_gelu(inputs):
-    """Gives the exact GELU, and its gradient, on TensorFlow in one pass over the map in place of five.
-
-    XLA compiles that pass, for each size anew: hence not in a graph that is to serve all sizes. (Convolutions
-    are left to TensorFlow, as XLA is slow at them on a CPU.)
-    """
-    if keras.backend.backend() != "tensorflow" or None in inputs.shape:
-        return gelu(inputs)
-    return _compile_gelu(tuple(inputs.shape), inputs.dtype)(inputs)
-
-
-@functools.cache
-def _compile_gelu(shape, dtype):
-    import tensorflow as tf
-
-    return tf.function(gelu, input_signature=[tf.TensorSpec(shape, dtype)], jit_compile=True)
-
-
-def scaled_gelu(inputs):
-    """Gives `sqrt(2) * gelu(sqrt(2) * inputs)`: the GELU less the constants that neighbours can take over."""
-    return inputs * (1.0 + ops.erf(inputs))
+from van_backbones.activations import fused_gelu, gelu, scaled_gelu
 
 
 def drop_path(rate, **kwargs):
