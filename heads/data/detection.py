@@ -39,6 +39,7 @@ from heads.data.geometry import (
     resize_geometry,
     tighten_boxes,
 )
+from heads.data.prefetching import prefetch_batches
 
 MEAN_PIXEL = (123.675, 116.28, 103.53)
 # The coarsest stride of the backbones.
@@ -46,8 +47,6 @@ SIZE_DIVISOR = 32
 SHORT_SIDES = tuple(range(480, 801, 32))
 LONG_SIDE = 1333
 PADDING_LABEL = -1
-# Batches with masks are large: a few wait for the model, not as many as fit into memory.
-WAITING_BATCHES = 2
 
 
 class DetectionAugmentation:
@@ -326,7 +325,7 @@ def _batch_examples(examples, batch_size, drop_remainder):
 
     batches = examples.padded_batch(batch_size, padding_values=padding, drop_remainder=drop_remainder)
     batches = batches.map(colour_padding, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(WAITING_BATCHES)
+    return prefetch_batches(batches)
 
 
 def _check_batch_size(batch_size):

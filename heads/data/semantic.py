@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from heads.data.augmentation import IGNORE_LABEL, pad_pair, resize_pair, scale_size
+from heads.data.prefetching import prefetch_batches
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
@@ -136,7 +137,7 @@ def training_batches(
     examples = source.load(shuffle_seed=seed if shuffle else None).repeat()
     numbered = tf.data.Dataset.zip((examples, tf.data.Dataset.counter()))
     augmented = numbered.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return augmented.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return prefetch_batches(augmented.batch(batch_size, drop_remainder=True))
 
 
 def evaluation_batches(
@@ -169,7 +170,7 @@ def evaluation_batches(
         return pad_pair(*resize_pair(image, label, size), image_size)
 
     examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return prefetch_batches(examples.batch(batch_size))
 
 
 def decode_label(path: str | bytes | os.PathLike) -> np.ndarray:

@@ -133,7 +133,9 @@ class KerasTrainer(Trainer):
         )
         images = make_images(shape)
         noise = make_noise(shape, self.model.widths)
-        self.batches = tf.data.Dataset.from_tensors((images, noise)).cache().repeat()
+        options = tf.data.Options()
+        options.autotune.enabled = False  # see heads/data/prefetching.py
+        self.batches = tf.data.Dataset.from_tensors((images, noise)).cache().repeat().with_options(options)
 
     def describe(self):
         blocks = [self.model.get_layer(f"stage{stage}_block0") for stage in (1, 2, 3, 4)]
