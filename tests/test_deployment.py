@@ -113,8 +113,15 @@ def test_backbone_saves_and_loads(tmp_path):
     pyramid, expected = loaded(images), deployed(images)
     for level in expected:
         np.testing.assert_array_equal(pyramid[level], expected[level])
-    head = SemanticFPN(loaded, num_classes=3, channels=8, pyramid_channels=8)
-    assert head(images).shape == (2, 49, 70, 3)
+
+
+def test_new_head_on_a_deployed_backbone():
+    head = SemanticFPN(deploy(build()), num_classes=3, channels=8, pyramid_channels=8)
+    images = draw_images().astype("float32")
+    deployed = deploy(head)
+    assert deployed is not head
+    assert not [weight for weight in deployed.weights if "norm/" in weight.path and "moving" in weight.path]
+    assert relative_error(deployed(images), head(images)) < 1e-5
 
 
 def test_deployed_backbone_names_no_checkpoint_weights():

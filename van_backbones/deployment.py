@@ -58,9 +58,10 @@ def deploy(model, dtype=None):
         TypeError: if the model is none of these.
     """
     layers = list(model._flatten_layers()) if isinstance(model, keras.Model) else []
-    if any(getattr(layer, "folded", False) for layer in layers):
+    is_head = hasattr(model, "backbone") and hasattr(model, "decode")
+    if getattr(model, "folded", False) if is_head else any(map(_is_folded, layers)):
         return model
-    if hasattr(model, "backbone") and hasattr(model, "decode"):
+    if is_head:
         deployed = _deploy_head(model, dtype)
     elif any(isinstance(layer, VANBlock) for layer in layers) and hasattr(model, "operations"):
         deployed = _deploy_functional(model, dtype)
@@ -72,6 +73,10 @@ def deploy(model, dtype=None):
     _copy_weights(model, deployed)
     deployed.trainable = False
     return deployed
+
+
+def _is_folded(layer):
+    return getattr(layer, "folded", False)
 
 
 def _deploy_head(head, dtype):
@@ -112,7 +117,7 @@ def _copy(layer, dtype):
 
 def _copy_weights(source, target):
     """Gives a deployed model, or a layer in it, the weights of the original."""
-    if getattr(target, "folded", False) and hasattr(target, "fold"):
+    if _is_folded(target) and hasattr(target, "fold") and not _is_folded(source):
         target.fold(source)
         return
     sources, targets = (
