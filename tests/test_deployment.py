@@ -210,7 +210,11 @@ def test_export_of_a_backbone(format, tmp_path):
     assert backbone.trainable_variables
 
 
-@pytest.mark.parametrize("format", list(FORMATS))
+# Of the other formats, the backbone's exports are in the fast suite.
+SLOWER = [pytest.param(format, marks=pytest.mark.slow) for format in ("saved_model", "litert")]
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", *SLOWER])
 def test_export_of_a_segmenter(format, tmp_path):
     model = build(UPerNet, num_classes=4, channels=8, auxiliary_channels=8)
     # At its start the classifier gives one class everywhere, that of the largest bias.
@@ -231,9 +235,8 @@ def test_export_of_every_head(head, format, tmp_path):
     check_export_of_a_head(head, format, tmp_path)
 
 
-@pytest.mark.parametrize("format", ["saved_model", "openvino"])
-def test_export_of_a_detector(format, tmp_path):
-    check_export_of_a_head(RetinaNet, format, tmp_path)
+def test_export_of_a_detector(tmp_path):
+    check_export_of_a_head(RetinaNet, "saved_model", tmp_path)
 
 
 def check_export_of_a_head(head, format, tmp_path):
