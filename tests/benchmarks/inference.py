@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.inference --variants b0 --sizes 224x224 512x512 --batch-sizes 1 --rounds 10
 
-Equal weights, images and threads. NumPy images of 0 .. 255 go in, the four maps come out. "Best PyTorch" is
-the fastest PyTorch row of the same precision in the same table. "Largest error" is that of the worst map over
+Equal weights, images and threads. NumPy images of 0 .. 255 go in, the four maps come out. "x ..." is how many
+times as fast a row is as the fastest PyTorch row, or as stock layers, of the same precision in the same table.
+"Largest error" is that of the worst map over
 its largest value, against stock Keras layers in float32. "~" marks what other processes disturbed.
 """
 
@@ -27,6 +28,7 @@ from tests.benchmarks.turns import (
 FRAMEWORKS = ("keras", "torch", "compile", "openvino", "onnx")
 EXPORTED_NAMES = {"openvino": "van.xml", "onnx": "van.onnx"}
 OURS = ("ours",)
+STOCK = ("stock",)
 PYTORCH = ("Transformers", "PyTorch", "torch.compile")
 PEAK_SIDE = 3072  # of the matrices whose product gives the machine's peak
 
@@ -191,15 +193,13 @@ def start_shape(workers, shape):
 
 
 def print_rows(rows):
-    header = ("", "precision", "ms", "times as fast as best PyTorch", "share of peak", "largest error")
+    header = ("", "precision", "ms", "x best PyTorch", "x stock layers", "share of peak", "largest error")
     lines = []
-    for (name, precision), found in sorted(rows.items(), key=lambda item: item[0][1] != engines.FLOAT):
-        best = find_best(rows, precision, PYTORCH)
-        ratio = (
-            "1 (best PyTorch)" if best == (name, precision) else format_ratio(rows, (name, precision), best)
-        )
+    for row, found in sorted(rows.items(), key=lambda item: item[0][1] != engines.FLOAT):
+        others = (find_best(rows, row[1], names) for names in (PYTORCH, STOCK))
+        ratios = ("1 (itself)" if other == row else format_ratio(rows, row, other) for other in others)
         share, error = f"{100 * found.share:.0f} %", f"{found.error:.0e}"
-        lines.append((name, precision, f"{found.mark}{found.milliseconds:.1f}", ratio, share, error))
+        lines.append((*row, f"{found.mark}{found.milliseconds:.1f}", *ratios, share, error))
     print(format_table(header, lines), flush=True)
 
 
@@ -219,7 +219,7 @@ def find_best(rows, precision, names):
 
 def print_summary(tables):
     """Prints how our best compares with the best of others, over all shapes."""
-    others = {"PyTorch": PYTORCH, "stock": ("stock",)}
+    others = {"PyTorch": PYTORCH, "stock": STOCK}
     header = ["times as fast as"]
     header += [f"best {name}, {precision}" for precision in engines.POLICIES for name in others]
     lines = []
@@ -229,7 +229,11 @@ def print_summary(tables):
             ours = find_best(rows, precision, OURS)
             for names in others.values():
                 line.append(format_ratio(rows, ours, find_best(rows, precision, names)))
+        line.append(
+            format_ratio(rows, find_best(rows, engines.HALF, OURS), find_best(rows, engines.FLOAT, OURS))
+        )
         lines.append(line)
+    header.append("our own float32, bfloat16")
     print(f"\nOurs in TensorFlow, the faster of as it is and deployed\n{format_table(header, lines)}")
 
 
