@@ -3,9 +3,9 @@
     python -m tests.benchmarks.inference --variants b0 --sizes 224x224 512x512 --batch-sizes 1 --rounds 10
 
 Equal weights, images and threads. NumPy images of 0 .. 255 go in, the four maps come out. "x ..." is how many
-times as fast a row is as the fastest PyTorch row, or as stock layers, of the same precision in the same table.
-"Largest error" is that of the worst map over
-its largest value, against stock Keras layers in float32. "~" marks what other processes disturbed.
+times as fast a row is as the fastest PyTorch row, or as stock layers, in its precision. "Largest error" is
+that of the worst map over its largest value, against stock Keras layers in float32. "~" marks what other
+processes disturbed.
 """
 
 import argparse
