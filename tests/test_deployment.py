@@ -79,9 +79,13 @@ def test_block_is_exact_at_the_border():
 def test_fused_gelu(dtype):
     values = tf.cast(np.linspace(-6.0, 6.0, 481, dtype="float32")[None], dtype)
     compiled = fused_gelu(values)
-    any_size = tf.function(fused_gelu, input_signature=[tf.TensorSpec((None, None), dtype)])
+    any_batch, any_size = (
+        tf.function(fused_gelu, input_signature=[tf.TensorSpec(shape, dtype)])
+        for shape in [(None, 481), (None, None)]
+    )
     expected = [x * 0.5 * math.erfc(-x * math.sqrt(0.5)) for x in values.numpy()[0].astype("float64")]
-    for outputs in (compiled, any_size(values)):
+    np.testing.assert_array_equal(any_batch(tf.repeat(values, 3, axis=0))[2], any_batch(values)[0])
+    for outputs in (compiled, any_batch(values), any_size(values)):
         assert outputs.dtype == dtype
         tolerance = {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
         np.testing.assert_allclose(tf.cast(outputs[0], "float64"), expected, rtol=tolerance, atol=tolerance)

@@ -20,9 +20,10 @@ def gelu(inputs):
 def fused_gelu(inputs):
     """Gives the exact GELU, and its gradient, on TensorFlow in one pass over the map in place of five.
 
-    XLA compiles that pass, for each size anew: hence not in a graph that is to serve all sizes.
+    XLA compiles that pass, for each size anew: hence not in a graph that is to serve all sizes. Batches may
+    differ: there are seldom more than a full one and a last one.
     """
-    if keras.backend.backend() != "tensorflow" or None in inputs.shape:
+    if keras.backend.backend() != "tensorflow" or None in inputs.shape[1:]:
         return gelu(inputs)
     return _compile_gelu(tuple(inputs.shape), inputs.dtype)(inputs)
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from van_backbones.activations import fused_gelu, gelu, scaled_gelu
+from van_backbones.convolutions import DepthwiseConvolution, PointwiseConvolution
 
 
 def drop_path(rate, **kwargs):
@@ -21,16 +22,20 @@ def drop_path(rate, **kwargs):
     return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), **kwargs)
 
 
-def _convolution(filters, kernel_size, strides=1, **kwargs):
-    height, width = kernel_size
-    initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / (height * width * filters)))
+def _convolution(filters, kernel_size, strides, **kwargs):
+    initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / (kernel_size**2 * filters)))
     return keras.layers.Conv2D(filters, kernel_size, strides, kernel_initializer=initializer, **kwargs)
+
+
+def _pointwise_convolution(filters, **kwargs):
+    initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / filters))
+    return PointwiseConvolution(filters, 1, kernel_initializer=initializer, **kwargs)
 
 
 def _depthwise_convolution(size, dilation=1, **kwargs):
     # With one filter per group the fan out is the kernel's area.
     initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / size**2))
-    return keras.layers.DepthwiseConv2D(
+    return DepthwiseConvolution(
         size, padding="same", dilation_rate=dilation, depthwise_initializer=initializer, **kwargs
     )
 
@@ -156,7 +161,7 @@ class OverlapPatchEmbedding(keras.layers.Layer):
         dtype = self.dtype_policy
         # TensorFlow's SAME pads a strided convolution at the bottom and right only.
         self.padding = keras.layers.ZeroPadding2D(kernel_size // 2, dtype=dtype)
-        self.proj = _convolution(width, (kernel_size, kernel_size), strides, dtype=dtype, name="proj")
+        self.proj = _convolution(width, kernel_size, strides, dtype=dtype, name="proj")
         self.norm = BatchNormalization(dtype=dtype, name="norm")
 
     def build(self, input_shape):
@@ -190,11 +195,11 @@ class LargeKernelAttention(keras.layers.Layer):
 
     def build(self, input_shape):
         width, dtype = input_shape[-1], self.dtype_policy
-        self.proj_1 = _convolution(width, (1, 1), dtype=dtype, name="proj_1")
+        self.proj_1 = _pointwise_convolution(width, dtype=dtype, name="proj_1")
         self.conv0 = _depthwise_convolution(5, dtype=dtype, name="conv0")
         self.conv_spatial = _depthwise_convolution(7, dilation=3, dtype=dtype, name="conv_spatial")
-        self.conv1 = _convolution(width, (1, 1), dtype=dtype, name="conv1")
-        self.proj_2 = _convolution(width, (1, 1), dtype=dtype, name="proj_2")
+        self.conv1 = _pointwise_convolution(width, dtype=dtype, name="conv1")
+        self.proj_2 = _pointwise_convolution(width, dtype=dtype, name="proj_2")
         for layer in (self.proj_1, self.conv0, self.conv_spatial, self.conv1, self.proj_2):
             layer.build(input_shape)
         self.built = True
@@ -243,9 +248,9 @@ class ConvolutionalFeedForward(keras.layers.Layer):
     def build(self, input_shape):
         width, dtype = input_shape[-1], self.dtype_policy
         hidden_shape = (*input_shape[:-1], int(width * self.expansion_ratio))
-        self.fc1 = _convolution(hidden_shape[-1], (1, 1), dtype=dtype, name="fc1")
+        self.fc1 = _pointwise_convolution(hidden_shape[-1], dtype=dtype, name="fc1")
         self.dwconv = _depthwise_convolution(3, dtype=dtype, name="dwconv")
-        self.fc2 = _convolution(width, (1, 1), dtype=dtype, name="fc2")
+        self.fc2 = _pointwise_convolution(width, dtype=dtype, name="fc2")
         self.fc1.build(input_shape)
         self.dwconv.build(hidden_shape)
         self.fc2.build(hidden_shape)

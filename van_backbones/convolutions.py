@@ -1,0 +1,137 @@
+"""The convolutions of a block, with kernel gradients that TensorFlow computes quickly on CPUs."""
+
+import keras
+from keras import ops
+
+
+class PointwiseConvolution(keras.layers.Conv2D):
+    """A 1 x 1 convolution with a bias: `kernel_size=1`, and the defaults of `keras.layers.Conv2D`.
+
+    On CPUs the kernel's gradient is a matrix product. TensorFlow asks oneDNN for the gradients of kernel and
+    bias in one, which in float32 takes five times as long.
+    """
+
+    def call(self, inputs):
+        if not _runs_on_cpu():
+            return super().call(inputs)
+        return _convolve_pointwise(inputs, *_read_variables(self.kernel, self.bias))
+
+
+class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
+    """A depthwise convolution with a bias, of an odd kernel size, `padding="same"` and strides of 1.
+
+    oneDNN's quick kernel gradient is for kernels of up to three columns; that of a wider one takes up to ten
+    times as long. On CPUs, wider kernels get theirs three columns at a time.
+    """
+
+    def call(self, inputs):
+        if not _runs_on_cpu():
+            return super().call(inputs)
+        return _convolve_depthwise(inputs, *_read_variables(self.kernel, self.bias), self.dilation_rate[0])
+
+
+def _runs_on_cpu():
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return all(device.device_type == "CPU" for device in tf.config.get_visible_devices())
+
+
+def _read_variables(*variables):
+    """Gives tensors in the layer's compute dtype, as `tf.custom_gradient` takes no variables."""
+    import tensorflow as tf
+
+    return [tf.convert_to_tensor(ops.convert_to_tensor(variable)) for variable in variables]
+
+
+def _convolve_pointwise(inputs, kernel, bias):
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel, bias):
+        def differentiate(gradient):
+            input_gradient = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(inputs), filter=kernel, out_backprop=gradient, **options
+            )
+            rows, gradient_rows = (tf.reshape(x, (-1, x.shape[-1])) for x in (inputs, gradient))
+            kernel_gradient = tf.matmul(rows, gradient_rows, transpose_a=True)
+            return input_gradient, tf.reshape(kernel_gradient, kernel.shape), _sum_rows(gradient_rows)
+
+        options = {"strides": [1] * 4, "padding": "VALID"}
+        return tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, **options), bias), differentiate
+
+    return convolve(inputs, kernel, bias)
+
+
+def _convolve_depthwise(inputs, kernel, bias, dilation):
+    import tensorflow as tf
+
+    def split(maps):
+        """Moves neighbours in the dilated convolution next to each other: one map per phase."""
+        return tf.space_to_batch(maps, [dilation] * 2, margins) if dilation > 1 else maps
+
+    def merge(phases):
+        return tf.batch_to_space(phases, [dilation] * 2, margins) if dilation > 1 else phases
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel, bias):
+        def differentiate(gradient):
+            gradient_phases = split(gradient)
+            input_gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(phases), filter=kernel, out_backprop=gradient_phases, **options
+            )
+            kernel_gradient = _differentiate_kernel(phases, gradient_phases, kernel.shape[:2])
+            bias_gradient = _sum_rows(tf.reshape(gradient, (-1, gradient.shape[-1])))
+            return merge(input_gradient), kernel_gradient, bias_gradient
+
+        options = {"strides": [1] * 4, "padding": "SAME"}
+        phases = split(inputs)
+        outputs = merge(tf.nn.depthwise_conv2d(phases, kernel, **options))
+        return tf.nn.bias_add(outputs, bias), differentiate
+
+    margins = [[0, -side % dilation] for side in _read_size(inputs)]
+    return convolve(inputs, kernel, bias)
+
+
+def _differentiate_kernel(inputs, gradient, kernel_size):
+    """Gives the gradient of a depthwise kernel that kept the size of its map."""
+    import tensorflow as tf
+
+    (height, width), channels = kernel_size, inputs.shape[-1]
+
+    def differentiate_columns(inputs, gradient):
+        return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+            input=inputs,
+            filter_sizes=[height, 3, channels, 1],
+            out_backprop=gradient,
+            strides=[1] * 4,
+            padding="SAME",
+        )
+
+    # Nor is the quick way for maps lower than the kernel; and of an empty map, it gives anything. Where
+    # nothing is missing, nothing is copied.
+    missing = [tf.maximum(side - own, 0) for side, own in zip(kernel_size, _read_size(inputs), strict=True)]
+    margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
+    inputs, gradient = tf.pad(inputs, margins), tf.pad(gradient, margins)
+    columns = [differentiate_columns(inputs, gradient)]
+    # Of two maps that are shifted against each other by 2, the columns -1 and 0 are the kernel's -3 and -2.
+    # Their column 1 would lack what was cut off.
+    for shift in range(2, width // 2 + 1, 2):
+        count = min(width // 2 - shift + 1, 2)
+        left = differentiate_columns(inputs[:, :, :-shift], gradient[:, :, shift:])
+        right = differentiate_columns(inputs[:, :, shift:], gradient[:, :, :-shift])
+        columns = [left[:, 2 - count : 2], *columns, right[:, 1 : 1 + count]]
+    return tf.concat(columns, axis=1)
+
+
+def _read_size(maps):
+    """Gives height and width: numbers if they are known."""
+    return maps.shape[1:3] if None not in maps.shape[1:3] else ops.shape(maps)[1:3]
+
+
+def _sum_rows(rows):
+    """Gives the sum over the first axis, which as a matrix product is exact in half precision too."""
+    import tensorflow as tf
+
+    return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]
