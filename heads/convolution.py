@@ -10,7 +10,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation that keeps PyTorch's statistics: the moving variance is the unbiased one.
 
     Over a map pooled to one position, the two variances differ by a factor of n / (n - 1) with the batch
-    size as n. (`van_backbones.layers` has the same class: the two packages do not import each other.)
+    size as n. (`van_backbones.normalization` has the same class: the two packages do not import each other.)
 
     Args:
         momentum: share of the old statistics that a training step keeps.

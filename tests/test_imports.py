@@ -104,6 +104,7 @@ def test_tensorflow_is_in_the_data_door_alone():
         "van_backbones.activations",
         "van_backbones.convolutions",
         "van_backbones.deployment",
+        "van_backbones.normalization",
         "van_backbones.runtimes",
     }
 

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from van_backbones.layers import (
-    BatchNormalization,
     ConvolutionalFeedForward,
-    ImageNormalization,
     LargeKernelAttention,
     OverlapPatchEmbedding,
     VANBlock,
     drop_path,
     gelu,
 )
+from van_backbones.normalization import BatchNormalization, ImageNormalization
 
 
 @pytest.fixture
@@ -276,6 +275,34 @@ def test_batch_normalization_in_a_graph_of_unknown_size(random):
     x = random.normal(2.0, 3.0, size=(2, 3, 2, 4)).astype("float32")
     model.train_on_batch(x, x)
     assert_close(layer.moving_variance, 0.9 + 0.1 * x.reshape(12, 4).var(0, ddof=1), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_bfloat16", "bfloat16", "float16"])
+def test_batch_normalizations_outputs_and_gradients_in_training(random, dtype):
+    tf = pytest.importorskip("tensorflow")
+    layer = BatchNormalization(dtype=dtype)
+    layer.build((None, 3, 5, 4))
+    randomize(layer, random)
+    # What half precision can hold.
+    x = tf.cast(random.normal(2.0, 3.0, size=(2, 3, 5, 4)), layer.compute_dtype)
+    weights = tf.cast(random.normal(size=x.shape), layer.compute_dtype)
+    gamma, beta = (np.asarray(tf.cast(value, "float64")) for value in (layer.gamma, layer.beta))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = layer(x, training=True)
+        loss = tf.reduce_sum(tf.cast(outputs * weights, "float64"))
+    gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+    assert outputs.dtype == layer.compute_dtype
+
+    values, slopes = (np.asarray(tf.cast(array, "float64")).reshape(30, 4) for array in (x, weights))
+    deviation = np.sqrt(values.var(0) + 1e-5)
+    normed = (values - values.mean(0)) / deviation
+    by_inputs = slopes - slopes.mean(0) - normed * (slopes * normed).mean(0)
+    expected = [normed * gamma + beta, by_inputs * gamma / deviation, (slopes * normed).sum(0), slopes.sum(0)]
+    tolerance = {"float32": 1e-5, "float64": 1e-12, "float16": 4e-3}.get(dtype, 3e-2)
+    for found, wanted in zip([outputs, *gradients], expected, strict=True):
+        found = np.asarray(tf.cast(found, "float64")).reshape(wanted.shape)
+        assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 def test_frozen_batch_normalization_uses_and_keeps_its_statistics(random):

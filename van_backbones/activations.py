@@ -1,4 +1,4 @@
-"""The GELU in three forms: plain, in one compiled pass, and less its constants."""
+"""The GELU, plain and in one pass."""
 
 import functools
 import math
@@ -20,25 +20,34 @@ def gelu(inputs):
 def fused_gelu(inputs):
     """Gives the exact GELU, and its gradient, on TensorFlow in one pass over the map in place of five.
 
-    XLA compiles that pass, for each size anew: hence not in a graph that is to serve all sizes. Batches may
-    differ: there are seldom more than a full one and a last one.
+    The graph has the operations of `gelu`, marked, so that TensorFlow lets XLA make them one for the sizes
+    that come up again. In an export, other runtimes see no difference. Training keeps the inputs, and no maps
+    in between.
     """
-    if keras.backend.backend() != "tensorflow" or None in inputs.shape[1:]:
+    if keras.backend.backend() != "tensorflow":
         return gelu(inputs)
-    return _compile_gelu(tuple(inputs.shape), inputs.dtype)(inputs)
+    return _make_fused_gelu()(inputs)
 
 
 @functools.cache
-def _compile_gelu(shape, dtype):
+def _make_fused_gelu():
     import tensorflow as tf
 
-    def compute(inputs):
+    def fuse(function, inputs, *others):
         # In half precision XLA would round after every step, which takes as long as the steps.
-        return ops.cast(gelu(ops.cast(inputs, keras.backend.result_type(dtype.name, "float32"))), dtype)
+        dtype = keras.backend.result_type(inputs.dtype.name, "float32")
+        with tf.xla.experimental.jit_scope():
+            return tf.cast(function(*(tf.cast(x, dtype) for x in (inputs, *others))), inputs.dtype)
 
-    return tf.function(compute, input_signature=[tf.TensorSpec(shape, dtype)], jit_compile=True)
+    def differentiate(inputs, gradient):
+        cumulative = 0.5 * (1.0 + tf.math.erf(inputs * math.sqrt(0.5)))
+        density = tf.exp(-0.5 * tf.square(inputs)) * (0.5 * math.sqrt(2.0 / math.pi))
+        return gradient * (cumulative + inputs * density)
 
+    @tf.custom_gradient
+    def compute(inputs):
+        return fuse(gelu, inputs), lambda gradient: fuse(differentiate, inputs, gradient)
 
-def scaled_gelu(inputs):
-    """Gives `sqrt(2) * gelu(sqrt(2) * inputs)`: the GELU less the constants that neighbours can take over."""
-    return inputs * (1.0 + ops.erf(inputs))
+    compiled = tf.function(compute, autograph=False)
+    # Only graphs can be marked.
+    return lambda inputs: (compiled if tf.executing_eagerly() else compute)(inputs)

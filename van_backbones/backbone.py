@@ -4,7 +4,8 @@ import keras
 import numpy as np
 
 from van_backbones import checkpoints
-from van_backbones.layers import ImageNormalization, OverlapPatchEmbedding, VANBlock
+from van_backbones.layers import OverlapPatchEmbedding, VANBlock
+from van_backbones.normalization import ImageNormalization
 from van_backbones.variants import VARIANTS
 
 # (mean, deviation) of RGB in 0 .. 255. "inception" is timm's name for the second pair.

@@ -9,8 +9,9 @@ import keras
 from keras import ops
 
 from van_backbones.backbone import VANBackbone
-from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
-from van_backbones.layers import ImageNormalization, OverlapPatchEmbedding, VANBlock
+from van_backbones.folded_layers import DilatedConvolution, FoldedPatchEmbedding, FoldedVANBlock
+from van_backbones.layers import OverlapPatchEmbedding, VANBlock
+from van_backbones.normalization import ImageNormalization
 
 # format -> (suffix of the file, packages that write it)
 FORMATS = {
@@ -268,7 +269,7 @@ def _write_saved_model(served, path, signature):
 
 @contextlib.contextmanager
 def _traced_for(format, model):
-    """Lets the folded layers be traced as the operations that the format's runtime knows and fuses."""
+    """Lets dilated convolutions be traced as the one operation that the format's runtime knows."""
     import tensorflow as tf
 
     def convolve(inputs, kernel, dilation_rate):
@@ -280,14 +281,12 @@ def _traced_for(format, model):
             input=inputs, filter=kernel, strides=[1] * 4, dilations=[1, *dilation_rate, 1], **options
         )
 
-    blocks = [layer for layer in model._flatten_layers() if isinstance(layer, FoldedVANBlock)]
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, DilatedConvolution)]
     try:
-        for block in blocks:
-            block.for_export = True
+        for layer in layers:
             # TensorFlow itself could not run that.
-            block.conv_spatial.single_operation = None if format == "saved_model" else convolve
+            layer.single_operation = None if format == "saved_model" else convolve
         yield
     finally:
-        for block in blocks:
-            block.for_export = False
-            block.conv_spatial.single_operation = None
+        for layer in layers:
+            layer.single_operation = None

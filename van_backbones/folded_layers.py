@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from van_backbones.activations import fused_gelu, gelu
+from van_backbones.activations import fused_gelu
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -64,8 +64,6 @@ class FoldedVANBlock(keras.layers.Layer):
     """
 
     folded = True
-    # Set while a graph is traced for another runtime, which fuses what it finds in its own way.
-    for_export = False
 
     def __init__(self, expansion_ratio, **kwargs):
         super().__init__(**kwargs)
@@ -127,11 +125,10 @@ class FoldedVANBlock(keras.layers.Layer):
         self.fc2.set_weights([kernel * layer_scale_2, bias * layer_scale_2])
 
     def call(self, inputs):
-        activate = gelu if self.for_export else fused_gelu
-        gated = activate(self.proj_1(inputs))
+        gated = fused_gelu(self.proj_1(inputs))
         factors = self.conv1(self.conv_spatial(self.conv0(gated)))
         outputs = inputs * self.shortcut_scale + self.proj_2(gated * factors)
-        return outputs + self.fc2(activate(self.dwconv(self.fc1(outputs))))
+        return outputs + self.fc2(fused_gelu(self.dwconv(self.fc1(outputs))))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -5,8 +5,9 @@ import math
 import keras
 from keras import ops
 
-from van_backbones.activations import fused_gelu, gelu, scaled_gelu
+from van_backbones.activations import fused_gelu, gelu
 from van_backbones.convolutions import DepthwiseConvolution, PointwiseConvolution
+from van_backbones.normalization import BatchNormalization
 
 
 def drop_path(rate, **kwargs):
@@ -40,106 +41,25 @@ def _depthwise_convolution(size, dilation=1, **kwargs):
     )
 
 
-def _convolve(conv, inputs, input_scale, input_shift=None, output_scale=1.0, output_shift=0.0):
-    """Gives a 1 x 1 `output_scale * conv(input_scale * inputs + input_shift) + output_shift`."""
-    # A plain number stays one: as a tensor it would be float32 in a float64 model. `ops.multiply` promotes
-    # where a weight comes in half precision and a scale does not; `*` would fail.
-    input_scale = input_scale if isinstance(input_scale, float) else input_scale[:, None]
-    kernel = ops.multiply(ops.multiply(conv.kernel, input_scale), output_scale)
-    bias = conv.bias
-    if input_shift is not None:
-        bias = ops.add(bias, ops.matmul(input_shift, conv.kernel)[0, 0])
-    bias = ops.add(ops.multiply(bias, output_scale), output_shift)
+def _convolve_normed(conv, inputs, norm):
+    """Gives `conv(norm(inputs))` of a 1 x 1 convolution, in one."""
+    scale, shift = norm.scale_and_shift()
+    kernel = ops.multiply(conv.kernel, scale[:, None])
+    return _convolve(inputs, kernel, ops.add(conv.bias, ops.matmul(shift, conv.kernel)[0, 0]))
+
+
+def _convolve_scaled(conv, inputs, scale, shift=None):
+    """Gives `scale * conv(inputs) + shift` of a 1 x 1 convolution, in one."""
+    # `ops.multiply` promotes where a weight comes in half precision and a scale does not; `*` would fail.
+    bias = ops.multiply(conv.bias, scale)
+    return _convolve(
+        inputs, ops.multiply(conv.kernel, scale), bias if shift is None else ops.add(bias, shift)
+    )
+
+
+def _convolve(inputs, kernel, bias):
     outputs = ops.conv(inputs, ops.cast(kernel, inputs.dtype), data_format="channels_last")
     return ops.add(outputs, ops.cast(bias, inputs.dtype))
-
-
-def _convolve_depthwise(conv, inputs, input_scale=1.0, output_scale=1.0):
-    """Gives `output_scale * conv(input_scale * inputs)` of a depthwise convolution."""
-    kernel = ops.cast(ops.multiply(conv.kernel, input_scale * output_scale), inputs.dtype)
-    outputs = ops.depthwise_conv(inputs, kernel, padding="same", data_format="channels_last")
-    return ops.add(outputs, ops.cast(ops.multiply(conv.bias, output_scale), inputs.dtype))
-
-
-@keras.saving.register_keras_serializable(package="van_backbones")
-class BatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation that keeps PyTorch's statistics.
-
-    PyTorch's moving variance is the unbiased one (divided by n - 1), Keras's the biased one. The
-    difference is 2 % at the coarsest level of a small crop.
-
-    Args:
-        momentum: share of the old statistics that a training step keeps.
-        epsilon: added to the variance.
-        **kwargs: arguments of `keras.layers.BatchNormalization` other than `renorm`.
-    """
-
-    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
-        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
-
-    def call(self, inputs, training=None):
-        if not training:
-            return super().call(inputs, training=False)
-        outputs, statistics = self.normalize_batch(inputs)
-        self.update_statistics(statistics)
-        return outputs
-
-    def normalize_batch(self, inputs):
-        """Gives what `call` gives in training, and the batch's statistics for `update_statistics`.
-
-        Changes no variable, so that it may run twice. A frozen layer goes by its moving statistics and has
-        none of the batch.
-        """
-        if not self.trainable:
-            return super().call(inputs, training=False), ()
-        inputs = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-        mean, variance = ops.moments(inputs, axes=(0, 1, 2), synchronized=self.synchronized)
-        gamma, beta = ops.cast(self.gamma, inputs.dtype), ops.cast(self.beta, inputs.dtype)
-        outputs = ops.batch_normalization(inputs, mean, variance, self.axis, beta, gamma, self.epsilon)
-        count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), inputs.dtype)
-        # A single value has no unbiased variance: then the biased one, 0, stays.
-        unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
-        return ops.cast(outputs, self.compute_dtype), (ops.stop_gradient(mean), ops.stop_gradient(unbiased))
-
-    def update_statistics(self, statistics):
-        """Moves the moving statistics towards those that `normalize_batch` gave."""
-        for moving, value in zip((self.moving_mean, self.moving_variance), statistics, strict=False):
-            moving.assign(ops.cast(moving, value.dtype) * self.momentum + value * (1.0 - self.momentum))
-
-    def scale_and_shift(self):
-        """Gives the (channels,) `scale` and `shift` that the layer applies at inference."""
-        scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
-        return scale, self.beta - self.moving_mean * scale
-
-
-@keras.saving.register_keras_serializable(package="van_backbones")
-class ImageNormalization(keras.layers.Layer):
-    """Turns RGB images of 0 .. 255 into what the network was trained on.
-
-    Works in float32 whatever the policy, because half precision cannot hold resized pixels, and gives the
-    compute dtype.
-
-    Args:
-        mean: three floats, subtracted.
-        deviation: three floats, divided by.
-        **kwargs: base arguments of the layer.
-    """
-
-    def __init__(self, mean, deviation, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-        self.mean = tuple(mean)
-        self.deviation = tuple(deviation)
-
-    def call(self, images):
-        images = ops.cast(images, keras.backend.result_type("float32", self.compute_dtype))
-        images = (images - ops.array(self.mean, images.dtype)) / ops.array(self.deviation, images.dtype)
-        return ops.cast(images, self.compute_dtype)
-
-    def compute_output_spec(self, images):
-        return keras.KerasTensor(images.shape, dtype=self.compute_dtype)
-
-    def get_config(self):
-        return {**super().get_config(), "mean": self.mean, "deviation": self.deviation}
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -215,17 +135,13 @@ class LargeKernelAttention(keras.layers.Layer):
     def call_folded(self, inputs, norm, output_scale):
         """Gives `inputs + output_scale * self(norm(inputs))`, in fewer passes over the map.
 
-        The norm, the layer scale, the shortcut and the constants of the GELU become part of the
-        convolutions' small weights.
+        The norm, the layer scale and the shortcut become part of the convolutions' small weights.
         """
-        scale, shift = norm.scale_and_shift()
-        gated = scaled_gelu(_convolve(self.proj_1, inputs, scale, shift, math.sqrt(0.5)))
-        factors = _convolve_depthwise(self.conv0, gated, input_scale=math.sqrt(0.5))
-        factors = self.conv1(self.conv_spatial(factors))
+        gated = fused_gelu(_convolve_normed(self.proj_1, inputs, norm))
+        gated = gated * self.attention_map(gated)
         # The shortcut is the normed map: its scale joins the residual's, its shift the bias.
-        gated = gated * factors
-        scale, shift = ops.multiply(output_scale, scale), ops.multiply(output_scale, shift)
-        branch = _convolve(self.proj_2, gated, math.sqrt(0.5), None, output_scale, shift)
+        scale, shift = (ops.multiply(output_scale, value) for value in norm.scale_and_shift())
+        branch = _convolve_scaled(self.proj_2, gated, output_scale, shift)
         return inputs * ops.cast(1.0 + scale, inputs.dtype) + branch
 
     def compute_output_shape(self, input_shape):
@@ -261,10 +177,8 @@ class ConvolutionalFeedForward(keras.layers.Layer):
 
     def call_folded(self, inputs, norm, output_scale):
         """Gives `inputs + output_scale * self(norm(inputs))`, in fewer passes over the hidden map."""
-        scale, shift = norm.scale_and_shift()
-        hidden = _convolve(self.fc1, inputs, scale, shift)
-        hidden = scaled_gelu(_convolve_depthwise(self.dwconv, hidden, output_scale=math.sqrt(0.5)))
-        return inputs + _convolve(self.fc2, hidden, math.sqrt(0.5), None, output_scale)
+        hidden = fused_gelu(self.dwconv(_convolve_normed(self.fc1, inputs, norm)))
+        return inputs + _convolve_scaled(self.fc2, hidden, output_scale)
 
     def compute_output_shape(self, input_shape):
         return input_shape

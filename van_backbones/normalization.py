@@ -1,0 +1,105 @@
+"""The normalisations: of batches, with PyTorch's statistics, and of images."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation that keeps PyTorch's statistics.
+
+    PyTorch's moving variance is the unbiased one (divided by n - 1), Keras's the biased one. The
+    difference is 2 % at the coarsest level of a small crop.
+
+    Args:
+        momentum: share of the old statistics that a training step keeps.
+        epsilon: added to the variance.
+        **kwargs: arguments of `keras.layers.BatchNormalization` other than `renorm`.
+    """
+
+    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
+        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+
+    def call(self, inputs, training=None):
+        if not training:
+            return super().call(inputs, training=False)
+        outputs, statistics = self.normalize_batch(inputs)
+        self.update_statistics(statistics)
+        return outputs
+
+    def normalize_batch(self, inputs):
+        """Gives what `call` gives in training, and the batch's statistics for `update_statistics`.
+
+        Changes no variable, so that it may run twice. A frozen layer goes by its moving statistics and has
+        none of the batch.
+        """
+        if not self.trainable:
+            return super().call(inputs, training=False), ()
+        inputs = ops.cast(inputs, self.compute_dtype)
+        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
+        if keras.backend.backend() == "tensorflow" and dtype == "float32" and not self.synchronized:
+            outputs, *statistics = _normalize_in_one_pass(inputs, gamma, beta, self.epsilon)
+        else:
+            outputs, *statistics = _normalize(inputs, gamma, beta, self.epsilon, self.synchronized)
+        return ops.cast(outputs, self.compute_dtype), tuple(map(ops.stop_gradient, statistics))
+
+    def update_statistics(self, statistics):
+        """Moves the moving statistics towards those that `normalize_batch` gave."""
+        for moving, value in zip((self.moving_mean, self.moving_variance), statistics, strict=False):
+            moving.assign(ops.cast(moving, value.dtype) * self.momentum + value * (1.0 - self.momentum))
+
+    def scale_and_shift(self):
+        """Gives the (channels,) `scale` and `shift` that the layer applies at inference."""
+        scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
+        return scale, self.beta - self.moving_mean * scale
+
+
+def _normalize(inputs, gamma, beta, epsilon, synchronized):
+    """Gives the normed inputs in gamma's dtype, the mean and the unbiased variance."""
+    inputs = ops.cast(inputs, gamma.dtype)
+    mean, variance = ops.moments(inputs, axes=(0, 1, 2), synchronized=synchronized)
+    outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, epsilon)
+    count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), inputs.dtype)
+    # A single value has no unbiased variance: then the biased one, 0, stays.
+    return outputs, mean, variance * (count / ops.maximum(count - 1.0, 1.0))
+
+
+def _normalize_in_one_pass(inputs, gamma, beta, epsilon):
+    """Gives what `_normalize` gives, by the kernel of TensorFlow that Keras leaves aside."""
+    import tensorflow as tf
+
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+    )
+    return outputs, mean, variance
+
+
+@keras.saving.register_keras_serializable(package="van_backbones")
+class ImageNormalization(keras.layers.Layer):
+    """Turns RGB images of 0 .. 255 into what the network was trained on.
+
+    Works in float32 whatever the policy, because half precision cannot hold resized pixels, and gives the
+    compute dtype.
+
+    Args:
+        mean: three floats, subtracted.
+        deviation: three floats, divided by.
+        **kwargs: base arguments of the layer.
+    """
+
+    def __init__(self, mean, deviation, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.mean = tuple(mean)
+        self.deviation = tuple(deviation)
+
+    def call(self, images):
+        images = ops.cast(images, keras.backend.result_type("float32", self.compute_dtype))
+        images = (images - ops.array(self.mean, images.dtype)) / ops.array(self.deviation, images.dtype)
+        return ops.cast(images, self.compute_dtype)
+
+    def compute_output_spec(self, images):
+        return keras.KerasTensor(images.shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "mean": self.mean, "deviation": self.deviation}
