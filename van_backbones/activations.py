@@ -1,5 +1,6 @@
 """The GELU, plain and in one pass."""
 
+import contextlib
 import functools
 import math
 
@@ -20,23 +21,24 @@ def gelu(inputs):
 def fused_gelu(inputs):
     """Gives the exact GELU, and its gradient, on TensorFlow in one pass over the map in place of five.
 
-    The graph has the operations of `gelu`, marked, so that TensorFlow lets XLA make them one for the sizes
-    that come up again. In an export, other runtimes see no difference. Training keeps the inputs, and no maps
-    in between.
+    The graph has the operations of `gelu`, marked, so that TensorFlow lets XLA make them one; in an export,
+    other runtimes see no difference. XLA compiles them for each size anew: hence not in a graph that is to
+    serve all sizes. Training keeps the inputs, and no maps in between.
     """
     if keras.backend.backend() != "tensorflow":
         return gelu(inputs)
-    return _make_fused_gelu()(inputs)
+    return _fused_gelu()(inputs)
 
 
 @functools.cache
-def _make_fused_gelu():
+def _fused_gelu():
     import tensorflow as tf
 
     def fuse(function, inputs, *others):
         # In half precision XLA would round after every step, which takes as long as the steps.
         dtype = keras.backend.result_type(inputs.dtype.name, "float32")
-        with tf.xla.experimental.jit_scope():
+        is_fixed = not tf.executing_eagerly() and None not in inputs.shape[1:]
+        with tf.xla.experimental.jit_scope() if is_fixed else contextlib.nullcontext():
             return tf.cast(function(*(tf.cast(x, dtype) for x in (inputs, *others))), inputs.dtype)
 
     def differentiate(inputs, gradient):
@@ -48,6 +50,4 @@ def _make_fused_gelu():
     def compute(inputs):
         return fuse(gelu, inputs), lambda gradient: fuse(differentiate, inputs, gradient)
 
-    compiled = tf.function(compute, autograph=False)
-    # Only graphs can be marked.
-    return lambda inputs: (compiled if tf.executing_eagerly() else compute)(inputs)
+    return compute

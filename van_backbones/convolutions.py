@@ -109,8 +109,8 @@ def _differentiate_kernel(inputs, gradient, kernel_size):
             padding="SAME",
         )
 
-    # Nor is the quick way for maps lower than the kernel; and of an empty map, it gives anything. Where
-    # nothing is missing, nothing is copied.
+    # oneDNN's quick way is not for maps lower than the kernel either, and TensorFlow gives anything for empty
+    # ones. Where nothing is missing, `tf.pad` copies nothing.
     missing = [tf.maximum(side - own, 0) for side, own in zip(kernel_size, _read_size(inputs), strict=True)]
     margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
     inputs, gradient = tf.pad(inputs, margins), tf.pad(gradient, margins)
@@ -131,7 +131,7 @@ def _read_size(maps):
 
 
 def _sum_rows(rows):
-    """Gives the sum over the first axis, which as a matrix product is exact in half precision too."""
+    """Gives the sum over the first axis; as a matrix product, half precision rounds it only once."""
     import tensorflow as tf
 
     return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]
