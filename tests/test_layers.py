@@ -6,13 +6,13 @@ import keras
 import numpy as np
 import pytest
 
+from van_backbones.activations import fused_gelu, gelu
 from van_backbones.layers import (
     ConvolutionalFeedForward,
     LargeKernelAttention,
     OverlapPatchEmbedding,
     VANBlock,
     drop_path,
-    gelu,
 )
 from van_backbones.normalization import BatchNormalization, ImageNormalization
 
@@ -100,6 +100,39 @@ def test_gelu_keeps_the_dtype(dtype):
     tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-12}[dtype]
     exact = slow_gelu(np.asarray(keras.ops.cast(x, "float64")))
     np.testing.assert_allclose(keras.ops.cast(y, "float64"), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("known", [(2, 3, 40), (None, 3, 40), (None, None, 40)])
+def test_fused_gelus_gradients(dtype, known):
+    tf = pytest.importorskip("tensorflow")
+    x = tf.reshape(tf.cast(np.linspace(-6.0, 6.0, 240), dtype), (2, 3, 40))
+    weights = tf.reshape(tf.cast(np.cos(np.arange(240.0)), dtype), x.shape)
+
+    def differentiate(x, weights):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                outputs = fused_gelu(x)
+            gradient = tape.gradient(outputs, x, output_gradients=weights)
+        return gradient, outer.gradient(gradient, x)
+
+    compiled = tf.function(differentiate, input_signature=[tf.TensorSpec(known, dtype)] * 2)
+    operations = compiled.get_concrete_function().graph.get_operations()
+    marks = {"_XlaCompile" in each.node_def.attr for each in operations if each.type == "Erf"}
+    assert marks == {None not in known[1:]}
+
+    values, factors = (np.asarray(tf.cast(array, "float64")) for array in (x, weights))
+    density = np.exp(-0.5 * values**2) / math.sqrt(2 * math.pi)
+    first = slow_gelu(values + 1e-30) / (values + 1e-30) + values * density
+    expected = [first * factors, (2.0 - values**2) * density * factors]
+    tolerance = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 1e-2}[dtype]
+    # TensorFlow compiles it at the second call.
+    for results in (differentiate(x, weights), *(compiled(x, weights) for _ in range(3))):
+        for found, wanted in zip(results, expected, strict=True):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(tf.cast(found, "float64"), wanted, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", [(11, 9), (8, 12), (5, 7), (1, 1), (33, 2)])
