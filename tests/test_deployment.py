@@ -14,7 +14,7 @@ from van_backbones.activations import fused_gelu
 from van_backbones.deployment import FORMATS, DeployedBackbone, deploy, export
 from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
-from van_backbones.runtimes import load_export
+from van_backbones.runtimes import load_export, measure_export
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1)}
@@ -281,6 +281,27 @@ def test_saved_model_takes_encoded_pictures(tmp_path):
         np.testing.assert_array_equal(outputs, expected[level])
     with pytest.raises(tf.errors.InvalidArgumentError):
         signatures["serve_encoded"](images=tf.constant([b"not a picture"]))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_saved_model_holds_its_weights_as_constants_once(policy, tmp_path):
+    model = VANBackbone("b0", (64, 96, 3), **{**SMALL, "widths": (64, 64, 128, 128)}, dtype=policy)
+    contracts.shake_weights(model)
+    weights = model.get_weights()
+    export(model, tmp_path / "model")
+    loaded = tf.saved_model.load(tmp_path / "model")
+    assert not any(function.graph.variables for function in loaded.signatures.values())
+    bytes_each, tolerance = {"float32": (4, 1e-4), "mixed_bfloat16": (2, 0.1)}[policy]
+    assert measure_export(tmp_path / "model") < 1.5 * bytes_each * model.count_params()
+
+    images = draw_images((64, 96))
+    expected = deploy(model)(images.astype("float32"))
+    pyramid = load_export(tmp_path / "model")(images)
+    for level, outputs in expected.items():
+        assert pyramid[level].dtype == outputs.dtype
+        assert relative_error(pyramid[level], outputs) < tolerance
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_normalized_images_are_exported_as_numbers(tmp_path):

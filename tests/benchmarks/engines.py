@@ -66,7 +66,7 @@ class Engine:
 
 
 class KerasEngine(Engine):
-    """Ours, ours deployed, and the same network from stock layers; writes the weights for the others."""
+    """Ours as it is, deployed and as SavedModel, and stock layers; writes the weights for the others."""
 
     def __init__(self, variant, num_threads, folder):
         super().__init__(folder)
@@ -108,6 +108,15 @@ class KerasEngine(Engine):
         except Exception as error:  # whatever is wrong with it, the others can still be measured
             self.left_out.append((f"ours, deployed, {precision}", explain(error)))
 
+    def _load_saved_model(self, precision, shape):
+        from van_backbones.deployment import export
+        from van_backbones.runtimes import load_export
+
+        path = self.folder / f"saved_model_{precision}"
+        export(self.models["ours", precision], path, image_size=shape[1:3], batch_size=shape[0])
+        run, pixels = load_export(path), make_images(shape).astype("uint8")
+        self.calls["SavedModel, ours exported", precision] = lambda images: run(pixels)  # which are the same
+
     def export(self, name, format):
         """Writes our float32 model; gives why not, or None."""
         try:
@@ -136,6 +145,8 @@ class KerasEngine(Engine):
         for model in self.models.values():
             # One graph for all shapes, which Keras would make of the second, is slower than one for each.
             model.make_predict_function(force=True)
+        for precision in POLICIES:
+            self._load_saved_model(precision, shape)
         super().start(shape)
         exact = self.calls["stock Keras layers", FLOAT](self.images)
         np.savez(self.folder / "exact.npz", **{level: np.asarray(value) for level, value in exact.items()})
