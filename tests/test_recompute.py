@@ -86,7 +86,7 @@ MODES = {"eager": {"run_eagerly": True}, "graph": {"jit_compile": False}, "xla":
         ("half", "eager"),
         ("frozen norms", "eager"),
         ("float32", "graph"),
-        ("half", "graph"),
+        pytest.param("half", "graph", marks=pytest.mark.slow),
         pytest.param("float32", "xla", marks=pytest.mark.slow),
     ],
 )
@@ -115,6 +115,7 @@ for name in sys.argv[1:]:
 
 
 # Compiling takes JAX many seconds for every case.
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "cases"), [("jax", ["float32"]), ("torch", list(CASES))])
 def test_other_backends_give_the_same_numbers_too(backend, cases):
     pytest.importorskip(backend)

@@ -35,7 +35,12 @@ def count_parameters(widths, depths, expansion_ratios):
     return total
 
 
-@pytest.mark.parametrize("variant", list(PARAMETERS))
+LARGE = ("b4", "b5", "b6")  # take seconds to build
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in PARAMETERS]
+)
 def test_trainable_parameters_are_the_official_ones(variant):
     backbone = VANBackbone(variant)
     counted = sum(math.prod(variable.shape) for variable in backbone.trainable_variables)
