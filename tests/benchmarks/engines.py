@@ -80,6 +80,7 @@ class KerasEngine(Engine):
 
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+        keras.utils.set_random_seed(0)  # the next process goes on with the exports of this one
         tf.get_logger().setLevel("ERROR")  # it warns of the graphs that `start` makes anew on purpose
         self.models = {}
         for precision, policy in POLICIES.items():

@@ -9,7 +9,9 @@ processes disturbed.
 """
 
 import argparse
+import contextlib
 import functools
+import pathlib
 import shutil
 import tempfile
 from typing import NamedTuple
@@ -55,24 +57,26 @@ def main(argv=None):
     tables, peaks = {}, {}
     for variant in arguments.variants:
         with tempfile.TemporaryDirectory() as folder:
-            workers = {}
-            try:
-                start_workers(workers, variant, arguments, folder)
-                measure_peaks(workers, peaks)
-                for batch_size in arguments.batch_sizes:
-                    for height, width in arguments.sizes:
-                        title = f"{variant}, {batch_size} x {height} x {width}"
-                        if batch_size * height * width > arguments.max_pixels:
+            for batch_size in arguments.batch_sizes:
+                workers = {}  # new ones for each batch size: they keep much of the memory that they once had
+                try:
+                    for size in arguments.sizes:
+                        title = f"{variant}, {batch_size} x {size[0]} x {size[1]}"
+                        if batch_size * size[0] * size[1] > arguments.max_pixels:
                             print(f"\n{title}: left out, see --max-pixels")
                             continue
-                        shape = (batch_size, height, width, 3)
+                        if not workers:
+                            start_workers(workers, variant, arguments, folder)
+                            measure_peaks(workers, peaks)
                         try:
-                            tables[title] = measure_shape(title, workers, shape, peaks, arguments)
+                            tables[title] = measure_shape(
+                                title, workers, (batch_size, *size, 3), peaks, arguments
+                            )
                         except WorkerError as error:
                             print(f"\n{title}: stopped, {error}", flush=True)
-            finally:
-                for worker in workers.values():
-                    worker.close()
+                            close_workers(workers)  # none knows what the others were asked
+                finally:
+                    close_workers(workers)
     print_summary(tables)
 
 
@@ -94,7 +98,6 @@ def parse_arguments(argv):
     add("--threads", type=int, default=2)
     add("--frameworks", nargs="+", default=FRAMEWORKS, choices=FRAMEWORKS, help="keras always runs")
     add("--max-pixels", type=int, default=8 * 512 * 512, help="larger batches are left out")
-    add("--compile-all", action="store_true", help="torch.compile at every batch size, not the first only")
     add("--quick", action="store_true", help="b0, 224 x 224, batch 1, 5 rounds")
     arguments = parser.parse_args(argv)
     quick = arguments.quick
@@ -129,7 +132,7 @@ def start_workers(workers, variant, arguments, folder):
         reason = None
         if framework == "compile" and not shutil.which("g++"):
             reason = "needs g++"
-        if framework in EXPORTED_NAMES:
+        if framework in EXPORTED_NAMES and not (pathlib.Path(folder) / EXPORTED_NAMES[framework]).exists():
             reason = keras("export", EXPORTED_NAMES[framework], framework)
         if reason is None:
             try:
@@ -141,6 +144,11 @@ def start_workers(workers, variant, arguments, folder):
     for worker in workers.values():
         for name, reason in worker("list_rows")[1]:
             print(f"left out: {name}: {reason}")
+
+
+def close_workers(workers):
+    while workers:
+        workers.popitem()[1].close()
 
 
 def measure_peaks(workers, peaks):
@@ -158,8 +166,6 @@ def measure_peaks(workers, peaks):
 
 def measure_shape(title, workers, shape, peaks, arguments):
     """Times all rows at one shape and prints the table; gives row -> `Measured`."""
-    if shape[0] != arguments.batch_sizes[0] and not arguments.compile_all:
-        workers = {name: worker for name, worker in workers.items() if name != "compile"}
     owners = start_shape(workers, shape)
     errors = {row: worker("measure_error", row) for row, worker in owners.items()}
     turns = {row: functools.partial(worker, "take_turn", row) for row, worker in owners.items()}
@@ -178,18 +184,25 @@ def start_shape(workers, shape):
     """Has all get ready, at once, as that takes one core each; gives row -> worker."""
     started, owners = {}, {}
     for name, worker in workers.items():
-        try:
+        with leaving_out(name):
             worker.send("start", shape)
             started[name] = worker
-        except WorkerError as error:
-            print(f"left out: {name}: {error}")
     for name, worker in started.items():
-        try:
+        with leaving_out(name):
             worker.receive()
             owners |= {row: worker for row in worker("list_rows")[0]}
-        except WorkerError as error:
-            print(f"left out: {name}: {error}")
     return owners
+
+
+@contextlib.contextmanager
+def leaving_out(name):
+    """Says what failed; only without ours and the exact maps is there nothing to compare."""
+    try:
+        yield
+    except WorkerError as error:
+        if name == "keras":
+            raise
+        print(f"left out: {name}: {error}")
 
 
 def print_rows(rows):

@@ -1,6 +1,6 @@
 """Times a training step of the backbone, ours in Keras's `fit` against PyTorch, and takes its peak memory.
 
-    python -m tests.benchmarks.training --variants b0 --size 512x512 --batch-size 2
+    python -m tests.benchmarks.training --variants b0 b1 --size 512x512 --batch-size 2
 
 Forward, backward and AdamW, equal weights at the start, no drop path; the loss is the mean squared difference
 of the four maps from fixed noise. The two frameworks take turns, each in a process of its own.
@@ -50,13 +50,14 @@ def parse_arguments(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--variants", nargs="+", default=["b0"])
+    add("--variants", nargs="+", help="default: b0 b1")
     add("--size", type=parse_size, help="default: 512x512")
     add("--batch-size", type=int, default=2)
     add("--rounds", type=int, help="quiet turns of two steps; default: 10")
     add("--threads", type=int, default=2)
     add("--quick", action="store_true", help="256 x 256, 3 rounds")
     arguments = parser.parse_args(argv)
+    arguments.variants = arguments.variants or (["b0"] if arguments.quick else ["b0", "b1"])
     arguments.size = arguments.size or ((256, 256) if arguments.quick else (512, 512))
     arguments.rounds = arguments.rounds or (3 if arguments.quick else 10)
     return arguments
