@@ -4,7 +4,7 @@
 
 Each section is a script of its own in this folder, with more options: `python -m tests.benchmarks.inference
 --help`. Options that are not listed here go to the first section that runs, which is inference if all do. All
-sections take about 45 minutes on 2 cores, a few with --quick.
+sections take about 50 minutes on 2 cores, a few with --quick.
 """
 
 import argparse
