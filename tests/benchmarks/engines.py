@@ -114,7 +114,8 @@ class KerasEngine(Engine):
         from van_backbones.runtimes import load_export
 
         path = self.folder / f"saved_model_{precision}"
-        export(self.models["ours", precision], path, image_size=shape[1:3], batch_size=shape[0])
+        options = {"image_size": shape[1:3], "batch_size": shape[0], "freeze_weights": True}
+        export(self.models["ours", precision], path, **options)
         run, pixels = load_export(path), make_images(shape).astype("uint8")
         self.calls["SavedModel, ours exported", precision] = lambda images: run(pixels)  # which are the same
 

@@ -58,25 +58,7 @@ def main(argv=None):
     for variant in arguments.variants:
         with tempfile.TemporaryDirectory() as folder:
             for batch_size in arguments.batch_sizes:
-                workers = {}  # new ones for each batch size: they keep much of the memory that they once had
-                try:
-                    for size in arguments.sizes:
-                        title = f"{variant}, {batch_size} x {size[0]} x {size[1]}"
-                        if batch_size * size[0] * size[1] > arguments.max_pixels:
-                            print(f"\n{title}: left out, see --max-pixels")
-                            continue
-                        if not workers:
-                            start_workers(workers, variant, arguments, folder)
-                            measure_peaks(workers, peaks)
-                        try:
-                            tables[title] = measure_shape(
-                                title, workers, (batch_size, *size, 3), peaks, arguments
-                            )
-                        except WorkerError as error:
-                            print(f"\n{title}: stopped, {error}", flush=True)
-                            close_workers(workers)  # none knows what the others were asked
-                finally:
-                    close_workers(workers)
+                tables |= measure_batch(variant, batch_size, folder, peaks, arguments)
     print_summary(tables)
 
 
@@ -112,6 +94,32 @@ def parse_size(text):
     """Gives (height, width) of "800x1280"."""
     height, width = text.split("x")
     return int(height), int(width)
+
+
+def measure_batch(variant, batch_size, folder, peaks, arguments):
+    """Gives title -> what `measure_shape` gives, for all sizes.
+
+    In new processes: old ones keep much of the memory that they once had.
+    """
+    tables, workers = {}, {}
+    try:
+        for height, width in arguments.sizes:
+            title = f"{variant}, {batch_size} x {height} x {width}"
+            if batch_size * height * width > arguments.max_pixels:
+                print(f"\n{title}: left out, see --max-pixels")
+                continue
+            if not workers:
+                start_workers(workers, variant, arguments, folder)
+                measure_peaks(workers, peaks)
+            try:
+                shape = (batch_size, height, width, 3)
+                tables[title] = measure_shape(title, workers, shape, peaks, arguments)
+            except WorkerError as error:
+                print(f"\n{title}: stopped, {error}", flush=True)
+                close_workers(workers)  # none knows what the others were asked
+    finally:
+        close_workers(workers)
+    return tables
 
 
 def start_workers(workers, variant, arguments, folder):
