@@ -257,19 +257,20 @@ def read_rows(printed):
 
 def test_benchmark_of_a_variant(capsys):
     need("openvino", "onnxruntime", "onnx", "tf2onnx")
-    keras.utils.set_random_seed(0)  # how far bfloat16 is off depends on the weights: 0.1 to 0.2
+    keras.utils.set_random_seed(0)
     with mock.patch.object(benchmark_exports, "VANBackbone", TinyVAN):
-        options = ["--formats", "onnx", "openvino", "--image-size", "32", "40", "--rounds", "2"]
+        # On smaller images norms over one or two positions would blow up bfloat16's errors.
+        options = ["--formats", "onnx", "openvino", "--image-size", "96", "128", "--rounds", "2"]
         benchmark_exports.main(["--variant", "b1", *options])
     printed = capsys.readouterr().out
-    assert "1 x 32 x 40, medians of 2 rounds" in printed
+    assert "1 x 96 x 128, medians of 2 rounds" in printed
     rows = read_rows(printed)
     assert list(rows) == ["Keras", "Keras, deployed", "onnx", "openvino", "openvino, bfloat16"]
     for name, (milliseconds, ratio, megabytes, error) in rows.items():
         assert milliseconds > 0
         assert ratio > 0
         assert megabytes > 0
-        assert error < (1e-4 if "bfloat16" not in name else 0.4)
+        assert error < (1e-4 if "bfloat16" not in name else 0.2)
     assert rows["Keras"][3] == 0.0
     assert rows["onnx"][3] > 0.0
 
