@@ -240,11 +240,11 @@ def test_export_of_every_head(head, format, tmp_path):
     check_export_of_a_head(head, format, tmp_path)
 
 
-def test_export_of_a_detector(tmp_path):
-    check_export_of_a_head(RetinaNet, "saved_model", tmp_path)
+def test_export_of_a_detector_with_frozen_weights(tmp_path):
+    check_export_of_a_head(RetinaNet, "saved_model", tmp_path, freeze_weights=True)
 
 
-def check_export_of_a_head(head, format, tmp_path):
+def check_export_of_a_head(head, format, tmp_path, **arguments):
     """Compares label maps, or the scores of detections in order and their boxes where no near-tie swaps."""
     sizes = {
         SemanticFPN: {"channels": 8, "pyramid_channels": 8},
@@ -254,7 +254,7 @@ def check_export_of_a_head(head, format, tmp_path):
     model = build(head, num_classes=3, **sizes[head])
     if head is SemanticFPN:
         model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
-    run = export_to(tmp_path, model, format)
+    run = export_to(tmp_path, model, format, **arguments)
     for size in ((64, 96), (70, 49)):
         images = draw_images(size)
         answers = run(images)
