@@ -294,6 +294,7 @@ def test_saved_model_holds_its_weights_once(policy, freeze_weights, tmp_path):
     loaded = tf.saved_model.load(tmp_path / "model")
     for function in loaded.signatures.values():
         assert bool(function.graph.variables) == (not freeze_weights)
+        assert bool(function.captured_inputs) == (not freeze_weights)  # nor constants that come as inputs
     bytes_each, tolerance = {"float32": (4, 1e-4), "mixed_bfloat16": (2, 0.1)}[policy]
     assert measure_export(tmp_path / "model") < 1.5 * bytes_each * model.count_params()
 

@@ -154,8 +154,8 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None, 
             built for, which is any as a rule.
         batch_size: number of images; None for any.
         freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats always
-            are. TensorFlow runs them faster, the more so the smaller the images, but takes about 20 times
-            their size in memory, and 30 times to write them: for small models.
+            are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280), but takes
+            about 20 times their size in memory, and 30 times to write them: for small models.
 
     Raises:
         ValueError: at an unknown format, another suffix, an image size that the model does not take, a model
@@ -279,7 +279,7 @@ def _freeze(served, signature):
 
     @tf.function(input_signature=[signature], autograph=False)
     def serve(images):
-        # oneDNN reorders constants once, and variables in every call.
+        # oneDNN reorders constants once, and variables in every call. Made outside, tensors would be inputs.
         constants = [(variable, tf.constant(value)) for variable, value in weights]
         with keras.StatelessScope(state_mapping=constants):
             return served.call(images)
