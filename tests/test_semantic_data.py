@@ -6,13 +6,8 @@ import tensorflow as tf
 from PIL import Image
 
 from heads.data.augmentation import MEAN_GREY
-from heads.data.semantic import (
-    SemanticFolder,
-    decode_label,
-    evaluation_batches,
-    shift_zero_label,
-    training_batches,
-)
+from heads.data.label_pictures import decode_label, shift_zero_label
+from heads.data.semantic import SemanticFolder, evaluation_batches, training_batches
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMES = ("wall", "window", "door")

@@ -114,6 +114,7 @@ def random_crop(image, label, seed, crop_size, max_class_share=0.75, pad=True):
         Image float32 and label int32.
     """
     crop_size = read_size("crop_size", crop_size)
+    image = check_bands(image)
     size = tf.minimum(tf.shape(label), crop_size)
     positions = tf.cast(tf.shape(label) - size + 1, tf.float32)
 
@@ -163,7 +164,7 @@ def photometric_distortion(image, seed):
     """
     order, brightness, contrast, saturation, hue = tf.unstack(tf.random.split(seed, 5))
     contrast_first = _flip_coin(order)
-    image = tf.cast(image, tf.float32)
+    image = tf.cast(check_bands(image), tf.float32)
     image = _apply_by_chance(add_brightness, image, brightness, (-BRIGHTNESS_DELTA, BRIGHTNESS_DELTA))
     image = _apply_by_chance(scale_contrast, image, contrast, CONTRAST_RANGE, contrast_first)
     image = _apply_by_chance(scale_saturation, image, saturation, SATURATION_RANGE)
@@ -251,9 +252,23 @@ def pad_pair(image, label, size):
     """
     height, width = size
     below, right = height - tf.shape(label)[0], width - tf.shape(label)[1]
-    image = tf.pad(tf.cast(image, tf.float32) - MEAN_GREY, [[0, below], [0, right], [0, 0]]) + MEAN_GREY
+    image = (
+        tf.pad(tf.cast(check_bands(image), tf.float32) - MEAN_GREY, [[0, below], [0, right], [0, 0]])
+        + MEAN_GREY
+    )
     label = tf.pad(label, [[0, below], [0, right]], constant_values=IGNORE_LABEL)
     return tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(label, (height, width))
+
+
+def check_bands(image):
+    """The image; a ValueError if it is known not to have the three bands of RGB, else one when it runs."""
+    shape = tf.convert_to_tensor(image).shape
+    if not shape.is_compatible_with((None, None, 3)):
+        raise ValueError(
+            f"an image must be (height, width, 3), RGB: choose three of its bands, or repeat a grey one. "
+            f"Received: {shape}"
+        )
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 def _apply_by_chance(distort, image, seed, value_range, enabled=True):

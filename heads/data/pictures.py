@@ -1,5 +1,6 @@
 """Picture files to RGB pixels: the one reader of training, checks, scores, predictions and drawings."""
 
+import contextlib
 import io
 import os
 import pathlib
@@ -22,8 +23,7 @@ UPRIGHT_MOVES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# The moves that swap height and width.
-TURNING_MOVES = [UPRIGHT_MOVES[orientation] for orientation in (5, 6, 7, 8)]
+TURNED_ORIENTATIONS = (5, 6, 7, 8)  # height and width change places
 EXIF_ORIENTATION = 274
 TIFF_BITS_PER_SAMPLE = 258
 TIFF_PHOTOMETRIC = 262
@@ -31,10 +31,15 @@ TIFF_WHITE_IS_ZERO = 0
 
 
 class Picture(typing.NamedTuple):
-    """A picture's RGB pixels, uint8 `(height, width, 3)`, and whether its EXIF orientation turned them."""
+    """A picture's RGB pixels, uint8 `(height, width, 3)`.
+
+    `orientation` is that of its EXIF block, 1 .. 8 with 1 for upright; `is_turned` tells whether the pixels
+    were turned or mirrored by it. Above 1 and not turned, they were left as stored because of the size.
+    """
 
     pixels: np.ndarray
     is_turned: bool
+    orientation: int = 1
 
 
 def read_picture(path, size: tuple[int, int] | None = None, formats: tuple[str, ...] | None = None):
@@ -61,7 +66,10 @@ def load_picture(path, size=None):
 
 
 def decode_picture(
-    path, size: tuple[int, int] | None = None, formats: tuple[str, ...] | None = None
+    path,
+    size: tuple[int, int] | None = None,
+    formats: tuple[str, ...] | None = None,
+    size_from: str = "its annotation",
 ) -> Picture:
     """The RGB pixels of a picture file, and whether they were turned.
 
@@ -79,8 +87,10 @@ def decode_picture(
     Args:
         path: Path of the file, also as bytes.
         size: The (height, width) that the picture must have, as the file's annotation or label says. Where
-            only the stored pixels have it, they are not turned: the annotation was drawn on these.
+            only the stored pixels have it, they are not turned: the annotation was drawn on these. Where both
+            have it (square pictures, half turns), they are turned: viewers and labelling tools do so.
         formats: Pillow's names of the formats to read, such as `DATA_FORMATS`. Default: any.
+        size_from: What says the size, for the message.
 
     Returns:
         A `Picture`.
@@ -89,48 +99,59 @@ def decode_picture(
         ValueError: If the file is missing, damaged, too large, of another format or size, or without a way
             to RGB. The message starts with the path.
     """
-    try:
-        data = pathlib.Path(os.fsdecode(path)).read_bytes()
-        with Image.open(io.BytesIO(data)) as picture:
-            _check_format(picture.format, formats)
-            if picture.format == "PNG":
-                # Loading does not look at the checksums, so that damaged pixels would pass.
-                Image.open(io.BytesIO(data)).verify()
-            picture.load()
-            upright_move = UPRIGHT_MOVES.get(_read_orientation(picture))
-            rgb = _convert_to_rgb(picture)
-    except Exception as error:  # Pillow's decoders raise many kinds; each means that the file is no use
-        raise ValueError(f"{show_path(path)}: cannot be read ({_explain(error)})") from error
+    with named_faults(path):
+        picture = open_picture(path, formats)
+        picture.load()
+        orientation = read_orientation(picture)
+        rgb = _convert_to_rgb(picture)
+    upright_move = UPRIGHT_MOVES.get(orientation)
     stored_size = (rgb.height, rgb.width)
-    upright_size = stored_size[::-1] if upright_move in TURNING_MOVES else stored_size
+    upright_size = stored_size[::-1] if orientation in TURNED_ORIENTATIONS else stored_size
     if size is not None:
         size = tuple(int(side) for side in size)
         if size not in (stored_size, upright_size):
-            turned = f" (upright {upright_size}, by its EXIF orientation)" * (upright_size != stored_size)
+            turned = f", {upright_size} upright by its EXIF orientation" * (upright_size != stored_size)
             raise ValueError(
-                f"{show_path(path)}: the picture must have (height, width) {size}. "
+                f"{show_path(path)}: the picture must have the (height, width) of {size_from}, {size}. "
                 f"Received: {stored_size}{turned}"
             )
     is_turned = upright_move is not None and size in (None, upright_size)
-    return Picture(np.asarray(rgb.transpose(upright_move) if is_turned else rgb), is_turned)
+    return Picture(np.asarray(rgb.transpose(upright_move) if is_turned else rgb), is_turned, orientation)
+
+
+def open_picture(path, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """A picture of Pillow, not decoded yet; a PNG's checksums are right. Call it within `named_faults`."""
+    data = pathlib.Path(os.fsdecode(path)).read_bytes()
+    picture = Image.open(io.BytesIO(data))
+    if formats is not None and picture.format not in formats:
+        raise ValueError(f"the format must be one of {', '.join(formats)}. Received: {picture.format}")
+    if picture.format == "PNG":
+        # Decoding does not look at the checksums, so that damaged pixels would pass.
+        Image.open(io.BytesIO(data)).verify()
+    return picture
+
+
+def read_orientation(picture: Image.Image) -> int:
+    """The EXIF orientation of a decoded picture, 1 .. 8; 1 where there is none or its block is damaged."""
+    try:
+        orientation = int(picture.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # Pillow raises many kinds at damaged blocks; the pixels are fine in all of them
+        return 1
+    return orientation if orientation in UPRIGHT_MOVES else 1
+
+
+@contextlib.contextmanager
+def named_faults(path):
+    """Turns whatever is raised while a file is read into a ValueError that starts with its path."""
+    try:
+        yield
+    except Exception as error:  # Pillow's decoders raise many kinds; each means that the file is no use
+        raise ValueError(f"{show_path(path)}: cannot be read ({_explain(error)})") from error
 
 
 def show_path(path) -> str:
     """The path as text that can be printed, whatever bytes the file system holds."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _check_format(found, formats):
-    if formats is not None and found not in formats:
-        raise ValueError(f"the format must be one of {', '.join(formats)}. Received: {found}")
-
-
-def _read_orientation(picture):
-    """The EXIF orientation, 1 .. 8; 1 where there is none or its block is damaged."""
-    try:
-        return int(picture.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # Pillow raises many kinds at damaged blocks; the pixels are fine in all of them
-        return 1
 
 
 def _convert_to_rgb(picture):
@@ -148,7 +169,7 @@ def _convert_to_rgb(picture):
         numbers = "floats" if picture.mode == "F" else "32-bit numbers"
         raise ValueError(f"{numbers} have no known range; save the picture with 8 or 16 bits a channel")
     picture.info.pop("transparency", None)  # Pillow would warn that it is lost
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _explain(error):

@@ -3,9 +3,10 @@
 Label maps hold one class per pixel, int32; 255 is ignored. `*_size` = (height, width).
 """
 
-import functools
+import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,36 +16,37 @@ from PIL import Image
 from tqdm import tqdm
 
 from heads.data.arguments import read_count, read_flag, read_seed, read_size
-from heads.data.augmentation import IGNORE_LABEL, pad_pair, resize_pair, scale_size
+from heads.data.augmentation import IGNORE_LABEL, check_bands, pad_pair, resize_pair, scale_size
+from heads.data.label_folders import MAX_LISTED, find_class_names, find_split, list_briefly, pair_files
+from heads.data.label_pictures import decode_label_picture, find_other_order, map_numbers
 from heads.data.order import BatchOrder, continue_batches, find_groups
+from heads.data.pictures import DATA_FORMATS, decode_picture, named_faults, show_path
 from heads.data.prefetching import prefetch_batches
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-LABEL_SUFFIXES = (".png",)
-# What TensorFlow's decoder reads; MPO is a JPEG with further pictures behind it (many phones write it).
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG")
-# ADE20K's folders spell the split's name out.
-LONG_SPLIT_NAMES = {"train": "training", "val": "validation"}
-MAX_LISTED = 20
+IMAGE_FORMATS = DATA_FORMATS
 
 
 class SemanticFolder:
-    """A folder of images and label pictures, paired by file stem.
+    """A folder of images and label pictures, paired by their names without suffix.
 
     Two layouts are read: `images/<split>/` with `labels/<split>/`, and ADE20K's `images/training/` with
-    `annotations/training/`. Images are JPEG or PNG, label pictures are one-channel or palette PNG.
-    A label value is the line number in `classes.txt`, from 0; 255 is ignored.
+    `annotations/training/`; sub-folders belong to the split. Images are JPEG or PNG, label pictures are
+    one-channel or palette PNG that hold the class numbers: of palettes the indices count. A number is the
+    line in `classes.txt`, from 0; 255 is ignored. Images are read as `heads.data.pictures.decode_picture`
+    says: the EXIF orientation is applied unless only the stored pixels have the size of the label.
 
     Args:
         path: The folder.
         split: Name of the split; "train" and "val" also find "training" and "validation".
-        class_names: Names in the order of the labels, or the path of a text file with one name per line.
-            Default: the folder's `classes.txt`.
+        class_names: Names in the order of the labels, at least 2, or the path of a text file with one name
+            per line. Default: the folder's `classes.txt`.
         reduce_zero_label: True where label 0 means unlabelled and the classes are 1 .. N, as in ADE20K:
             0 becomes 255 and k becomes k - 1.
 
     Raises:
-        ValueError: For a missing folder or split, no class names, or files without a counterpart.
+        ValueError: For a missing folder or split, class names that are missing, unreadable, fewer than 2 or
+            more than the numbers beside 255, pictures with another suffix, or files without a counterpart or
+            with two.
     """
 
     def __init__(
@@ -57,39 +59,39 @@ class SemanticFolder:
         self.path = pathlib.Path(path)
         self.split = split
         self.reduce_zero_label = reduce_zero_label
-        image_folder, label_folder = _find_split(self.path, split)
-        self.class_names = _find_class_names(self.path, class_names)
+        image_folder, label_folder = find_split(self.path, split)
+        self.class_names = find_class_names(self.path, class_names, reduce_zero_label)
         self.num_classes = len(self.class_names)
-        self.pairs = _pair_files(image_folder, label_folder)
+        self.pairs = pair_files(image_folder, label_folder)
 
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
         """Decodes every file and counts the pixels of each class.
 
         Run it once before training: what is wrong is found now and not after hours, all of it in one error.
+        Warns where classes never occur, and where palettes give one colour different numbers.
 
         Args:
             num_threads: Threads that decode. Default: one per CPU core.
-            progress: Whether to show a progress bar.
+            progress: Whether to show a progress bar, and how many images their EXIF orientation turns.
 
         Returns:
             Pixels of each class, `(num_classes,)`, int64.
 
         Raises:
-            ValueError: Lists unreadable files, sizes that differ, colour label pictures and labels out of
-                range.
+            ValueError: Lists unreadable files, sizes that differ, label pictures that hold no class numbers
+                and labels out of range. If every pixel is ignored, or all but those of one class.
         """
-        examine = functools.partial(
-            _examine_pair, num_classes=self.num_classes, reduce_zero_label=self.reduce_zero_label
-        )
-        counts = np.zeros(self.num_classes, "int64")
-        problems = []
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-            reports = pool.map(examine, self.pairs)
-            for found, pixels in tqdm(reports, f"check {self.split}", len(self.pairs), disable=not progress):
-                problems += found
-                counts += pixels
+            reports = pool.map(self._examine_pair, self.pairs)
+            reports = list(tqdm(reports, f"check {self.split}", len(self), disable=not progress))
+        problems = [problem for report in reports for problem in report.problems]
         if problems:
-            raise ValueError(f"{self.path} has faulty files in {self.split!r}:\n{_list_briefly(problems)}")
+            raise ValueError(f"{self.path} has faulty files in {self.split!r}:\n{list_briefly(problems)}")
+        if progress:
+            _tell_orientations(self.split, reports)
+        counts = sum(report.counts for report in reports)
+        self._judge_counts(counts, sum(report.num_ignored for report in reports))
+        self._judge_palettes(reports)
         return counts
 
     def __len__(self):
@@ -107,20 +109,99 @@ class SemanticFolder:
             indices: Dataset of positions in `pairs`, int64 scalars. Default: all, once, in order.
 
         Returns:
-            Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). The pixels are as
-            stored: an EXIF orientation is ignored, because the labels are drawn on the stored pixels.
+            Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). A file that cannot
+            be read, an image of another size than its label and a label out of range end the iteration with
+            the path.
         """
-        images, labels = zip(*((str(image), str(label)) for image, label in self.pairs), strict=True)
 
-        def find(index):
-            return images[index], labels[index]
+        def read_pair(index):
+            image_path, label_path = self.pairs[index]
+            label = decode_label_picture(label_path)
+            return (
+                _read_image(image_path, label_path, label).pixels,
+                map_numbers(label.numbers, self.num_classes, self.reduce_zero_label, label_path),
+            )
 
         def read(index):
-            image, label = tf.numpy_function(find, [index], (tf.string, tf.string))
-            return _read_pair(tf.ensure_shape(image, ()), tf.ensure_shape(label, ()), self.reduce_zero_label)
+            image, label = tf.numpy_function(read_pair, [index], (tf.uint8, tf.int32))
+            return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
 
         indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _examine_pair(self, pair):
+        """A `_PairReport` of an image and its label picture."""
+        image_path, label_path = pair
+        report = _PairReport(label_path, np.zeros(self.num_classes, "int64"))
+        picture = label = None
+        try:
+            picture = decode_label_picture(label_path)
+            label = map_numbers(picture.numbers, self.num_classes, self.reduce_zero_label, label_path)
+        except ValueError as problem:
+            report.problems.append(str(problem))
+        try:
+            image = _read_image(image_path, label_path, picture)
+            report.orientation, report.is_turned = image.orientation, image.is_turned
+        except ValueError as problem:
+            report.problems.append(str(problem))
+        if label is not None:
+            labelled = label[label != IGNORE_LABEL]
+            report.counts = np.bincount(labelled, minlength=self.num_classes)
+            report.num_ignored = label.size - labelled.size
+            report.palette = picture.palette
+        return report
+
+    def _judge_counts(self, counts, num_ignored):
+        """Refuses labels that leave nothing to learn; warns of classes that never occur."""
+        absent = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        if num_ignored and len(absent) >= self.num_classes - 1:
+            occurs = (
+                "no class" if not counts.any() else repr(self.class_names[int(counts.argmax())]) + " alone"
+            )
+            hint = "reduce_zero_label=True ignores number 0 also; leave it out if 0 is a class. "
+            raise ValueError(
+                f"{self.path} has nothing to learn in {self.split!r}: {occurs} occurs in its labels, and "
+                f"{num_ignored} pixels are ignored. {hint if self.reduce_zero_label else ''}"
+                f"Label {IGNORE_LABEL} is ignored: save masks of 0 and 255 as 0 and 1, with names for both."
+            )
+        if absent:
+            more = f" and {len(absent) - MAX_LISTED} more" if len(absent) > MAX_LISTED else ""
+            warnings.warn(
+                f"{self.path}: the labels in {self.split!r} never hold {len(absent)} of the "
+                f"{self.num_classes} classes: {', '.join(absent[:MAX_LISTED])}{more}. Class number k is line "
+                f"k + 1 of the class names; where the numbers begin at 1 and 0 means unlabelled, pass "
+                f"reduce_zero_label=True.",
+                stacklevel=3,
+            )
+
+    def _judge_palettes(self, reports):
+        """Warns where a colour stands for different numbers in different files."""
+        palettes = {}
+        for report in reports:
+            if report.palette is not None:
+                numbers = palettes.setdefault(report.palette.tobytes(), (report.label_path, set()))[1]
+                numbers.update((np.flatnonzero(report.counts) + self.reduce_zero_label).tolist())
+        if other_order := find_other_order(palettes):
+            path, number, other_path, other_number = other_order
+            warnings.warn(
+                f"{self.path}: label pictures in {self.split!r} have palettes of different order. One colour "
+                f"is number {number} in {show_path(path)} and {other_number} in {show_path(other_path)}. The "
+                f"numbers count, not the colours: where those are right, save the pictures as grey.",
+                stacklevel=3,
+            )
+
+
+@dataclasses.dataclass
+class _PairReport:
+    """What `SemanticFolder.check` finds in one pair; `counts` are pixels per class."""
+
+    label_path: pathlib.Path
+    counts: np.ndarray
+    num_ignored: int = 0
+    orientation: int = 1
+    is_turned: bool = False
+    palette: np.ndarray | None = None
+    problems: list[str] = dataclasses.field(default_factory=list)
 
 
 def training_batches(
@@ -189,7 +270,7 @@ def evaluation_batches(
 
     def prepare(image, label):
         if image_size is None:
-            return tf.cast(image, tf.float32), label
+            return tf.cast(check_bands(image), tf.float32), label
         scale = tf.reduce_min(tf.constant(image_size, tf.float64) / tf.cast(tf.shape(label), tf.float64))
         size = tf.minimum(scale_size(tf.shape(label), scale), image_size)
         return pad_pair(*resize_pair(image, label, size), image_size)
@@ -198,161 +279,30 @@ def evaluation_batches(
     return prefetch_batches(examples.batch(batch_size))
 
 
-def decode_label(path: str | bytes | os.PathLike) -> np.ndarray:
-    """The label values of a one-channel picture.
-
-    Pillow reads it and not TensorFlow, which turns the indices of a palette picture into colours.
-
-    Args:
-        path: PNG file of 1, 8 or 16 bits grey, or with a palette.
-
-    Returns:
-        `(height, width)`, int32.
-
-    Raises:
-        ValueError: For a picture with colour channels.
-    """
-    with Image.open(os.fsdecode(path)) as picture:
-        if len(picture.getbands()) != 1:
-            raise ValueError(
-                f"the label picture must have one channel or a palette; map its colours to class numbers and "
-                f"save it as 8-bit grey. Received: mode {picture.mode!r} in {os.fsdecode(path)}"
-            )
-        return np.asarray(picture).astype("int32")
+def _read_image(image_path, label_path, label):
+    """The image of a label picture (None where that is unreadable)."""
+    size = None if label is None else label.numbers.shape
+    return decode_picture(image_path, size, DATA_FORMATS, f"its label {show_path(label_path)}")
 
 
-def shift_zero_label(label: np.ndarray) -> np.ndarray:
-    """Labels with 0 for unlabelled turned into labels with 255 for it: k becomes k - 1, 255 stays."""
-    return np.where((label == 0) | (label == IGNORE_LABEL), IGNORE_LABEL, label - 1).astype("int32")
-
-
-def _read_pair(image_path, label_path, reduce_zero_label):
-    def read_label(path):
-        label = decode_label(path)
-        return shift_zero_label(label) if reduce_zero_label else label
-
-    # decode_jpeg reads PNG as well; only it can ask for the accurate DCT, which every other decoder uses.
-    image = tf.io.decode_jpeg(tf.io.read_file(image_path), channels=3, dct_method="INTEGER_ACCURATE")
-    label = tf.ensure_shape(tf.numpy_function(read_label, [label_path], tf.int32), (None, None))
-    return image, label
-
-
-def _examine_pair(pair, num_classes, reduce_zero_label):
-    """Problems of one pair (a list of texts), and its pixels per class."""
-    problems = []
-    counts = np.zeros(num_classes, "int64")
-    image_path, label_path = pair
-    image_size = label = None
-    try:
-        image_size = _decode_image_size(image_path)
-    except Exception as error:  # Pillow's decoders raise many kinds; each means that the file is no use
-        problems.append(f"{image_path}: cannot be read ({error})")
-    try:
-        label = decode_label(label_path)
-    except Exception as error:
-        problems.append(f"{label_path}: cannot be read ({error})")
-    if label is None:
-        return problems, counts
-
-    if image_size is not None and image_size != label.shape:
-        problems.append(
-            f"{label_path}: label of (height, width) {label.shape}, but {image_path} has {image_size}"
+def _tell_orientations(split, reports):
+    num_turned = sum(report.is_turned for report in reports)
+    num_left = sum(report.orientation != 1 for report in reports) - num_turned
+    if num_turned:
+        tqdm.write(f"{split}: {num_turned} of {len(reports)} images are turned upright by EXIF orientation")
+    if num_left:
+        tqdm.write(
+            f"{split}: {num_left} of {len(reports)} images are left as stored, because only so they have the "
+            f"size of their labels; predictions on these files turn them by their EXIF orientation"
         )
-    last = num_classes if reduce_zero_label else num_classes - 1
-    values = np.unique(label)
-    faulty = values[((values < 0) | (values > last)) & (values != IGNORE_LABEL)].tolist()
-    if faulty:
-        shown = ", ".join(map(str, faulty[:MAX_LISTED])) + (", ..." if len(faulty) > MAX_LISTED else "")
-        problems.append(f"{label_path}: labels must be 0 .. {last} or {IGNORE_LABEL}. Received: {shown}")
-        return problems, counts
-    label = shift_zero_label(label) if reduce_zero_label else label
-    return problems, np.bincount(label[label != IGNORE_LABEL], minlength=num_classes)
-
-
-def _decode_image_size(path):
-    """(height, width) of an image that decodes in full."""
-    with Image.open(path) as image:
-        if image.format not in IMAGE_FORMATS:
-            raise ValueError(f"the image must be JPEG or PNG. Received: {image.format}")
-        image.load()
-        return image.height, image.width
-
-
-def _find_split(path, split):
-    """The image folder and the label folder of a split."""
-    label_root = next((path / name for name in ("labels", "annotations") if (path / name).is_dir()), None)
-    if label_root is None or not (path / "images").is_dir():
-        raise ValueError(
-            f"path must hold images/<split>/ with labels/<split>/ or annotations/<split>/. Received: {path}"
-        )
-    for name in (split, LONG_SPLIT_NAMES.get(split, split)):
-        if (path / "images" / name).is_dir() and (label_root / name).is_dir():
-            return path / "images" / name, label_root / name
-    found = [folder.name for folder in (path / "images").iterdir() if (label_root / folder.name).is_dir()]
-    raise ValueError(
-        f"split must be one of {sorted(found)}, the folders in images/ and {label_root.name}/ of {path}. "
-        f"Received: {split!r}"
-    )
-
-
-def _find_class_names(path, class_names):
-    if class_names is None:
-        class_names = path / "classes.txt"
-        if not class_names.is_file():
-            raise ValueError(
-                f"class_names must be given (a sequence of names, or a text file with one name per line) "
-                f"where the folder has no classes.txt. Received: class_names=None for {path}"
-            )
-    if isinstance(class_names, str | os.PathLike):
-        text = pathlib.Path(class_names).read_text(encoding="utf-8")
-        class_names = [line.strip() for line in text.rstrip().splitlines()]
-    class_names = tuple(class_names)
-    if not 1 <= len(class_names) <= IGNORE_LABEL or not all(class_names):
-        raise ValueError(f"class_names must be 1 to {IGNORE_LABEL} non-empty names. Received: {class_names}")
-    return class_names
-
-
-def _pair_files(image_folder, label_folder):
-    """Sorted (image, label) paths; every file must have its counterpart."""
-    images, doubles = _files_by_stem(image_folder, IMAGE_SUFFIXES)
-    labels, _ = _files_by_stem(label_folder, LABEL_SUFFIXES)
-    problems = [f"{path}: a second image of this name" for path in doubles]
-    problems += [f"{images[stem]}: no label picture" for stem in sorted(images.keys() - labels.keys())]
-    problems += [f"{labels[stem]}: no image" for stem in sorted(labels.keys() - images.keys())]
-    if problems:
-        raise ValueError(
-            f"Every image must have one label picture of the same name in {label_folder}:\n"
-            f"{_list_briefly(problems)}"
-        )
-    if not images:
-        raise ValueError(
-            f"The split must hold {', '.join(IMAGE_SUFFIXES)} files. Received: none in {image_folder}"
-        )
-    return [(images[stem], labels[stem]) for stem in sorted(images)]
-
-
-def _files_by_stem(folder, suffixes):
-    files, doubles = {}, []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            doubles.append(path)
-        files.setdefault(path.stem, path)
-    return files, doubles
-
-
-def _list_briefly(problems):
-    more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-    return "\n".join(problems[:MAX_LISTED] + more)
 
 
 def _check_one_size(pairs, batch_size):
-    """Reads the sizes from the file headers, which is cheap."""
+    """Compares the sizes in the headers of the label pictures, which is cheap."""
     first_path, first_size = pairs[0][0], None
-    for path, _ in pairs:
-        with Image.open(path) as image:
-            size = (image.height, image.width)
+    for path, label_path in pairs:
+        with named_faults(label_path), Image.open(label_path) as label:
+            size = (label.height, label.width)
         first_size = first_size or size
         if size != first_size:
             raise ValueError(
