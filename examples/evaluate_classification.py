@@ -11,9 +11,9 @@ import pathlib
 import sys
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from heads.data.pictures import read_picture
 from van_backbones import VARIANTS, VANClassifier
 from van_backbones.classifier import preprocess_images
 
@@ -40,9 +40,9 @@ def main(argv=None):
         images, labels = [], []
         for path, label in examples[start : start + arguments.batch_size]:
             try:
-                picture = np.asarray(Image.open(path).convert("RGB"))
-            except (OSError, ValueError) as error:
-                unreadable.append(f"{path}: {error}")
+                picture = read_picture(path)
+            except ValueError as error:
+                unreadable.append(error)
                 continue
             images.append(preprocess_images(picture[None], arguments.image_size)[0])
             labels.append(label)
@@ -59,7 +59,7 @@ def main(argv=None):
 
 def list_examples(parser, data, num_classes):
     """Gives (path, label) of all pictures; ends the program where the folders cannot be the classes."""
-    folders = sorted(folder for folder in data.iterdir() if folder.is_dir()) if data.is_dir() else []
+    folders = sorted(path for path in data.glob("[!.]*") if path.is_dir())
     if not folders:
         parser.error(f"{data} holds no class folders")
     if all(folder.name.isdigit() for folder in folders):
@@ -76,7 +76,7 @@ def list_examples(parser, data, num_classes):
     examples = [
         (path, label)
         for folder, label in zip(folders, labels, strict=True)
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.glob("[!.]*"))
         if path.suffix.lower() in SUFFIXES
     ]
     if not examples:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
+from heads.data.pictures import read_picture
 from heads.data.shapes import draw_scene
 from van_backbones import VARIANTS, VANClassifier
 from van_backbones.deployment import FORMATS, ServedModel, deploy, export
@@ -121,9 +122,9 @@ def make_images(parser, arguments, signature):
     if arguments.picture is None:
         return np.stack([draw_scene(seed, size)["image"] for seed in range(1, batch_size + 1)])
     try:
-        picture = ImageOps.exif_transpose(Image.open(arguments.picture)).convert("RGB")
-    except OSError as error:
-        parser.error(f"cannot read the picture {arguments.picture}: {error}")
+        picture = Image.fromarray(read_picture(arguments.picture))
+    except ValueError as error:
+        parser.error(f"cannot read the picture. {error}")
     if None not in signature.shape[1:3]:
         picture = ImageOps.fit(picture, size[::-1])
     return np.stack([np.asarray(picture)] * batch_size)

@@ -7,16 +7,19 @@ is for people.
 """
 
 import argparse
+import collections
 import pathlib
 import sys
 
 import keras
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 import van_backbones  # noqa: F401  (the same for the backbone)
+from heads.data.label_folders import read_class_names
+from heads.data.pictures import read_picture, show_path
 from heads.drawing import class_palette, draw_legend, overlay_label_map, tile_pictures
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -43,22 +46,27 @@ def main(argv=None):
         parser.error(f"there is no model {arguments.model}")
     paths = find_pictures(parser, arguments.pictures, arguments.output)
 
-    class_names = None
-    if arguments.classes:
-        lines = arguments.classes.read_text(encoding="utf-8").splitlines()
-        class_names = [name.strip() for name in lines if name.strip()]
+    try:
+        class_names = read_class_names(arguments.classes) if arguments.classes else None
+    except ValueError as error:
+        parser.error(f"--classes: {error}")
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "segment") or model.num_classes > 255:
         parser.error(f"{arguments.model} must be a semantic segmenter of at most 255 classes (8 bits)")
+    if class_names and len(class_names) != model.num_classes:
+        parser.error(
+            f"--classes must hold one name for each of the {model.num_classes} classes of the model. "
+            f"Received: {len(class_names)} names in {arguments.classes}"
+        )
     window = {name: tuple(size) for name in ("crop", "stride") if (size := getattr(arguments, name))}
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     unreadable = []
     for path in tqdm(paths, unit="picture"):
         try:
-            image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            unreadable.append(f"{path}: {error}")
+            image = read_picture(path)
+        except ValueError as error:
+            unreadable.append(error)
             continue
         label_map = model.segment(image[None].astype("float32"), flip=arguments.flip, **window)[0]
         Image.fromarray(label_map.astype("uint8")).save(arguments.output / f"{path.stem}.png")
@@ -74,15 +82,20 @@ def main(argv=None):
 def find_pictures(parser, pictures, output):
     """Gives the paths of the pictures; ends the program where results would overwrite something."""
     if pictures.is_dir():
-        paths = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
+        # Hidden files are none that a person put there: macOS writes ._a.jpg beside a.jpg.
+        paths = sorted(
+            path
+            for path in pictures.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
     else:
         paths = [pictures]
     if not paths:
         parser.error(f"{pictures} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     if output.resolve() in {path.resolve().parent for path in paths}:
         parser.error(f"--output must not be the folder of the pictures, or they are overwritten: {output}")
-    results = [path.stem + suffix for path in paths for suffix in (".png", ".overlay.png")]
-    twice = sorted({name for name in results if results.count(name) > 1})
+    results = collections.Counter(path.stem + end for path in paths for end in (".png", ".overlay.png"))
+    twice = sorted(show_path(name) for name, count in results.items() if count > 1)
     if twice:
         parser.error(f"pictures need different names before the suffix. Written twice: {', '.join(twice)}")
     return paths

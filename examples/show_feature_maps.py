@@ -10,8 +10,9 @@ import pathlib
 
 import keras
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from heads.data.pictures import read_picture
 from heads.data.shapes import draw_scene
 from van_backbones import VARIANTS, VANBackbone
 from van_backbones.feature_maps import draw_feature_maps
@@ -36,9 +37,9 @@ def main(argv=None):
         picture = Image.fromarray(draw_scene(seed=1, image_size=(224, 288))["image"])
     else:
         try:
-            picture = ImageOps.exif_transpose(Image.open(arguments.image)).convert("RGB")
-        except OSError as error:
-            parser.error(f"cannot read the picture {arguments.image}: {error}")
+            picture = Image.fromarray(read_picture(arguments.image))
+        except ValueError as error:
+            parser.error(f"cannot read the picture. {error}")
     if arguments.image_size is not None:
         scale = arguments.image_size / max(picture.size)
         picture = picture.resize([max(1, round(side * scale)) for side in picture.size])
