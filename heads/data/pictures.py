@@ -59,6 +59,7 @@ def load_picture(path, size=None):
     """
 
     def read(path, *size):
+        path = np.asarray(path, object).item()  # bytes in a graph, an array of them outside
         return read_picture(path, size or None, DATA_FORMATS)
 
     arguments = [path] if size is None else [path, size[0], size[1]]
