@@ -43,8 +43,8 @@ def read_size(name: str, value, smallest: int = 1) -> tuple[int, int]:
     sides = sides * 2 if _is_whole(value) else sides
     if len(sides) != 2 or not all(_is_whole(side) and side >= smallest for side in sides):
         raise ValueError(
-            f"{name} must be (height, width) or a whole number for a square, at least {smallest} on each side. "
-            f"Received: {value!r}"
+            f"{name} must be (height, width), or a whole number for a square, at least {smallest} on each "
+            f"side. Received: {value!r}"
         )
     return int(sides[0]), int(sides[1])
 
