@@ -1,0 +1,160 @@
+"""Picture files to RGB pixels: the one reader of training, checks, scores, predictions and drawings."""
+
+import io
+import os
+import pathlib
+import typing
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, UnidentifiedImageError
+
+# The formats of data folders; MPO is a JPEG with further pictures behind it (many phones write it).
+DATA_FORMATS = ("JPEG", "MPO", "PNG")
+
+# What brings the stored pixels of each EXIF orientation upright.
+UPRIGHT_MOVES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# The moves that swap height and width.
+TURNING_MOVES = [UPRIGHT_MOVES[orientation] for orientation in (5, 6, 7, 8)]
+EXIF_ORIENTATION = 274
+TIFF_BITS_PER_SAMPLE = 258
+TIFF_PHOTOMETRIC = 262
+TIFF_WHITE_IS_ZERO = 0
+
+
+class Picture(typing.NamedTuple):
+    """A picture's RGB pixels, uint8 `(height, width, 3)`, and whether its EXIF orientation turned them."""
+
+    pixels: np.ndarray
+    is_turned: bool
+
+
+def read_picture(path, size: tuple[int, int] | None = None, formats: tuple[str, ...] | None = None):
+    """The RGB pixels of a picture file, as viewers show it. See `decode_picture`."""
+    return decode_picture(path, size, formats).pixels
+
+
+def load_picture(path, size=None):
+    """`read_picture` in a `tf.data` graph, for the formats of data folders.
+
+    Args:
+        path: String tensor; `os.fsencode` makes one of any path.
+        size: (height, width) that the picture must have, int tensor or None. See `decode_picture`.
+
+    Returns:
+        `(height, width, 3)`, uint8. A picture that cannot be read ends the iteration with its path.
+    """
+
+    def read(path, *size):
+        return read_picture(path, size or None, DATA_FORMATS)
+
+    arguments = [path] if size is None else [path, size[0], size[1]]
+    return tf.ensure_shape(tf.numpy_function(read, arguments, tf.uint8), (None, None, 3))
+
+
+def decode_picture(
+    path, size: tuple[int, int] | None = None, formats: tuple[str, ...] | None = None
+) -> Picture:
+    """The RGB pixels of a picture file, and whether they were turned.
+
+    The EXIF orientation is applied; where its block is damaged, the picture stays as stored. Of several
+    frames or pages the first one is read. Colour profiles are ignored. To 8 bits of RGB come:
+
+    - grey, of 1, 2 and 4 bits too, where the largest value is white: three equal channels;
+    - 12 and 16 bits: the upper 8 of them, not stretched to the values that occur;
+    - palettes: their colours;
+    - alpha: dropped, the colours below it stay;
+    - CMYK, YCbCr and HSV: Pillow's formulas.
+
+    Floats and 32-bit numbers have no known range and are refused; so is a PNG whose checksums are wrong.
+
+    Args:
+        path: Path of the file, also as bytes.
+        size: The (height, width) that the picture must have, as the file's annotation or label says. Where
+            only the stored pixels have it, they are not turned: the annotation was drawn on these.
+        formats: Pillow's names of the formats to read, such as `DATA_FORMATS`. Default: any.
+
+    Returns:
+        A `Picture`.
+
+    Raises:
+        ValueError: If the file is missing, damaged, too large, of another format or size, or without a way
+            to RGB. The message starts with the path.
+    """
+    try:
+        data = pathlib.Path(os.fsdecode(path)).read_bytes()
+        with Image.open(io.BytesIO(data)) as picture:
+            _check_format(picture.format, formats)
+            if picture.format == "PNG":
+                # Loading does not look at the checksums, so that damaged pixels would pass.
+                Image.open(io.BytesIO(data)).verify()
+            picture.load()
+            upright_move = UPRIGHT_MOVES.get(_read_orientation(picture))
+            rgb = _convert_to_rgb(picture)
+    except Exception as error:  # Pillow's decoders raise many kinds; each means that the file is no use
+        raise ValueError(f"{show_path(path)}: cannot be read ({_explain(error)})") from error
+    stored_size = (rgb.height, rgb.width)
+    upright_size = stored_size[::-1] if upright_move in TURNING_MOVES else stored_size
+    if size is not None:
+        size = tuple(int(side) for side in size)
+        if size not in (stored_size, upright_size):
+            turned = f" (upright {upright_size}, by its EXIF orientation)" * (upright_size != stored_size)
+            raise ValueError(
+                f"{show_path(path)}: the picture must have (height, width) {size}. "
+                f"Received: {stored_size}{turned}"
+            )
+    is_turned = upright_move is not None and size in (None, upright_size)
+    return Picture(np.asarray(rgb.transpose(upright_move) if is_turned else rgb), is_turned)
+
+
+def show_path(path) -> str:
+    """The path as text that can be printed, whatever bytes the file system holds."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check_format(found, formats):
+    if formats is not None and found not in formats:
+        raise ValueError(f"the format must be one of {', '.join(formats)}. Received: {found}")
+
+
+def _read_orientation(picture):
+    """The EXIF orientation, 1 .. 8; 1 where there is none or its block is damaged."""
+    try:
+        return int(picture.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # Pillow raises many kinds at damaged blocks; the pixels are fine in all of them
+        return 1
+
+
+def _convert_to_rgb(picture):
+    """An RGB picture of Pillow; `decode_picture` says how each mode becomes one."""
+    # Numbers from 0 to 65535; other formats mean true 32-bit numbers by this mode.
+    is_wide_grey = picture.mode == "I" and picture.format in ("PNG", "PPM")
+    if picture.mode.startswith("I;16") or is_wide_grey:
+        tags = getattr(picture, "tag_v2", {})
+        num_bits = tags.get(TIFF_BITS_PER_SAMPLE, (16,))[0]
+        grey = (np.asarray(picture) >> (num_bits - 8)).astype("uint8")
+        if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:  # Pillow inverts these in 8 bits only
+            grey = 255 - grey
+        return Image.fromarray(grey).convert("RGB")
+    if picture.mode in ("F", "I"):
+        numbers = "floats" if picture.mode == "F" else "32-bit numbers"
+        raise ValueError(f"{numbers} have no known range; save the picture with 8 or 16 bits a channel")
+    picture.info.pop("transparency", None)  # Pillow would warn that it is lost
+    return picture.convert("RGB")
+
+
+def _explain(error):
+    """The reason of an error as text; Pillow's names the bytes it was given instead of the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture, or one whose header is damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
