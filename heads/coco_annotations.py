@@ -20,15 +20,18 @@ class Annotation(NamedTuple):
     """An entry of "annotations", checked.
 
     Attributes:
+        key: Its id.
         image_id: The id of its image.
         category_id: The id of its category.
         box_xywh: (x, y, width, height), floats, not clipped; None where it was neither wanted nor there.
         area: As the file tells, 0 or more; None where it tells none.
         is_crowd: Whether it is a region of many objects ("iscrowd").
         is_ignored: Whether it is neither an object nor background ("ignore").
-        segmentation: See `read_segmentation`; None where it was not wanted, or not needed and not there.
+        segmentation: See `read_segmentation`; None where it was not wanted, or is faulty and nothing is to
+            be learned from it.
     """
 
+    key: int | str
     image_id: int | str
     category_id: int | str
     box_xywh: tuple[float, float, float, float] | None
@@ -74,8 +77,8 @@ def read_annotations(
         try:
             if not isinstance(entry, dict):
                 raise ValueError(f"must be an object. Received: {show(entry)}")
-            _check_new(entry.get("id"), seen)
             annotation = Annotation(
+                _check_new(entry.get("id"), seen),
                 images.check(entry.get("image_id")),
                 categories.check(entry.get("category_id")),
                 read_box(entry.get("bbox")) if with_boxes or entry.get("bbox") is not None else None,
@@ -154,6 +157,7 @@ def _check_new(key, seen):
     if not is_id(key) or key in seen:
         raise ValueError(f"the id must be there once, a whole number or text. Received: {show(key)}")
     seen.add(key)
+    return key
 
 
 def _read_flag(entry, name):

@@ -51,9 +51,7 @@ def read_entries(content: dict, name: str, find_problem: Callable, source) -> di
     """
     entries = content.get(name)
     if not isinstance(entries, list | tuple) or not entries:
-        raise ValueError(
-            f'annotations must hold a list of "{name}", not empty. Received: {source}, with {show(entries)}'
-        )
+        raise ValueError(f'{source} must hold a list of "{name}", not empty. Received: {show(entries)}')
     by_id, problems = {}, []
     for position, entry in enumerate(entries):
         where = f"{name} at position {position}"

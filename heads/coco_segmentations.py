@@ -45,7 +45,7 @@ def read_segmentation(segmentation, image_size: tuple[int, int]) -> list | dict:
 
 
 def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, float]):
-    """Raises ValueError where a mask is empty, mostly outside of its box, or has its axes exchanged.
+    """Raises ValueError where a mask is empty, mostly outside of its box, or fits it with x and y exchanged.
 
     A mask that is smaller than its box is none of these: boxes may span what is hidden.
 
@@ -53,59 +53,60 @@ def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, 
         segmentation: From `read_segmentation`.
         box_xyxy: The box, clipped to the picture.
     """
-    extents, exchanged = _find_extents(segmentation)
-    if extents is None:
+    measure = _measure_runs if isinstance(segmentation, dict) else _measure_polygons
+    # A pixel of slack: boxes are rounded.
+    slack = (box_xyxy[0] - 1, box_xyxy[1] - 1, box_xyxy[2] + 1, box_xyxy[3] + 1)
+    share = measure(segmentation, slack)
+    if share is None:
         raise ValueError("the mask is empty")
-    inside, overlap = _compare(extents, box_xyxy)
-    # Drawn along the rows, a mask near the diagonal still meets its box.
-    has_exchanged_axes = overlap < 0.7 and _compare(exchanged, box_xyxy)[1] > 0.9
-    if inside < 0.5 or has_exchanged_axes:
-        mask, box = ([round(float(side), 1) for side in place] for place in (extents, box_xyxy))
-        hint = ""
-        if has_exchanged_axes:
-            is_runs = isinstance(segmentation, dict)
-            hint = "; its runs go along rows, not down columns" if is_runs else "; x and y are exchanged"
-        raise ValueError(f"the mask must lie in its box. Received, xyxy: mask {mask}, box {box}{hint}")
+    if share < 0.7:
+        exchanged = measure(segmentation, slack, is_exchanged=True) > 0.9
+        if exchanged or share < 0.5:
+            box = [round(float(side), 1) for side in box_xyxy]
+            hint = "; all does with x and y exchanged (rows and columns)" if exchanged else ""
+            raise ValueError(
+                f"the mask must lie in its box {box}, xyxy. Received: {share:.0%} of it does{hint}"
+            )
 
 
-def _find_extents(segmentation):
-    """Gives the tight xyxy box of a mask, and the one that it has with its axes exchanged; None if empty."""
-    if isinstance(segmentation, dict):
-        height, width = segmentation["size"]
-        ends = np.cumsum(segmentation["counts"], dtype=np.int64)
-        lasts = ends[1::2] - 1
-        firsts = ends[::2][: len(lasts)]
-        firsts, lasts = firsts[firsts <= lasts], lasts[firsts <= lasts]
-        if not len(firsts):
-            return None, None
-        top, left, bottom, right = _find_run_extents(firsts, lasts, height)
-        return (left, top, right, bottom), _find_run_extents(firsts, lasts, width)
-    points = np.concatenate(segmentation).reshape(-1, 2)
-    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
-    if left == right or top == bottom:
-        return None, None
-    return (left, top, right, bottom), (top, left, bottom, right)
+def _measure_runs(segmentation, box_xyxy, is_exchanged=False):
+    """Gives the share of a mask's pixels that are in a box, also as if its runs went along rows."""
+    height, width = segmentation["size"]
+    x1, y1, x2, y2 = np.clip(np.round(box_xyxy), 0, (width, height, width, height)).astype(np.int64)
+    line, along, across = (width, (x1, x2), (y1, y2)) if is_exchanged else (height, (y1, y2), (x1, x2))
+    ends = np.cumsum(segmentation["counts"], dtype=np.int64)
+    ends = np.concatenate([ends, ends[-1:]])[: len(ends) // 2 * 2]  # without the last run of zeros
+
+    # The pixels of the box that lie before each end of a run.
+    lines, rest = ends // line - across[0], ends % line - along[0]
+    num_lines, length = across[1] - across[0], along[1] - along[0]
+    in_line = np.minimum(np.maximum(rest, 0), length) * ((lines >= 0) & (lines < num_lines))
+    before = np.minimum(np.maximum(lines, 0), num_lines) * length + in_line
+    total = int(np.sum(ends[1::2] - ends[::2]))
+    return int(np.sum(before[1::2] - before[::2])) / total if total else None
 
 
-def _find_run_extents(firsts, lasts, length):
-    """Gives where runs lie that go along lines of a length: first along, across, end along, across."""
-    first, end = int(firsts[0] // length), int(lasts[-1] // length) + 1
-    if np.any(firsts // length != lasts // length):
-        return 0, first, length, end
-    return int((firsts % length).min()), first, int((lasts % length).max()) + 1, end
+def _measure_polygons(polygons, box_xyxy, is_exchanged=False):
+    """Gives about the share of the polygons that is in a box, also with x and y exchanged."""
+    inside = total = 0.0
+    for polygon in polygons:
+        points = polygon.reshape(-1, 2)
+        points = points[:, ::-1] if is_exchanged else points
+        (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
+        sides = (x2 - x1) * (y2 - y1)
+        if sides:
+            width = min(x2, box_xyxy[2]) - max(x1, box_xyxy[0])
+            height = min(y2, box_xyxy[3]) - max(y1, box_xyxy[1])
+            area = 1.0 if len(polygons) == 1 else _area(points) or sides
+            inside += area * max(width, 0) * max(height, 0) / sides
+            total += area
+    return inside / total if total else None
 
 
-def _compare(extents, box_xyxy):
-    """Gives the share of the extents inside of the box, with a pixel of slack, and the overlap (IoU)."""
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (extents, box_xyxy)]
-    common = _intersect(extents, box_xyxy, 0)
-    return _intersect(extents, box_xyxy, 1) / areas[0], common / (sum(areas) - common)
-
-
-def _intersect(ours, theirs, slack):
-    width = min(ours[2], theirs[2] + slack) - max(ours[0], theirs[0] - slack)
-    height = min(ours[3], theirs[3] + slack) - max(ours[1], theirs[1] - slack)
-    return max(width, 0) * max(height, 0)
+def _area(points):
+    """Gives the area of a polygon, 0 where it crosses itself in the middle."""
+    x, y = points.T
+    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
 
 def _read_polygon(polygon, image_size):
@@ -117,7 +118,7 @@ def _read_polygon(polygon, image_size):
         raise ValueError(f"a polygon must be [x, y, x, y, x, y, ...], numbers. Received: {show(polygon)}")
     # Far points would cost pycocotools gigabytes: it walks along every edge.
     reach = max(image_size)
-    if not np.all((points >= -reach) & (points <= 2 * reach)):
+    if not (points.min() >= -reach and points.max() <= 2 * reach):  # false for NaN too
         raise ValueError(f"a polygon must be finite and near its picture. Received: {show(polygon)}")
     return points.astype(np.float64)
 

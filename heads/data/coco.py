@@ -177,8 +177,9 @@ class CocoDataset:
         if annotations and not self._judgements and len(kept) == self.num_crowds + self.num_ignored:
             self._judgements = [
                 f"nothing is left to learn of {len(annotations)} annotations: {self.num_dropped} boxes have "
-                f'no area (0, or a side under 1 pixel), {self.num_ignored} have "ignore": 1, {self.num_crowds} '
-                'are crowds ("iscrowd": 1; it must be 0 for single objects, whatever form their masks have)'
+                f'no area (0, or a side under 1 pixel), {self.num_ignored} have "ignore": 1, '
+                f'{self.num_crowds} are crowds ("iscrowd": 1; it must be 0 for single objects, whatever form '
+                "their masks have)"
             ]
         positions = {image_id: position for position, image_id in enumerate(self.image_ids)}
         label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
