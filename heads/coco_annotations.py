@@ -180,8 +180,8 @@ def _check_inside(annotation, image_size):
         return
     x1, y1, x2, y2 = clip_box(annotation.box_xywh, image_size)
     if x2 <= x1 or y2 <= y1:
-        box = list(annotation.box_xywh)
-        raise ValueError(f"the box {box} lies outside of the picture, (height, width) {image_size}")
+        box = ", ".join(f"{number:g}" for number in annotation.box_xywh)
+        raise ValueError(f"the box [{box}] lies outside of the picture, (height, width) {image_size}")
 
 
 def _read_mask(annotation, segmentation, image_size):

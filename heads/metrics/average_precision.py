@@ -263,13 +263,14 @@ def _mean(values):
 
 def _find_size_problem(image):
     sides = image.get("height"), image.get("width")
-    if sides == (None, None) or all(map(is_side, sides)):
+    if all(side is None or is_side(side) for side in sides):
         return None
     return f"no usable height and width. Received: {', '.join(map(show, sides))}"
 
 
 def _read_size(image):
-    return None if image.get("height") is None else (int(image["height"]), int(image["width"]))
+    sides = image.get("height"), image.get("width")
+    return None if None in sides else tuple(map(int, sides))
 
 
 def _to_datasets(truth, results, kind, scored):
