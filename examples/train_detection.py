@@ -87,7 +87,8 @@ def train_and_draw(arguments, output):
 
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     batches = detection_training_batches(train, augment=augment, first_step=run.step, **options)
-    find_pictures = functools.partial(find_training_pictures, train, **options)
+    by_ratio = augment.image_size is None
+    find_pictures = functools.partial(find_training_pictures, train, group_by_ratio=by_ratio, **options)
     timer = StepTimer()
     with interrupt_on_sigterm():
         try:

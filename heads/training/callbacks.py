@@ -41,7 +41,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
     Args:
         first_step: Steps that were trained before.
-        find_pictures: Function of a step that gives the paths or names of its pictures.
+        find_pictures: Function `(step)`, from 0, that gives the paths of its pictures.
         advice: What to change, for the message.
 
     Raises:
@@ -71,7 +71,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
             raise FloatingPointError(f"after step {self.step} {error}. {self._explain()}") from None
 
     def _explain(self):
-        pictures = "\n  ".join(map(str, self.find_pictures(self.step - 1)))
+        try:
+            pictures = "\n  ".join(map(str, self.find_pictures(step=self.step - 1)))
+        except Exception as error:  # must not hide that the loss is not finite
+            pictures = f"unknown ({error})"
         return f"The pictures of this step:\n  {pictures}\n{self.advice}"
 
 

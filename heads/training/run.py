@@ -13,7 +13,7 @@ import threading
 import h5py
 import keras
 
-from heads.training.files import UNFINISHED, RunError, replace_file, replace_text, save_model
+from heads.training.files import UNFINISHED, RunError, check_finite, replace_file, replace_text, save_model
 
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
 NOTES = ("classes.txt", "settings.json")
@@ -30,11 +30,11 @@ FREE_SETTINGS = {
 class TrainingRun(keras.callbacks.Callback):
     """Keeps what a training needs to go on after a kill, a full disk or a lost machine.
 
-    After each epoch of `fit` it writes, in this order and each as a whole: `last.keras`; `best.keras` where
+    After each epoch of `fit` it writes, each as a whole and in this order: `last.keras`; `best.keras` where
     the score is no lower than the best so far; `log.csv`; and `state/latest.weights.h5`, the weights of the
-    model and its optimizer together with the epoch, the step, the log's rows and the best score. What a kill
-    leaves is always the state of a finished epoch, and `restore` brings the other files in line with it. The
-    state before the latest is kept, for a file that the disk has damaged.
+    model and its optimizer together with the epoch, the step, the log's rows and the best score. A kill at
+    any moment leaves the state of a finished epoch, and `begin` brings the log in line with it. The state
+    before the latest is kept, in case the disk damages a file.
 
     Put it after the callback that scores. It also ends `fit` at the last step exactly.
 
@@ -129,6 +129,7 @@ class TrainingRun(keras.callbacks.Callback):
                 self.best = None
         else:
             self._move_older_run()
+        self.state_path.parent.mkdir(exist_ok=True)
         self._write_log()
         names = [category["name"] for category in self.settings["categories"]]
         replace_text(self.folder / "classes.txt", "\n".join(names) + "\n")
@@ -149,14 +150,20 @@ class TrainingRun(keras.callbacks.Callback):
         logs = {name: float(value) for name, value in (logs or {}).items()}
         self.epoch = epoch + 1
         self.rows.append({"epoch": epoch, **logs})
-        save_model(self.model, self.folder / "last.keras")
         score = logs.get(self.monitor, math.nan)
         # An equal score counts: of models that all score 0 the one that was trained longest is kept.
-        if self.best is None or score >= self.best:
-            save_model(self.model, self.folder / "best.keras")
+        is_best = self.best is None or score >= self.best
+        if is_best:
             self.best = None if math.isnan(score) else score
-        self._write_log()
-        self._save_state()
+        check_finite(self.model)
+        # The state is written first, so that the disk has room for it, and renamed last.
+        with replace_file(self.state_path) as unfinished:
+            self._write_state(unfinished)
+            save_model(self.model, self.folder / "last.keras")
+            if is_best:
+                save_model(self.model, self.folder / "best.keras")
+            self._write_log()
+            self._keep_previous()
 
     def save_interrupted(self, model, reason):
         """Saves `interrupted.keras`, and says how to go on.
@@ -174,17 +181,16 @@ class TrainingRun(keras.callbacks.Callback):
         if reason.args == SIGTERM_REASON:
             raise SystemExit(128 + signal.SIGTERM)
 
-    def _save_state(self):
+    def _write_state(self, path):
         record = {name: getattr(self, name) for name in ("epoch", "step", "best", "rows", "settings")}
-        with replace_file(self.state_path) as unfinished:
-            self.model.save_weights(unfinished)
-            with h5py.File(unfinished, "r+") as file:
-                file.attrs["training"] = json.dumps(record)
-            if self.state_path.exists():
-                self._keep_previous()
+        self.model.save_weights(path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["training"] = json.dumps(record)
 
     def _keep_previous(self):
-        """Gives the state its second name: there is a latest one at any moment."""
+        """Gives the state a second name, before the latest is replaced: there is one at any moment."""
+        if not self.state_path.exists():
+            return
         self.previous_path.unlink(missing_ok=True)
         try:
             os.link(self.state_path, self.previous_path)
