@@ -19,6 +19,7 @@ from heads.data.detection import (
     detection_training_batches,
 )
 from heads.data.geometry import Geometry, draw_masks, move_boxes, move_image
+from heads.data.order import find_training_pictures
 from heads.data.semantic import SemanticFolder, evaluation_batches, training_batches
 from heads.data.shapes import ShapesDataset
 from heads.data.shapes_detection import ShapesDetection
@@ -35,6 +36,7 @@ __all__ = [
     "detection_training_batches",
     "draw_masks",
     "evaluation_batches",
+    "find_training_pictures",
     "move_boxes",
     "move_image",
     "photometric_distortion",

@@ -6,6 +6,8 @@ function takes an explicit stateless seed, int32 `(2,)`: the same seed gives the
 
 import tensorflow as tf
 
+from heads.data.arguments import read_counts, read_flag, read_range, read_share, read_size
+
 IGNORE_LABEL = 255
 # The ImageNet mean: a backbone that normalises its input sees about zero in the padding.
 MEAN_GREY = (124.0, 116.0, 104.0)
@@ -22,8 +24,8 @@ class SemanticAugmentation:
     """Scale, crop, flip and colour distortion of one image with its label map.
 
     Args:
-        crop_size: (height, width) of the result; smaller pictures are padded at the bottom and right, the
-            image with the mean grey and the label with 255.
+        crop_size: (height, width) of the result, or one length for a square; smaller pictures are padded at
+            the bottom and right, the image with the mean grey and the label with 255.
         scale_range: Lowest and highest random scale.
         base_size: (long side, short side) to which the picture is resized before the random scale, as
             `resize_keep_ratio` does; ADE20K: (2048, 512). None starts from the stored size.
@@ -50,22 +52,16 @@ class SemanticAugmentation:
         flip: bool = True,
         photometric: bool = True,
     ):
-        _check_positive_pair("crop_size", crop_size)
-        _check_positive_pair("scale_range", scale_range)
-        if scale_range[0] > scale_range[1]:
-            raise ValueError(f"scale_range must be (lowest, highest). Received: {scale_range}")
+        self.crop_size = read_size("crop_size", crop_size)
+        self.scale_range = read_range("scale_range", scale_range)
+        self.base_size = None
         if base_size is not None:
-            _check_positive_pair("base_size", base_size)
-            if base_size[0] < base_size[1]:
+            self.base_size = read_counts("base_size", base_size)
+            if len(self.base_size) != 2 or self.base_size[0] < self.base_size[1]:
                 raise ValueError(f"base_size must be (long side, short side). Received: {base_size}")
-        if not 0 < max_class_share <= 1:
-            raise ValueError(f"max_class_share must be above 0 and at most 1. Received: {max_class_share}")
-        self.crop_size = tuple(crop_size)
-        self.scale_range = tuple(scale_range)
-        self.base_size = base_size
-        self.max_class_share = max_class_share
-        self.flip = flip
-        self.photometric = photometric
+        self.max_class_share = read_share("max_class_share", max_class_share)
+        self.flip = read_flag("flip", flip)
+        self.photometric = read_flag("photometric", photometric)
 
     def __call__(self, image, label, seed):
         scale_seed, crop_seed, flip_seed, colour_seed = tf.unstack(tf.random.split(seed, 4))
@@ -110,13 +106,14 @@ def random_crop(image, label, seed, crop_size, max_class_share=0.75, pad=True):
         image: `(height, width, 3)`.
         label: `(height, width)`, int32.
         seed: int32 `(2,)`.
-        crop_size: (height, width) of the window, integers.
+        crop_size: (height, width) of the window, or one length for a square.
         max_class_share: Share of one class, 1 for no limit.
         pad: Whether a smaller picture is padded to `crop_size`; otherwise the result is smaller.
 
     Returns:
         Image float32 and label int32.
     """
+    crop_size = read_size("crop_size", crop_size)
     size = tf.minimum(tf.shape(label), crop_size)
     positions = tf.cast(tf.shape(label) - size + 1, tf.float32)
 
@@ -273,8 +270,3 @@ def _flip_coin(seed):
 def _count_classes(label):
     """Pixels of each class that occurs (and zeros), without the ignored ones; never empty."""
     return tf.math.bincount(tf.boolean_mask(label, label != IGNORE_LABEL), minlength=1)
-
-
-def _check_positive_pair(name, pair):
-    if len(pair) != 2 or min(pair) <= 0:
-        raise ValueError(f"{name} must be two positive numbers. Received: {pair}")

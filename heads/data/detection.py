@@ -22,13 +22,12 @@ A batch is `(inputs, targets)`:
   in the batch, at least 1.
 """
 
-import itertools
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from heads.data.arguments import read_count, read_counts, read_flag, read_range, read_seed, read_size
 from heads.data.augmentation import photometric_distortion, scale_size
 from heads.data.geometry import (
     SMALLEST_SIDE,
@@ -39,6 +38,7 @@ from heads.data.geometry import (
     resize_geometry,
     tighten_boxes,
 )
+from heads.data.order import BatchOrder, continue_batches, find_groups
 from heads.data.prefetching import prefetch_batches
 
 MEAN_PIXEL = (123.675, 116.28, 103.53)
@@ -57,10 +57,10 @@ class DetectionAugmentation:
     cropped at random. The ratio is always kept.
 
     Args:
-        short_sides: Lengths of the short side to draw from, pixels. Default: 480, 512, .. 800, as in DETR and
-            Mask R-CNN's longer schedules; the 1x schedule has (800,).
+        short_sides: Lengths of the short side to draw from, or one length, pixels. Default: 480, 512, .. 800,
+            as in DETR and Mask R-CNN's longer schedules; the 1x schedule has 800.
         long_side: Limit of the long side, pixels.
-        image_size: (height, width) of the result, in place of `short_sides`.
+        image_size: (height, width) of the result, or one length for a square, instead of `short_sides`.
         scale_range: Lowest and highest factor of the jitter, with `image_size` only; (0.1, 2.0) or
             (0.8, 1.25) in arXiv 2012.07177. Default: 1, no jitter.
         flip: Whether to mirror half of the pictures left to right.
@@ -74,7 +74,8 @@ class DetectionAugmentation:
         Image float32 (height, width, 3), not padded, and the `Geometry` that boxes and masks follow.
 
     Raises:
-        ValueError: For sizes and factors that are not positive, or that exclude each other.
+        ValueError: For sizes that are no positive whole numbers, factors that are not positive, and arguments
+            that exclude each other.
     """
 
     def __init__(
@@ -93,19 +94,17 @@ class DetectionAugmentation:
             )
         if image_size is None and scale_range is not None:
             raise ValueError(f"scale_range needs image_size=(height, width). Received: {scale_range}")
-        self.short_sides = tuple(SHORT_SIDES if short_sides is None else short_sides)
-        if not self.short_sides or min(self.short_sides) < 1 or long_side < max(self.short_sides):
+        self.long_side = read_count("long_side", long_side)
+        self.short_sides = SHORT_SIDES if short_sides is None else read_counts("short_sides", short_sides)
+        if self.long_side < max(self.short_sides):
             raise ValueError(
                 "short_sides must be positive and not above long_side. "
                 f"Received: short_sides={short_sides}, long_side={long_side}"
             )
-        self.image_size = _checked_size(image_size)
-        self.scale_range = (1.0, 1.0) if scale_range is None else tuple(scale_range)
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"scale_range must be (lowest, highest), above 0. Received: {scale_range}")
-        self.long_side = long_side
-        self.flip = flip
-        self.photometric = photometric
+        self.image_size = None if image_size is None else read_size("image_size", image_size)
+        self.scale_range = (1.0, 1.0) if scale_range is None else read_range("scale_range", scale_range)
+        self.flip = read_flag("flip", flip)
+        self.photometric = read_flag("photometric", photometric)
 
     def __call__(self, image, seed):
         scale_seed, crop_seed, flip_seed, colour_seed = tf.unstack(tf.random.split(seed, 4))
@@ -136,8 +135,13 @@ def detection_training_batches(
     seed: int = 0,
     shuffle: bool = True,
     group_by_ratio: bool | None = None,
+    first_step: int = 0,
 ) -> tf.data.Dataset:
     """Endless augmented batches; the same `seed` gives the same batches.
+
+    Each picture is drawn once per epoch, see `BatchOrder` for what ends it. A second `fit` or loop over the
+    dataset goes on after the last batch that was drawn from it, as with a generator; make the dataset anew
+    to begin anew.
 
     Objects whose box has no area after the augmentation are left out. With masks, a box that was cut off by a
     crop becomes the tight box of what is left of its mask, and is left out where nothing is.
@@ -149,35 +153,34 @@ def detection_training_batches(
             `image_size`, where it has one that is not None, is the largest size that it gives.
         seed: Seed of the order and of the augmentation, 0 or more.
         shuffle: Whether to shuffle in each epoch; otherwise the order is that of `source.image_ids`.
-        group_by_ratio: Whether wide and tall pictures go into separate batches, which saves padding. Default:
-            where there are both and `augment` has no `image_size`.
+        group_by_ratio: Whether wide and tall pictures go into separate batches, which saves padding; at the
+            end of an epoch a batch or two are of both. Default: unless `augment` has an `image_size`.
+        first_step: The number of batches that a training has had before, which are left out.
 
     Returns:
         Dataset of ({"images", "image_sizes"}, {"boxes", "labels"} and "masks"), see the top of this file.
         Images are padded to the `image_size` of `augment`, or to the largest of the batch, rounded up to a
         multiple of 32.
     """
-    _check_batch_size(batch_size)
     canvas_size = getattr(augment, "image_size", None)
-    is_wide = np.asarray(source.image_sizes)[:, 1] >= np.asarray(source.image_sizes)[:, 0]
-    if group_by_ratio is None:
-        group_by_ratio = canvas_size is None
-    groups = is_wide.astype(int) if group_by_ratio else np.zeros(len(is_wide), int)
+    canvas_size = None if canvas_size is None else read_size("image_size of augment", canvas_size)
+    group_by_ratio = canvas_size is None if group_by_ratio is None else group_by_ratio
+    order = BatchOrder(
+        find_groups(source, read_flag("group_by_ratio", group_by_ratio)),
+        read_count("batch_size", batch_size),
+        read_seed(seed) if read_flag("shuffle", shuffle) else None,
+    )
 
-    def prepare(example, step):
-        image, geometry = augment(example["image"], tf.stack([seed, tf.cast(step, tf.int32)]))
+    def prepare(example, number):
+        image, geometry = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
         return _prepare_example(source, example, image, geometry, canvas_size, drop_lost=True)
 
-    find_batch = _remember(_draw_order(groups, batch_size, seed if shuffle else None))
+    def make_batches(positions, numbers):
+        examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
+        examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return _batch_examples(examples, batch_size, drop_remainder=True)
 
-    def find(step):
-        return tf.ensure_shape(tf.numpy_function(find_batch, [step], tf.int64), (batch_size,))
-
-    # Not from_generator: it has TensorFlow give freed memory back at once, which slows the training.
-    order = tf.data.Dataset.counter().map(find).unbatch()
-    examples = tf.data.Dataset.zip((source.load(order), tf.data.Dataset.counter()))
-    examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return _batch_examples(examples, batch_size, drop_remainder=True)
+    return continue_batches(order, first_step, make_batches)
 
 
 def detection_evaluation_batches(
@@ -192,8 +195,8 @@ def detection_evaluation_batches(
     Args:
         source: See the top of this file.
         batch_size: Images per batch.
-        image_size: (height, width). Every picture is resized to fit into it with its ratio kept, then padded
-            to it.
+        image_size: (height, width), or one length for a square. Every picture is resized to fit into it with
+            its ratio kept, then padded to it.
         short_side: Every picture is resized to this short side with its ratio kept, unless its long side
             exceeds `long_side`; the paper has 800. Default: the stored sizes, if `image_size` is None too.
         long_side: Limit of the long side, with `short_side`.
@@ -203,9 +206,11 @@ def detection_evaluation_batches(
         of this file. Images are padded to `image_size`, or to the largest of the batch, rounded up to a
         multiple of 32.
     """
-    _check_batch_size(batch_size)
-    canvas_size = _checked_size(image_size)
-    if short_side is not None and (image_size is not None or not 1 <= short_side <= long_side):
+    read_count("batch_size", batch_size)
+    read_count("long_side", long_side)
+    canvas_size = None if image_size is None else read_size("image_size", image_size)
+    short_side = None if short_side is None else read_count("short_side", short_side)
+    if short_side is not None and (image_size is not None or short_side > long_side):
         raise ValueError(
             "short_side must be at least 1, not above long_side, and None where image_size is given. "
             f"Received: short_side={short_side}, long_side={long_side}, image_size={image_size}"
@@ -242,36 +247,6 @@ def fit_size(size, image_size, factor=1.0):
     limits = tf.maximum(limits, 1.0)
     scale = tf.reduce_min(limits / tf.cast(size, tf.float64))
     return tf.minimum(scale_size(size, scale), tf.cast(limits, tf.int32))
-
-
-def _draw_order(groups, batch_size, seed):
-    """Yields the image indices of each batch, (batch_size,), for ever; each batch is of one group.
-
-    What does not fill a batch at the end of an epoch waits for the next one, so no image is left out.
-    """
-    waiting = {group: [] for group in np.unique(groups)}
-    for epoch in itertools.count():
-        order = np.arange(len(groups))
-        if seed is not None:
-            np.random.default_rng((seed, epoch)).shuffle(order)
-        for index in order:
-            batch = waiting[groups[index]]
-            batch.append(index)
-            if len(batch) == batch_size:
-                yield np.array(batch, np.int64)
-                batch.clear()
-
-
-def _remember(values):
-    """Gives a function of a position in an endless iterator, so that every pass can begin anew."""
-    drawn, lock = [], threading.Lock()
-
-    def find(position):
-        with lock:
-            drawn.extend(itertools.islice(values, max(0, int(position) + 1 - len(drawn))))
-        return drawn[int(position)]
-
-    return find
 
 
 def _prepare_example(source, example, image, geometry, canvas_size, drop_lost):
@@ -326,16 +301,3 @@ def _batch_examples(examples, batch_size, drop_remainder):
     batches = examples.padded_batch(batch_size, padding_values=padding, drop_remainder=drop_remainder)
     batches = batches.map(colour_padding, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return prefetch_batches(batches)
-
-
-def _check_batch_size(batch_size):
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}")
-
-
-def _checked_size(image_size):
-    if image_size is None:
-        return None
-    if len(image_size) != 2 or min(image_size) < 1:
-        raise ValueError(f"image_size must be (height, width), at least 1 each. Received: {image_size}")
-    return tuple(map(int, image_size))

@@ -14,7 +14,9 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
+from heads.data.arguments import read_count, read_flag, read_seed, read_size
 from heads.data.augmentation import IGNORE_LABEL, pad_pair, resize_pair, scale_size
+from heads.data.order import BatchOrder, continue_batches, find_groups
 from heads.data.prefetching import prefetch_batches
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -90,54 +92,76 @@ class SemanticFolder:
             raise ValueError(f"{self.path} has faulty files in {self.split!r}:\n{_list_briefly(problems)}")
         return counts
 
-    def load(self, shuffle_seed: int | None = None) -> tf.data.Dataset:
-        """Gives the decoded pairs, one pass.
+    def __len__(self):
+        return len(self.pairs)
+
+    @property
+    def image_paths(self) -> list[pathlib.Path]:
+        """Paths of the images, in the order of `pairs`."""
+        return [image for image, _ in self.pairs]
+
+    def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:
+        """Gives the decoded pairs.
 
         Args:
-            shuffle_seed: Shuffles the files (not the decoded pictures), anew in each pass. None keeps the
-                order of `pairs`.
+            indices: Dataset of positions in `pairs`, int64 scalars. Default: all, once, in order.
 
         Returns:
             Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). The pixels are as
             stored: an EXIF orientation is ignored, because the labels are drawn on the stored pixels.
         """
         images, labels = zip(*((str(image), str(label)) for image, label in self.pairs), strict=True)
-        files = tf.data.Dataset.from_tensor_slices((list(images), list(labels)))
-        if shuffle_seed is not None:
-            files = files.shuffle(len(self.pairs), seed=shuffle_seed, reshuffle_each_iteration=True)
-        read = functools.partial(_read_pair, reduce_zero_label=self.reduce_zero_label)
-        return files.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+        def find(index):
+            return images[index], labels[index]
+
+        def read(index):
+            image, label = tf.numpy_function(find, [index], (tf.string, tf.string))
+            return _read_pair(tf.ensure_shape(image, ()), tf.ensure_shape(label, ()), self.reduce_zero_label)
+
+        indices = tf.data.Dataset.range(len(self)) if indices is None else indices
+        return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def training_batches(
-    source, batch_size: int, augment: Callable, seed: int = 0, shuffle: bool = True
+    source, batch_size: int, augment: Callable, seed: int = 0, shuffle: bool = True, first_step: int = 0
 ) -> tf.data.Dataset:
-    """Endless augmented batches.
+    """Endless augmented batches; the same `seed` gives the same batches.
 
-    The same `seed` gives the same batches (shuffling also depends on `tf.random.set_seed`).
+    Each picture is drawn once per epoch; where an epoch ends within a batch, the next one fills it up. A
+    second `fit` or loop over the dataset goes on after the last batch that was drawn from it, as with a
+    generator; make the dataset anew to begin anew.
 
     Args:
-        source: A `SemanticFolder`, or anything with `load(shuffle_seed=None)` that gives the same pairs.
+        source: A `SemanticFolder`, or anything with a length and `load(indices=None)` that gives the same
+            pairs.
         batch_size: Images per batch.
         augment: Function `(image, label, seed) -> (image, label)` that gives one size; seed is int32 `(2,)`,
             for `tf.random.stateless_*`. See `SemanticAugmentation`.
-        seed: Seed of the order and of the augmentation.
+        seed: Seed of the order and of the augmentation, 0 or more.
         shuffle: Whether to shuffle in each epoch.
+        first_step: The number of batches that a training has had before, which are left out.
 
     Returns:
         Dataset of (images `(batch, height, width, 3)` float32 0 .. 255, labels `(batch, height, width)`
         int32).
     """
-    _check_batch_size(batch_size)
+    order = BatchOrder(
+        find_groups(source, group_by_ratio=False),
+        read_count("batch_size", batch_size),
+        read_seed(seed) if read_flag("shuffle", shuffle) else None,
+    )
 
-    def augment_one(example, step):
-        image, label = augment(*example, tf.stack([seed, tf.cast(step, tf.int32)]))
+    def augment_one(example, number):
+        image, label = augment(*example, tf.stack([seed, tf.cast(number, tf.int32)]))
         return tf.cast(image, tf.float32), tf.cast(label, tf.int32)
 
-    examples = source.load(shuffle_seed=seed if shuffle else None).repeat()
-    numbered = tf.data.Dataset.zip((examples, tf.data.Dataset.counter()))
-    augmented = numbered.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return prefetch_batches(augmented.batch(batch_size, drop_remainder=True))
+    def make_batches(positions, numbers):
+        numbered = tf.data.Dataset.zip((source.load(indices=positions), numbers))
+        augmented = numbered.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return prefetch_batches(augmented.batch(batch_size, drop_remainder=True))
+
+    return continue_batches(order, first_step, make_batches)
 
 
 def evaluation_batches(
@@ -158,7 +182,8 @@ def evaluation_batches(
     Raises:
         ValueError: Where images of different sizes would share a batch.
     """
-    _check_batch_size(batch_size)
+    read_count("batch_size", batch_size)
+    image_size = None if image_size is None else read_size("image_size", image_size)
     if batch_size > 1 and image_size is None and isinstance(source, SemanticFolder):
         _check_one_size(source.pairs, batch_size)
 
@@ -320,11 +345,6 @@ def _files_by_stem(folder, suffixes):
 def _list_briefly(problems):
     more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
     return "\n".join(problems[:MAX_LISTED] + more)
-
-
-def _check_batch_size(batch_size):
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}")
 
 
 def _check_one_size(pairs, batch_size):

@@ -11,6 +11,7 @@ Every shape is a mask over pixel centres first and is coloured afterwards: label
 import numpy as np
 import tensorflow as tf
 
+from heads.data.arguments import read_count, read_seed, read_size
 from heads.data.shape_things import KEYPOINT_NAMES, THINGS, pick_colour, vary_colour
 
 STUFF_NAMES = ("sky", "ground", "water")
@@ -56,11 +57,9 @@ class ShapesDataset:
     """
 
     def __init__(self, num_images: int = 1000, image_size: tuple[int, int] = (128, 128), seed: int = 0):
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1. Received: {num_images!r}")
-        self.num_images = int(num_images)
-        self.image_size = _checked_size(image_size)
-        self.seed = int(seed)
+        self.num_images = read_count("num_images", num_images)
+        self.image_size = read_size("image_size", image_size, SMALLEST_SIDE)
+        self.seed = read_seed(seed)
         self.class_names = CLASS_NAMES
         self.num_classes = len(CLASS_NAMES)
 
@@ -72,20 +71,15 @@ class ShapesDataset:
             raise IndexError(f"index must be in 0 .. {self.num_images - 1}. Received: {index!r}")
         return draw_scene((self.seed, int(index)), self.image_size)
 
-    def load(self, shuffle_seed: int | None = None):
-        """Gives the scenes as a `tf.data.Dataset` of single (image, label map) pairs.
+    def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:
+        """Gives the scenes as single (image, label map) pairs.
 
         Args:
-            shuffle_seed: If given, the order is drawn anew in each epoch from this seed; otherwise it is
-                0, 1, ...
+            indices: Dataset of scene numbers, int64 scalars. Default: 0, 1, ..
 
         Returns:
-            A `tf.data.Dataset` of (uint8 (height, width, 3), int32 (height, width)), drawn in parallel, in a
-            deterministic order.
+            Dataset of (uint8 (height, width, 3), int32 (height, width)), drawn in parallel, the order kept.
         """
-        indices = tf.data.Dataset.range(len(self))
-        if shuffle_seed is not None:
-            indices = indices.shuffle(len(self), seed=shuffle_seed, reshuffle_each_iteration=True)
 
         def draw(index):
             scene = self[int(index)]
@@ -95,6 +89,7 @@ class ShapesDataset:
             image, label_map = tf.numpy_function(draw, [index], (tf.uint8, tf.int32))
             return tf.ensure_shape(image, (*self.image_size, 3)), tf.ensure_shape(label_map, self.image_size)
 
+        indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(map_index, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def check(self):
@@ -126,7 +121,7 @@ def draw_scene(seed, image_size: tuple[int, int] = (256, 256)) -> dict:
     Raises:
         ValueError: If a side is too small.
     """
-    height, width = _checked_size(image_size)
+    height, width = read_size("image_size", image_size, SMALLEST_SIDE)
     random = np.random.default_rng(seed)
     semantic, horizon = _draw_layout(random, height, width)
     image = _paint_stuff(random, semantic)
@@ -153,15 +148,6 @@ def draw_scene(seed, image_size: tuple[int, int] = (256, 256)) -> dict:
         "masks": masks,
         "keypoints": keypoints.reshape(-1, len(KEYPOINT_NAMES), 3),
     }
-
-
-def _checked_size(image_size):
-    height, width = image_size
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(
-            f"image_size must be at least {SMALLEST_SIDE} on each side. Received: {image_size!r}"
-        )
-    return int(height), int(width)
 
 
 def _draw_layout(random, height, width):
