@@ -222,17 +222,18 @@ def open_data(arguments):
         datasets[-1].check()
     if datasets[0].class_names != datasets[1].class_names:
         raise SystemExit(f"Both splits must have the same classes: {[data.class_names for data in datasets]}")
-    if not any((labels >= 0).any() for labels in datasets[1].labels):
-        print(
-            f"{datasets[1].path} has no objects: it cannot be scored, best.keras will be the last model",
-            flush=True,
-        )
+    for dataset in datasets:
+        if not any((labels >= 0).any() for labels in dataset.labels):
+            raise SystemExit(
+                f"{dataset.path} has no annotations of objects: nothing to learn or to score. Label some of "
+                "its pictures, or name other --splits"
+            )
     return datasets
 
 
 def describe_run(arguments, train, sizes):
     """Gives the settings that are kept beside the models."""
-    ids = map(int, train.category_ids)
+    ids = [key if isinstance(key, str) else int(key) for key in train.category_ids]
     categories = [
         {"id": category_id, "name": name} for category_id, name in zip(ids, train.class_names, strict=True)
     ]
