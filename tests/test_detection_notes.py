@@ -87,8 +87,8 @@ def test_evaluation_checks_the_data_first(model, data_folder, tmp_path, monkeypa
     data = shutil.copytree(data_folder, tmp_path / "data")
     fault(data)
     monkeypatch.setattr(evaluate_detection, "predict_coco_results", lambda *_, **__: pytest.fail("predicts"))
+    options = (model, "--data", data, "--output", tmp_path / "results.json")
     with pytest.raises(SystemExit, match=message):
-        options = (model, "--data", data, "--output", tmp_path / "results.json")
         evaluate_detection.main([str(option) for option in options])
 
 
