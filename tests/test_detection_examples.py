@@ -109,7 +109,11 @@ def test_training_writes_models_results_pictures_and_logs(run):
     assert picture.ndim == 3
     assert picture.std() > 10
     assert (output / "classes.txt").read_text().split() == list(NAMES)
-    assert json.loads((output / "settings.json").read_text())["sizes"] == {"image_size": [64, 64]}
+    settings = json.loads((output / "settings.json").read_text())
+    assert settings["sizes"] == {"image_size": [64, 64]}
+    assert settings["categories"] == [
+        {"id": category_id, "name": name} for category_id, name in zip(CATEGORY_IDS, NAMES, strict=True)
+    ]
     assert [row["epoch"] for row in read_log(output)] == ["0", "1"]
     for row in read_log(output):
         for name in ("loss", "class_loss", "box_loss", "val_bbox_AP", "val_bbox_AP50"):
@@ -181,8 +185,6 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-# Keras's CSVLogger closes its file at the end of a training only.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_leaves_a_model(data_folder, tmp_path):
     """Frozen stages, COCO's layout and pictures of two sizes, to have them run once."""
     data = tmp_path / "coco"
@@ -217,6 +219,17 @@ def test_training_refuses_splits_of_other_classes(data_folder, tmp_path):
     path.write_text(path.read_text().replace('"bar"', '"rod"'))
     with pytest.raises(SystemExit, match="same classes"):
         train(tmp_path / "run", data=data)
+
+
+def test_validation_data_without_objects_is_told(data_folder, tmp_path, capsys):
+    data = shutil.copytree(data_folder, tmp_path / "data")
+    arguments = train_detection.parse_arguments(["--data", str(data)])
+    train_detection.open_data(arguments)
+    assert "cannot be scored" not in capsys.readouterr().out
+    path = data / "annotations" / "instances_val.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    train_detection.open_data(arguments)
+    assert "cannot be scored" in capsys.readouterr().out
 
 
 # Scores of a saved model.

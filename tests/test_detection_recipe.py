@@ -17,16 +17,6 @@ from van_backbones import VANBackbone
 TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
 
 
-def test_learning_rate_by_hand():
-    schedule = train_detection.WarmUpStepDecay(0.01, 4, [6, 9])
-    for step in range(12):
-        expected = 0.01 * (0.001 + 0.999 * min(step / 4, 1))
-        expected *= 1 if step < 6 else 0.1 if step < 9 else 0.01
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5), step
-    copy = train_detection.WarmUpStepDecay.from_config(schedule.get_config())
-    assert float(copy(7)) == float(schedule(7))
-
-
 @pytest.mark.parametrize(
     ("options", "num_images", "steps", "evaluate_every", "milestones", "rate", "warm_up", "short_sides"),
     [
@@ -92,11 +82,58 @@ def test_head_options_reach_the_model(monkeypatch):
     assert (model.num_classes, model.channels, model.num_samples, model.num_proposals) == (3, 16, 8, 9)
 
 
-def test_training_refuses(capsys):
-    for options, message in (
+def test_zero_means_zero():
+    options = ["--learning-rate", "0", "--warm-up", "0", "--clip-norm", "0", "--weight-decay", "0"]
+    optimizer = train_detection.build_optimizer(train_detection.parse_arguments(options), 100, [60])
+    schedule = optimizer._learning_rate
+    assert (schedule.learning_rate, schedule.warm_up, optimizer.weight_decay) == (0, 0, 0)
+    assert optimizer.global_clipnorm is None
+
+
+@pytest.mark.parametrize(
+    ("options", "num_images", "steps", "every"),
+    [(["--steps", "250", "--evaluate-every", "200"], 400, 250, 125), ([], 480, 360, 180)],
+)
+def test_no_step_more_than_asked(options, num_images, steps, every):
+    arguments = train_detection.parse_arguments(["--data", "mine", *options])
+    assert train_detection.plan_steps(arguments, num_images)[:2] == (steps, every)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (["--head", "mask_rcnn", "--num-convs", "2"], "--head mask_rcnn has no --num-convs"),
         (["--image-size", "64", "--short-sides", "64"], "not allowed with argument --image-size"),
-    ):
-        with pytest.raises(SystemExit):
-            train_detection.main(options)
-        assert message in capsys.readouterr().err
+        (["--steps", "-1"], "argument --steps: must be a whole number, at least 1. Received: '-1'"),
+        (["--evaluate-every", "-5"], "argument --evaluate-every: must be a whole number, at least 1"),
+        (["--batch-size", "0"], "argument --batch-size: must be a whole number, at least 1"),
+        (["--image-size", "0"], "argument --image-size: must be a whole number, at least 1"),
+        (["--max-detections", "0"], "argument --max-detections: must be a whole number, at least 1"),
+        (["--frozen-stages", "5"], "argument --frozen-stages: must be a whole number, 0 .. 4"),
+        (["--learning-rate", "-1"], "argument --learning-rate: must be a number, at least 0"),
+        (["--weight-decay", "inf"], "argument --weight-decay: must be a number, at least 0"),
+        (["--scale-range", "2", "1"], "--scale-range must be LOWEST HIGHEST"),
+        (["--short-sides", "64", "--scale-range", "1", "2"], "--scale-range needs --image-size"),
+        (["--image-size", "64", "--long-side", "96"], "--long-side must not be given"),
+        (["--data", "mine", "--short-sides", "64", "--long-side", "32"], "must not be above --long-side, 32"),
+        (["--splits", "a", "b"], "need --data"),
+    ],
+)
+def test_training_refuses(options, message, capsys):
+    with pytest.raises(SystemExit):
+        train_detection.parse_arguments(options)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "missing.pth"], "(?s)--weights must be a file.*missing.pth"),
+        (["--output", "FILE"], "--output must be a folder that can be written to"),
+    ],
+)
+def test_training_refuses_before_it_reads_data(options, message, tmp_path):
+    (tmp_path / "file").touch()
+    options = [str(tmp_path / "file") if option == "FILE" else option for option in options]
+    with pytest.raises(SystemExit, match=message):
+        train_detection.main(["--data", "missing", "--output", str(tmp_path / "run"), *options])

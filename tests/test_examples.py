@@ -2,6 +2,7 @@ import contextlib
 import csv
 import functools
 import io
+import json
 import pathlib
 import shutil
 import sys
@@ -111,6 +112,8 @@ def test_finetune_writes_models_pictures_and_logs(run):
         for name in ("loss", "segmentation_loss", "mean_iou", "val_loss", "val_mean_iou"):
             assert np.isfinite(float(row[name])), name
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
+    assert (output / "classes.txt").read_text().split() == list(NAMES)
+    assert json.loads((output / "settings.json").read_text())["crop_size"] == [32, 48]
     assert not (output / "interrupted.keras").exists()
 
 
@@ -172,8 +175,6 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-# Keras's CSVLogger closes its file at the end of a training only.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_leaves_a_model(tmp_path):
     """Embedded data, UPerNet and mixed precision, to have them run once."""
     policy = keras.config.dtype_policy()
@@ -205,18 +206,6 @@ def test_ctrl_c_leaves_a_model(tmp_path):
 # The recipe.
 
 
-@pytest.mark.parametrize(("power", "warm_up"), [(0.9, 3), (1.0, 1)])
-def test_learning_rate_by_hand(power, warm_up):
-    schedule = finetune_segmentation.WarmUpPolynomialDecay(0.01, warm_up, 10, power)
-    for step in range(11):
-        expected = 0.01 * (1 - step / 10) ** power * min((step + 1) / warm_up, 1.0)
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
-    assert float(schedule(10)) == 0.0
-    assert float(schedule(11)) == 0.0
-    copy = finetune_segmentation.WarmUpPolynomialDecay.from_config(schedule.get_config())
-    assert float(copy(2)) == float(schedule(2))
-
-
 @pytest.mark.parametrize(
     ("options", "learning_rate", "weight_decay", "power", "warm_up"),
     [
@@ -225,6 +214,7 @@ def test_learning_rate_by_hand(power, warm_up):
         (["--head", "upernet", "--weights", "w.weights.h5", "--steps", "160000"], 6e-5, 0.01, 1.0, 1500),
         (["--learning-rate", "0.5", "--warm-up", "7", "--steps", "3"], 0.5, 1e-4, 0.9, 7),
         (["--steps", "3"], 1e-3, 1e-4, 0.9, 1),
+        (["--learning-rate", "0", "--warm-up", "0"], 0.0, 1e-4, 0.9, 0),
     ],
 )
 def test_recipe(options, learning_rate, weight_decay, power, warm_up):
@@ -233,6 +223,51 @@ def test_recipe(options, learning_rate, weight_decay, power, warm_up):
     assert (schedule.learning_rate, schedule.power, schedule.warm_up) == (learning_rate, power, warm_up)
     assert optimizer.weight_decay == weight_decay
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "-1"], "argument --steps: must be a whole number, at least 1. Received: '-1'"),
+        (["--evaluate-every", "0"], "argument --evaluate-every: must be a whole number, at least 1"),
+        (["--crop-size", "0", "64"], "argument --crop-size: must be a whole number, at least 1"),
+        (["--learning-rate", "nan"], "argument --learning-rate: must be a number, at least 0"),
+        (["--warm-up", "-3"], "argument --warm-up: must be a whole number, at least 0"),
+        (["--seed", "-3"], "argument --seed: must be a whole number, 0 .. "),
+        (["--reduce-zero-label"], "need --data"),
+        (["--base-size", "512", "2048"], "--base-size must be LONG SHORT"),
+    ],
+)
+def test_finetuning_refuses(options, message, capsys):
+    with pytest.raises(SystemExit):
+        finetune_segmentation.parse_arguments(options)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "missing.pth"], "(?s)--weights must be a file.*missing.pth"),
+        (["--weights", "imagine"], "(?s)--weights must be a file.*imagine"),
+        (["--output", "FILE"], "--output must be a folder that can be written to"),
+    ],
+)
+def test_finetuning_refuses_before_it_reads_data(options, message, tmp_path):
+    (tmp_path / "file").touch()
+    options = [str(tmp_path / "file") if option == "FILE" else option for option in options]
+    with pytest.raises(SystemExit, match=message):
+        finetune_segmentation.main(["--data", "missing", "--output", str(tmp_path / "run"), *options])
+
+
+def test_validation_data_without_labels_is_told(data_folder, tmp_path, capsys):
+    data = shutil.copytree(data_folder, tmp_path / "data")
+    arguments = finetune_segmentation.parse_arguments(["--data", str(data)])
+    finetune_segmentation.open_data(arguments)
+    assert "cannot be scored" not in capsys.readouterr().out
+    for path in (data / "labels" / "val").iterdir():
+        Image.fromarray(np.full((48, 64), 255, "uint8")).save(path)
+    finetune_segmentation.open_data(arguments)
+    assert "cannot be scored" in capsys.readouterr().out
 
 
 def test_weight_decay_leaves_out_norms_and_biases():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOORS = ("heads.data", "heads.metrics", "heads.drawing")
+DOORS = ("heads.data", "heads.metrics", "heads.drawing", "heads.training")
 # A model may be another one with a part exchanged.
 MODELS_ON_MODELS = {("heads.cascade_rcnn", "heads.mask_rcnn"), ("heads.mask_rcnn", "heads.faster_rcnn")}
 

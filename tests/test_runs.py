@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 
 import keras
@@ -78,13 +79,23 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.fixture
-def trained(tmp_path):
+@pytest.fixture(scope="module")
+def trained_folder(tmp_path_factory):
     """A run of three epochs of two steps, the second of which is the best."""
-    run = start(tmp_path, build_model())
+    folder = tmp_path_factory.mktemp("run")
+    run = start(folder, build_model())
     assert run.begin(2) == {"initial_epoch": 0, "epochs": 4, "steps_per_epoch": 2}
     for score in (0.1, 0.5, 0.3):
         train_epoch(run, score)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_folder, tmp_path):
+    """The run of `trained_folder`, in a folder of its own."""
+    shutil.copytree(trained_folder, tmp_path, dirs_exist_ok=True)
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
     return run
 
 
@@ -117,7 +128,7 @@ def test_an_epoch_that_cannot_be_saved_is_trained_again(trained, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match=r"epoch 4 could not be saved.*--resume.*No space left"):
             train_epoch(trained, 0.9)
     assert not list(tmp_path.rglob(".unfinished-*"))
     run = start(tmp_path, build_model())

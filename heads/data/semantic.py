@@ -215,7 +215,8 @@ def training_batches(
 
     Args:
         source: A `SemanticFolder`, or anything with a length and `load(indices=None)` that gives the same
-            pairs.
+            pairs. A source without a length has `load(shuffle_seed=None)` and shuffles them itself; what
+            comes before `first_step` is read and left out then.
         batch_size: Images per batch.
         augment: Function `(image, label, seed) -> (image, label)` that gives one size; seed is int32 `(2,)`,
             for `tf.random.stateless_*`. See `SemanticAugmentation`.
@@ -227,22 +228,28 @@ def training_batches(
         Dataset of (images `(batch, height, width, 3)` float32 0 .. 255, labels `(batch, height, width)`
         int32).
     """
-    order = BatchOrder(
-        find_groups(source, group_by_ratio=False),
-        read_count("batch_size", batch_size),
-        read_seed(seed) if read_flag("shuffle", shuffle) else None,
-    )
+    read_count("batch_size", batch_size)
+    order_seed = read_seed(seed) if read_flag("shuffle", shuffle) else None
 
     def augment_one(example, number):
         image, label = augment(*example, tf.stack([seed, tf.cast(number, tf.int32)]))
         return tf.cast(image, tf.float32), tf.cast(label, tf.int32)
 
-    def make_batches(positions, numbers):
-        numbered = tf.data.Dataset.zip((source.load(indices=positions), numbers))
+    def make_batches(examples, numbers):
+        numbered = tf.data.Dataset.zip((examples, numbers))
         augmented = numbered.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return prefetch_batches(augmented.batch(batch_size, drop_remainder=True))
 
-    return continue_batches(order, first_step, make_batches)
+    if not hasattr(source, "__len__"):
+        first = read_count("first_step", first_step, smallest=0) * batch_size
+        examples = source.load(shuffle_seed=order_seed).repeat().skip(first)
+        return make_batches(examples, tf.data.Dataset.counter(first))
+    order = BatchOrder(find_groups(source, group_by_ratio=False), batch_size, order_seed)
+    return continue_batches(
+        order,
+        first_step,
+        lambda positions, numbers: make_batches(source.load(indices=positions), numbers),
+    )
 
 
 def evaluation_batches(

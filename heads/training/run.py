@@ -156,14 +156,20 @@ class TrainingRun(keras.callbacks.Callback):
         if is_best:
             self.best = None if math.isnan(score) else score
         check_finite(self.model)
-        # The state is written first, so that the disk has room for it, and renamed last.
-        with replace_file(self.state_path) as unfinished:
-            self._write_state(unfinished)
-            save_model(self.model, self.folder / "last.keras")
-            if is_best:
-                save_model(self.model, self.folder / "best.keras")
-            self._write_log()
-            self._keep_previous()
+        try:
+            # The state is written first, so that the disk has room for it, and renamed last.
+            with replace_file(self.state_path) as unfinished:
+                self._write_state(unfinished)
+                save_model(self.model, self.folder / "last.keras")
+                if is_best:
+                    save_model(self.model, self.folder / "best.keras")
+                self._write_log()
+                self._keep_previous()
+        except OSError as error:
+            raise RunError(
+                f"epoch {self.epoch} could not be saved to {self.folder}. What was saved before is whole: make "
+                f"room there, and go on with --resume. Received: {error}"
+            ) from error
 
     def save_interrupted(self, model, reason):
         """Saves `interrupted.keras`, and says how to go on.

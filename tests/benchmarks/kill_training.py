@@ -3,8 +3,8 @@
     python -m tests.benchmarks.kill_training --kills 100 --task detection
 
 The scripts are those in examples/, with a small backbone and a few drawn pictures. At the end the training
-must have finished and its log must have each epoch once. Of every two kills one comes while a state, a model or
-the log is being written, the other at any moment. TensorFlow is imported once: each run is a fork.
+must have finished and its log must have each epoch once. Of every two kills one comes while a state, a model
+or the log is being written, the other at any moment. TensorFlow is imported once: each run is a fork.
 """
 
 import argparse
