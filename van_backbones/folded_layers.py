@@ -126,16 +126,16 @@ class FoldedVANBlock(keras.layers.Layer):
 
     def attention_map(self, inputs):
         """Gives the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
-        return self._attend(fused_gelu(self.proj_1(inputs)))
+        return self._attend(fused_gelu(self.proj_1(inputs), training=False))
 
     def _attend(self, gated):
         return self.conv1(self.conv_spatial(self.conv0(gated)))
 
     def call(self, inputs):
-        gated = fused_gelu(self.proj_1(inputs))
+        gated = fused_gelu(self.proj_1(inputs), training=False)
         factors = self._attend(gated)
         outputs = inputs * self.shortcut_scale + self.proj_2(gated * factors)
-        return outputs + self.fc2(fused_gelu(self.dwconv(self.fc1(outputs))))
+        return outputs + self.fc2(fused_gelu(self.dwconv(self.fc1(outputs)), training=False))
 
     def compute_output_shape(self, input_shape):
         return input_shape
