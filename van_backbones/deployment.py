@@ -209,10 +209,10 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None, 
     _check_installation(format)
     deployed = deploy(model, None if format == "saved_model" else "float32")
     layers = list(deployed._flatten_layers())
-    dtypes = {layer.compute_dtype for layer in layers if _is_leaf(layer)}
+    dtypes = {layer.dtype_policy.name for layer in layers if _is_leaf(layer)}
     if format != "saved_model" and dtypes != {"float32"}:
         raise ValueError(
-            f'format="{format}" wants float32: export the model itself, not what `deploy` made of it. '
+            f'format="{format}" wants float32: export the model itself, before `deploy` and `quantize`. '
             f"Received: {deployed.name} with layers in {sorted(dtypes)}"
         )
     served = ServedModel(deployed)

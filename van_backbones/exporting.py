@@ -105,10 +105,10 @@ def check_path(path, format):
         raise ValueError(f"format must be one of {list(FORMATS)}. Received: {format!r}")
     suffix = FORMATS[format][0]
     if suffix:
-        if path.suffix != suffix or path.is_dir():
-            raise ValueError(
-                f'path must be a file that ends in "{suffix}" for format="{format}". Received: {str(path)!r}'
-            )
+        if path.suffix != suffix:
+            raise ValueError(f'path must end in "{suffix}" for format="{format}". Received: {str(path)!r}')
+        if path.is_dir():
+            raise ValueError(f"path must be a file, and not a folder that exists. Received: {str(path)!r}")
         return
     if path.suffix.lower() in FILE_SUFFIXES or path.is_file():
         formats = {suffix: f'format="{name}"' for name, (suffix, _) in FORMATS.items() if suffix}
