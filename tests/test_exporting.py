@@ -240,7 +240,7 @@ def served():
 @pytest.mark.parametrize("shapes", [[(64, 64, 3), (5,)], [(2, 64, 64, 3)], [(64, 64, None)], [(5,)]])
 def test_models_of_other_inputs_are_refused(shapes):
     inputs = [keras.Input(shape) for shape in shapes]
-    with pytest.raises(ValueError, match="model must have one input, images of shape.*Received: many with"):
+    with pytest.raises(ValueError, match=r"model must have one input, images of shape.*Received: many with"):
         ServedModel(keras.Model(inputs, inputs, name="many"))
 
 

@@ -149,7 +149,7 @@ def test_attention_needs_van_blocks():
     stranger = keras.Model(inputs, keras.layers.ReLU()(inputs))
     around = keras.Model(inputs, backbone(keras.layers.Rescaling(0.5)(inputs)))
     for model in (stranger, around, keras.Sequential([inputs, backbone]), None):
-        with pytest.raises(ValueError, match="must be a VANBackbone.*give `model.backbone`"):
+        with pytest.raises(ValueError, match=r"must be a VANBackbone.*give `model.backbone`"):
             draw_feature_maps(model, np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="must give a dict of levels"):
         draw_feature_maps(keras.Model(backbone.input, backbone.output["P2"]), np.zeros((8, 8, 3)))
@@ -162,11 +162,11 @@ def test_nan_is_refused():
         draw_feature_maps(backbone, np.full((8, 8, 3), np.nan))
     backbone.get_layer("stage3_norm").gamma.assign(np.full(16, np.nan))
     with pytest.raises(
-        ValueError, match="finite features. Received: NaN or infinite ones at P4 of .*load an"
+        ValueError, match=r"finite features. Received: NaN or infinite ones at P4 of .*load an"
     ):
         draw_feature_maps(backbone, np.zeros((8, 8, 3)))
     for function in (mean_activation, project_to_rgb, strongest_channels):
-        with pytest.raises(ValueError, match="features must be finite. Received: 1 of 48 NaN or infinite"):
+        with pytest.raises(ValueError, match=r"features must be finite. Received: 1 of 48 NaN or infinite"):
             function(np.where(np.arange(48) == 7, np.inf, 0.0).reshape(4, 4, 3))
 
 
