@@ -151,6 +151,7 @@ def write_export(served, path, format, signature, freeze_weights=False):
 
 
 def _replace_folder(written, path, earlier):
+    """Moves a SavedModel to its place; what others added to the folder stays there."""
     if path.exists():
         path.rename(earlier)
     try:
@@ -179,7 +180,8 @@ def _convert(served, path, format, signature):
 def _write_saved_model(served, path, signature, freeze_weights):
     import tensorflow as tf
 
-    run = _freeze(served, signature) if freeze_weights else served.call
+    call = _freeze(served) if freeze_weights else served.call
+    run = tf.function(call, input_signature=[signature], autograph=False)  # one graph for both signatures
 
     def serve(images):
         # TensorFlow checks no shapes when it serves: a missing axis would end its process.
@@ -213,20 +215,19 @@ def _decode_picture(encoded):
     return tf.ensure_shape(tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_others), (None, None, 3))
 
 
-def _freeze(served, signature):
+def _freeze(served):
     """Gives `served.call` as a function with constants for weights."""
     import tensorflow as tf
 
     weights = [(variable, variable.numpy()) for variable in served.variables]
 
-    @tf.function(input_signature=[signature], autograph=False)
-    def serve(images):
+    def call(images):
         # oneDNN reorders constants once, and variables in every call. Made outside, tensors would be inputs.
         constants = [(variable, tf.constant(value)) for variable, value in weights]
         with keras.StatelessScope(state_mapping=constants):
             return served.call(images)
 
-    return serve
+    return call
 
 
 @contextlib.contextmanager
