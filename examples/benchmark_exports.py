@@ -23,6 +23,7 @@ import heads  # noqa: F401  (registers the heads' classes, which the saved model
 from heads.data.shapes import draw_scene
 from van_backbones import VARIANTS, VANBackbone
 from van_backbones.deployment import FORMATS, ServedModel, deploy, export
+from van_backbones.exporting import name_outputs
 from van_backbones.runtimes import load_export, measure_export
 
 
@@ -138,7 +139,7 @@ def load_formats(model, folder, format, arguments):
         if format == "openvino":
             name = f"{format}, bfloat16"
             loaded.append((name, load_export(path, arguments.threads, "bfloat16"), size))
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         print(f"{format} is left out: {error}")
         return []
     return loaded
@@ -148,8 +149,7 @@ def take_turns(functions, num_rounds):
     """Gives the answers and the milliseconds of a call, each by name."""
     answers, seconds = {}, {name: [] for name in functions}
     for name, (function, images) in functions.items():
-        answer = function(images)
-        answers[name] = answer if isinstance(answer, dict) else {"outputs": answer}
+        answers[name] = name_outputs(function(images))
     for _ in range(num_rounds):
         for name, (function, images) in functions.items():
             function(images)  # so that the others' threads sleep by now, and its own are awake

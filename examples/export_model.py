@@ -24,6 +24,7 @@ from heads.data.pictures import read_picture
 from heads.data.shapes import draw_scene
 from van_backbones import VARIANTS, VANClassifier
 from van_backbones.deployment import FORMATS, ServedModel, deploy, export
+from van_backbones.exporting import check_path, name_outputs
 from van_backbones.runtimes import load_export, measure_export
 
 NUM_CALLS = 5
@@ -107,6 +108,10 @@ def choose_output(parser, arguments):
     if output.is_dir() if suffix else output.is_file():
         kind = "file" if suffix else "folder"
         parser.error(f"--output must be a {kind} for --format {arguments.format}. Received: {output}")
+    try:
+        check_path(output, arguments.format)
+    except ValueError as error:
+        parser.error(f"--output cannot be written: {error}")
     return output
 
 
@@ -132,8 +137,7 @@ def make_images(parser, arguments, signature):
 
 def predict(model, images):
     """Gives the Keras model's answer: NumPy arrays by name."""
-    outputs = model.predict_on_batch(images.astype("float32"))
-    return outputs if isinstance(outputs, dict) else {"outputs": outputs}
+    return name_outputs(model.predict_on_batch(images.astype("float32")))
 
 
 def compare_answers(expected, received, tolerance, other_labels, other_detections):

@@ -71,7 +71,8 @@ class ConvolutionBlock(keras.layers.Layer):
 
     def fold(self, block):
         """Takes, if this block is folded, the weights of one that is not, and gives what that gives."""
-        weights = [*block.conv.get_weights(), *block.norm.get_weights()]
+        # `kernel`, as the weights would have what LoRA adds to it beside it.
+        weights = [ops.convert_to_numpy(block.conv.kernel), *block.norm.get_weights()]
         kernel, gamma, beta, mean, variance = (np.asarray(values, np.float64) for values in weights)
         scale = gamma / np.sqrt(variance + block.norm.epsilon)
         self.conv.set_weights([kernel * scale, beta - mean * scale])

@@ -1,4 +1,4 @@
-"""Deployed models give what the models give, and so do their exports, each in its own runtime."""
+"""Deployed models give what the models give."""
 
 import math
 
@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
+from heads import SemanticFPN
 from van_backbones import VANBackbone, VANClassifier
 from van_backbones.activations import fused_gelu
-from van_backbones.deployment import FORMATS, DeployedBackbone, deploy, export
+from van_backbones.deployment import DeployedBackbone, deploy
 from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
-from van_backbones.runtimes import load_export, measure_export
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1)}
 
 
@@ -185,171 +183,122 @@ def test_other_models_are_refused(model):
         deploy(model)
 
 
-# --- exports ---
+# What is inside other models.
+
+IMAGES = draw_images((64, 64)).astype("float32")
 
 
-def export_to(tmp_path, model, format, **arguments):
-    """Gives the answers of an export, run by its own runtime."""
-    if format in PACKAGES:
-        pytest.importorskip(PACKAGES[format])
-        for package in FORMATS[format][1]:
-            pytest.importorskip(package)
-    path = tmp_path / f"model{FORMATS[format][0]}"
-    export(model, path, format, **arguments)
-    return load_export(path)
-
-
-@pytest.mark.parametrize("format", list(FORMATS))
-def test_export_of_a_backbone(format, tmp_path):
-    backbone = build()
-    run = export_to(tmp_path, backbone, format)
-    for size, count in (((49, 70), 2), ((64, 33), 1)):  # one file for all sizes
-        images = draw_images(size, count)
-        pyramid = run(images)
-        expected = backbone(images.astype("float32"), training=False)
-        assert set(pyramid) == set(expected)
-        for level, outputs in expected.items():
-            assert relative_error(pyramid[level], outputs) < 1e-4
-    # The model itself stays as it was.
-    assert all(isinstance(part.dtype_policy, keras.dtype_policies.DTypePolicy) for part in backbone.layers)
-    assert backbone.trainable_variables
-
-
-# Of the other formats, the backbone's exports are in the fast suite.
-SLOWER = [pytest.param(format, marks=pytest.mark.slow) for format in ("saved_model", "litert")]
-
-
-@pytest.mark.parametrize("format", ["onnx", "openvino", *SLOWER])
-def test_export_of_a_segmenter(format, tmp_path):
-    model = build(UPerNet, num_classes=4, channels=8, auxiliary_channels=8)
-    # At its start the classifier gives one class everywhere, that of the largest bias.
-    model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
-    images = draw_images((64, 96))
-    answers = export_to(tmp_path, model, format, image_size=(64, 96), batch_size=2)(images)
-    assert list(answers) == ["outputs"]
-    assert answers["outputs"].dtype == "int32"
-    expected = model.predict_on_batch(images.astype("float32"))
-    assert len(np.unique(expected)) > 1
-    assert np.mean(answers["outputs"] != expected) < 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("format", list(FORMATS))
-@pytest.mark.parametrize("head", [SemanticFPN, RetinaNet, MaskRCNN])
-def test_export_of_every_head(head, format, tmp_path):
-    check_export_of_a_head(head, format, tmp_path)
-
-
-def test_export_of_a_detector_with_frozen_weights(tmp_path):
-    check_export_of_a_head(RetinaNet, "saved_model", tmp_path, freeze_weights=True)
-
-
-def check_export_of_a_head(head, format, tmp_path, **arguments):
-    """Compares label maps, or the scores of detections in order and their boxes where no near-tie swaps."""
-    sizes = {
-        SemanticFPN: {"channels": 8, "pyramid_channels": 8},
-        RetinaNet: {"channels": 8, "num_convs": 1, "score_threshold": 0.001},
-        MaskRCNN: {"channels": 8, "num_proposals": 20, "score_threshold": 0.001},
-    }
-    model = build(head, num_classes=3, **sizes[head])
-    if head is SemanticFPN:
-        model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
-    run = export_to(tmp_path, model, format, **arguments)
-    for size in ((64, 96), (70, 49)):
-        images = draw_images(size)
-        answers = run(images)
-        expected = model.predict_on_batch(images.astype("float32"))
-        if head is SemanticFPN:
-            assert len(np.unique(expected)) > 1
-            assert np.mean(answers["outputs"] != expected) < 1e-3
-            continue
-        assert set(answers) == set(expected)
-        np.testing.assert_allclose(answers["scores"], expected["scores"], rtol=1e-3, atol=1e-5)
-        assert (expected["scores"] > 0).sum() > 10
-        near = np.abs(answers["boxes"] - expected["boxes"]).max(-1) < 1e-2
-        assert near.mean() > 0.9
-        assert (answers["labels"] == expected["labels"])[near].mean() > 0.9
-
-
-@pytest.mark.parametrize("freeze_weights", [True, False])
-def test_saved_model_takes_encoded_pictures(freeze_weights, tmp_path):
-    export(build(), tmp_path / "model", freeze_weights=freeze_weights)
-    signatures = tf.saved_model.load(tmp_path / "model").signatures
-    images = draw_images()
-    encoded = tf.stack([tf.io.encode_png(image) for image in images])
-    expected = signatures["serving_default"](images=tf.constant(images))
-    for level, outputs in signatures["serve_encoded"](images=encoded).items():
-        np.testing.assert_array_equal(outputs, expected[level])
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        signatures["serve_encoded"](images=tf.constant([b"not a picture"]))
-
-
-@pytest.mark.parametrize("freeze_weights", [True, False])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_saved_model_holds_its_weights_once(policy, freeze_weights, tmp_path):
-    model = VANBackbone("b0", (64, 96, 3), **{**SMALL, "widths": (64, 64, 128, 128)}, dtype=policy)
-    contracts.shake_weights(model)
+def check_deployed(model, inputs=IMAGES, dtype=None):
+    """Everything is folded, the answers are equal, and the model itself is as it was; gives the result."""
     weights = model.get_weights()
-    export(model, tmp_path / "model", freeze_weights=freeze_weights)
-    loaded = tf.saved_model.load(tmp_path / "model")
-    for function in loaded.signatures.values():
-        assert bool(function.graph.variables) == (not freeze_weights)
-        assert bool(function.captured_inputs) == (not freeze_weights)  # nor constants that come as inputs
-    bytes_each, tolerance = {"float32": (4, 1e-4), "mixed_bfloat16": (2, 0.1)}[policy]
-    assert measure_export(tmp_path / "model") < 1.5 * bytes_each * model.count_params()
-
-    images = draw_images((64, 96))
-    expected = deploy(model)(images.astype("float32"))
-    pyramid = load_export(tmp_path / "model")(images)
-    for level, outputs in expected.items():
-        assert pyramid[level].dtype == outputs.dtype
-        assert relative_error(pyramid[level], outputs) < tolerance
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    deployed = deploy(model, dtype)
+    for layer in deployed._flatten_layers():
+        assert not isinstance(layer, (VANBlock, OverlapPatchEmbedding))
+        assert getattr(layer, "folded", True)
+        assert not getattr(layer, "lora_enabled", False)
+    pairs = zip(
+        *(keras.tree.flatten(each(inputs, training=False)) for each in (deployed, model)), strict=True
+    )
+    for ours, theirs in pairs:
+        assert relative_error(ours, theirs) < 1e-5
+    assert len(model.get_weights()) == len(weights)
+    assert deploy(deployed) is deployed
+    return deployed
 
 
-def test_normalized_images_are_exported_as_numbers(tmp_path):
-    backbone = VANBackbone("b0", (None, None, 5), normalization=None, **SMALL)
-    export(backbone, tmp_path / "model")
-    signatures = tf.saved_model.load(tmp_path / "model").signatures
-    assert "serve_encoded" not in signatures
-    images = np.random.default_rng(0).normal(size=(1, 40, 40, 5)).astype("float32")
-    outputs = signatures["serving_default"](images=tf.constant(images))
-    assert relative_error(outputs["P5"], backbone(images)["P5"]) < 1e-4
+def enable_lora(model):
+    """Gives every layer of a model that knows LoRA some, of which kernels and answers show much."""
+    random = np.random.default_rng(0)
+    for layer in list(model._flatten_layers()):
+        if hasattr(layer, "enable_lora") and not list(layer._flatten_layers(include_self=False)):
+            layer.enable_lora(2, lora_alpha=3)
+            layer.lora_kernel_b.assign(random.normal(0.0, 0.1, layer.lora_kernel_b.shape))
+    return model
 
 
-def test_half_precision_is_exported_in_float32(tmp_path):
-    pytest.importorskip("openvino")
-    half = VANBackbone("b0", **SMALL, dtype="mixed_bfloat16")
-    images = draw_images()
-    pyramid = export_to(tmp_path, half, "openvino")(images)
-    exact = VANBackbone("b0", **SMALL)
-    exact.set_weights(half.get_weights())
-    expected = exact(images.astype("float32"))
-    for level, outputs in expected.items():
-        assert relative_error(pyramid[level], outputs) < 1e-4
-    with pytest.raises(ValueError, match="wants float32"):
-        export(deploy(half), tmp_path / "model.xml", "openvino")
+@pytest.fixture(scope="module")
+def backbone():
+    return build()
 
 
-def test_fixed_sizes_are_kept(tmp_path):
-    backbone = VANBackbone("b0", (64, 96, 3), **SMALL)
-    export(backbone, tmp_path / "model")
-    with pytest.raises(ValueError, match=r"\(2, 64, 96, 3\)|\(None, 64, 96, 3\)"):
-        load_export(tmp_path / "model")(draw_images((64, 64)))
-    with pytest.raises(ValueError, match=r"image_size must be \(64, 96\)"):
-        export(backbone, tmp_path / "other", image_size=(64, 64))
+def test_head_with_lora_in_a_functional_model():
+    head = enable_lora(build(SemanticFPN, num_classes=3, channels=8, pyramid_channels=8))
+    images = keras.Input((64, 64, 3))
+    check_deployed(keras.Model(images, keras.layers.Softmax()(head(images))))
 
 
-@pytest.mark.parametrize(
-    ("path", "format", "message"),
-    [
-        ("model", "torchscript", "format must be one of"),
-        ("model.xml", "onnx", 'must end in ".onnx"'),
-        ("model", "litert", 'must end in ".tflite"'),
-    ],
-)
-def test_wrong_arguments(path, format, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        export(build(), tmp_path / path, format)
-    assert not list(tmp_path.iterdir())
+def test_sequential_model_with_lora(backbone, tmp_path):
+    """With a layer that keeps statistics outside of its variables, and one that Keras cannot copy."""
+    scaling = keras.layers.Normalization()
+    scaling.adapt(IMAGES / 2)
+    part = keras.Model(backbone.input, backbone.output["P4"])
+    pooling = keras.layers.Lambda(lambda maps: keras.ops.mean(maps, (1, 2)))
+    model = keras.Sequential([keras.Input((64, 64, 3)), scaling, part, pooling, keras.layers.Dense(3)])
+    model.layers[-1].enable_lora(2, lora_alpha=5)
+    model.layers[-1].lora_kernel_b.assign(np.ones((2, 3)))
+    assert isinstance(check_deployed(model), keras.Sequential)
+
+
+def test_two_inputs_and_two_outputs(backbone):
+    """One backbone at work twice, an operation that is no layer, and a backbone told not to train."""
+    images, numbers = keras.Input((64, 64, 3)), keras.Input((5,))
+    mirrored = backbone(keras.ops.flip(images, 2), training=False)["P5"]
+    maps = keras.layers.Subtract()([backbone(keras.layers.RandomFlip()(images))["P5"], mirrored])
+    pooled = keras.layers.GlobalAveragePooling2D()(maps)
+    joined = keras.layers.Concatenate()([pooled, keras.layers.Dropout(0.5)(numbers)])
+    model = keras.Model([images, numbers], [keras.layers.Dense(2)(joined), maps])
+    check_deployed(model, [IMAGES, np.ones((2, 5), "float32")])
+
+
+def test_head_on_a_functional_model_with_a_backbone(backbone):
+    images = keras.Input((None, None, 3))
+    pyramid = backbone(keras.layers.Rescaling(0.5)(images))
+    own = keras.Model(images, pyramid)
+    own.pyramid_outputs = pyramid
+    size = {"num_classes": 3, "channels": 8, "pyramid_channels": 8}
+    assert isinstance(check_deployed(SemanticFPN(own, **size)).backbone, DeployedBackbone)
+    other = keras.Model(images, list(pyramid.values()))
+    other.pyramid_outputs = pyramid
+    with pytest.raises(TypeError, match="must be a VANBackbone, or a functional model whose outputs"):
+        deploy(SemanticFPN(other, **size))
+
+
+def test_quantized_layers_stay_quantized(backbone):
+    part = keras.Model(backbone.input, backbone.output["P4"])
+    pooling, dense = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((64, 64, 3)), part, pooling, dense])
+    dense.quantize("int8")
+    check_deployed(model)
+    with pytest.raises(ValueError, match=r"quantized, as dense\S* is .*Received: 'float32'"):
+        deploy(model, "float32")
+
+
+class Wrapped(keras.Model):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def call(self, images):
+        return self.backbone(images)["P5"]
+
+
+class Doubled(VANBackbone):
+    def call(self, images, training=None, mask=None):
+        return {level: 2 * maps for level, maps in super().call(images, training=training).items()}
+
+
+def test_backbones_out_of_reach_are_refused(backbone):
+    """Else a model would come back that is no faster, or gives something else."""
+    wrapped = Wrapped(backbone)
+    wrapped(IMAGES)
+    images, frames = keras.Input((64, 64, 3)), keras.Input((2, 64, 64, 3))
+    part = keras.Model(backbone.input, backbone.output["P5"])
+    models = {
+        "Wrapped": [wrapped, keras.Model(images, keras.layers.ReLU()(wrapped(images)))],
+        "TimeDistributed": [keras.Model(frames, keras.layers.TimeDistributed(part)(frames))],
+        "Doubled": [Doubled("b0", **SMALL)],
+    }
+    for name, refused in models.items():
+        for model in refused:
+            with pytest.raises(TypeError, match=f"is of {name}, which has a `call` of its own. Deploy the"):
+                deploy(model)

@@ -136,6 +136,8 @@ def test_without_the_runtime_nothing_is_compared(tmp_path, capsys):
             ["DETECTOR", "--format", "onnx", "--output", "a.xml"],
             "--output must end in .onnx for --format onnx",
         ),
+        (["DETECTOR", "--output", "a.onnx"], 'give format="onnx" for this file'),
+        (["DETECTOR", "--output", "FULL"], "which holds notes.txt"),
         (["DETECTOR", "--output", "DETECTOR"], "--output must be a folder for --format saved_model"),
         (["DETECTOR", "--format", "onnx", "--output", "FOLDER"], "--output must be a file for --format onnx"),
         (["DETECTOR", "--image-size", "32", "16"], "--image-size must be at least 32. Received: [32, 16]"),
@@ -148,7 +150,11 @@ def test_export_refuses(options, message, models, tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "folder.onnx"
     folder.mkdir()
-    places = {"DETECTOR": models / "detector.keras", "STRANGER": models / "stranger.keras", "FOLDER": folder}
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").touch()
+    places = {"DETECTOR": models / "detector.keras", "STRANGER": models / "stranger.keras"}
+    places |= {"FOLDER": folder, "FULL": full}
     with pytest.raises(SystemExit):
         export_model.main([str(places.get(option, option)) for option in options])
     assert message in capsys.readouterr().err

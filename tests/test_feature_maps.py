@@ -125,10 +125,49 @@ def test_attention_is_that_of_the_last_blocks(backbone, random):
         unnormed = layer(unnormed)
 
 
+def test_deployed_backbones_have_the_same_attention(random):
+    from van_backbones.deployment import deploy
+
+    backbone, images = build_tiny_backbone(), random.uniform(0, 255, (2, 45, 70, 3)).astype("float32")
+    deployed = deploy(backbone)
+    maps = attention_maps(deployed, images)
+    for level, expected in attention_maps(backbone, images).items():
+        np.testing.assert_allclose(maps[level], expected, rtol=1e-3, atol=1e-6)
+    assert draw_feature_maps(deployed, images[0]).shape == draw_feature_maps(backbone, images[0]).shape
+
+
+def build_tiny_backbone():
+    from van_backbones.backbone import VANBackbone
+
+    return VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
+
+
 def test_attention_needs_van_blocks():
+    """Around a backbone there may be a preprocessing that its pictures would lack."""
+    backbone = build_tiny_backbone()
     inputs = keras.Input((8, 8, 3))
-    with pytest.raises(ValueError, match="must be a VANBackbone"):
-        attention_maps(keras.Model(inputs, keras.layers.ReLU()(inputs)), np.zeros((1, 8, 8, 3)))
+    stranger = keras.Model(inputs, keras.layers.ReLU()(inputs))
+    around = keras.Model(inputs, backbone(keras.layers.Rescaling(0.5)(inputs)))
+    for model in (stranger, around, keras.Sequential([inputs, backbone]), None):
+        with pytest.raises(ValueError, match=r"must be a VANBackbone.*give `model.backbone`"):
+            draw_feature_maps(model, np.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="must give a dict of levels"):
+        draw_feature_maps(keras.Model(backbone.input, backbone.output["P2"]), np.zeros((8, 8, 3)))
+
+
+def test_nan_is_refused():
+    """The weights of a training that failed would end in an error of the linear algebra."""
+    backbone = build_tiny_backbone()
+    with pytest.raises(ValueError, match="image must be finite"):
+        draw_feature_maps(backbone, np.full((8, 8, 3), np.nan))
+    backbone.get_layer("stage3_norm").gamma.assign(np.full(16, np.nan))
+    with pytest.raises(
+        ValueError, match=r"finite features. Received: NaN or infinite ones at P4 of .*load an"
+    ):
+        draw_feature_maps(backbone, np.zeros((8, 8, 3)))
+    for function in (mean_activation, project_to_rgb, strongest_channels):
+        with pytest.raises(ValueError, match=r"features must be finite. Received: 1 of 48 NaN or infinite"):
+            function(np.where(np.arange(48) == 7, np.inf, 0.0).reshape(4, 4, 3))
 
 
 def test_picture_of_all_maps(backbone, random):

@@ -1,3 +1,4 @@
+import concurrent.futures
 import functools
 import importlib
 import shutil
@@ -101,6 +102,22 @@ def test_images_that_are_normalised_already(tmp_path):
     export(model, tmp_path / "model.onnx", "onnx", image_size=(32, 32), batch_size=1)
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 2)).astype("float32")
     assert_near(load_export(tmp_path / "model.onnx")(images), model.predict_on_batch(images))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_answers_to_several_threads(format, write_export):
+    """Each gets its own, where a runtime has one place for the answers of all."""
+    run = load_export(write_export(format))
+    images = [draw_images(1, 32, 32 + 8 * (index % 2), 3) + np.uint8(30 * index) for index in range(4)]
+    expected = [run(each) for each in images]
+
+    def ask(index):
+        for step in range(index, index + 12):
+            assert_near(run(images[step % 4]), expected[step % 4])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for asked in [threads.submit(ask, index) for index in range(4)]:
+            asked.result()
 
 
 # What the runtimes are told.

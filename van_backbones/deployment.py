@@ -1,25 +1,13 @@
 """Models for use: norms folded into convolutions, and exports that other runtimes load."""
 
-import contextlib
 import importlib.util
 import pathlib
-import warnings
 
 import keras
-from keras import ops
 
-from van_backbones.backbone import VANBackbone
-from van_backbones.folded_layers import DilatedConvolution, FoldedPatchEmbedding, FoldedVANBlock
+from van_backbones.exporting import FORMATS, ServedModel, check_path, write_export
+from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
-from van_backbones.normalization import ImageNormalization
-
-# format -> (suffix of the file, packages that write it)
-FORMATS = {
-    "saved_model": ("", ()),
-    "onnx": (".onnx", ("onnx", "tf2onnx")),
-    "openvino": (".xml", ("openvino",)),
-    "litert": (".tflite", ()),
-}
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -43,9 +31,10 @@ class DeployedBackbone(keras.Model):
 def deploy(model, dtype=None):
     """Gives a model for inference with equal outputs: norms and layer scales are part of the convolutions.
 
-    Works for a `VANBackbone`, a `VANClassifier`, every head of `heads` on any backbone, and functional models
-    with a `VANBackbone` inside. The result saves and loads like any Keras model, and is not for training. The
-    model itself stays as it is. What is deployed already is given back as it is.
+    Works for a `VANBackbone`, a `VANClassifier`, every head of `heads` on any backbone, and functional and
+    `Sequential` models with one of these inside, whatever their inputs and outputs. LoRA becomes part of the
+    kernels. The result saves and loads like any Keras model, and is not for training. The model itself stays
+    as it is. What is deployed already is given back as it is.
 
     Args:
         model: the model, built.
@@ -56,21 +45,20 @@ def deploy(model, dtype=None):
         A model with the same inputs, outputs and, in heads, the same verbs.
 
     Raises:
-        TypeError: if the model is none of these.
+        TypeError: if the model is none of these, or has its backbone or head inside a layer or a model with
+            a `call` of its own, where it cannot be replaced.
+        ValueError: if `dtype` is given and a layer is quantized.
     """
     layers = list(model._flatten_layers()) if isinstance(model, keras.Model) else []
-    is_head = hasattr(model, "backbone") and hasattr(model, "decode")
-    if getattr(model, "folded", False) if is_head else any(map(_is_folded, layers)):
+    is_unfolded = any(map(_is_unfolded, layers))
+    if not is_unfolded and any(map(_is_folded, layers)):
         return model
-    if is_head:
-        deployed = _deploy_head(model, dtype)
-    elif any(isinstance(layer, VANBlock) for layer in layers) and hasattr(model, "operations"):
-        deployed = _deploy_functional(model, dtype)
-    else:
+    if not is_unfolded or not model.built:
         raise TypeError(
-            "model must be a VANBackbone, a VANClassifier, a head, or a functional model with a VANBackbone "
-            f"inside. Received: {model!r}"
+            "model must be a VANBackbone, a VANClassifier, a head, or a functional or Sequential model with "
+            f"one of them inside, and built. Received: {model!r}"
         )
+    deployed = _fold(model, dtype)
     _copy_weights(model, deployed)
     deployed.trainable = False
     return deployed
@@ -80,54 +68,96 @@ def _is_folded(layer):
     return getattr(layer, "folded", False)
 
 
-def _deploy_head(head, dtype):
+def _is_unfolded(layer):
+    # Heads and their parts have the flag too, False before they are deployed.
+    return isinstance(layer, (OverlapPatchEmbedding, VANBlock)) or getattr(layer, "folded", None) is False
+
+
+def _fold(layer, dtype):
+    """Gives what a layer or a model is replaced by, with weights still to come."""
+    if not isinstance(layer, keras.layers.Layer):  # an operation of `keras.ops`
+        return layer
+    options = {"name": layer.name, "dtype": dtype or layer.dtype_policy}
+    # A subclass may compute something else.
+    if type(layer) is OverlapPatchEmbedding:
+        return FoldedPatchEmbedding(layer.width, layer.kernel_size, layer.strides, **options)
+    if type(layer) is VANBlock:
+        return FoldedVANBlock(layer.expansion_ratio, **options)
+    if hasattr(layer, "decode") and hasattr(layer, "folded"):
+        return _fold_head(layer, dtype)
+    if isinstance(layer, keras.Sequential) and type(layer).call is keras.Sequential.call:
+        inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name) for x in layer.inputs]
+        return keras.Sequential([*inputs, *(_fold(part, dtype) for part in layer.layers)], name=layer.name)
+    if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
+        # Through a plain model: `clone_model` would compile the clone of a compiled one.
+        plain = keras.Model(layer.input, layer.output)
+        if type(layer).call is type(plain).call:
+            clone = keras.models.clone_model(plain, clone_function=lambda part: _fold(part, dtype))
+            model_class = DeployedBackbone if _gives_pyramid(layer) else keras.Model
+            return model_class(clone.input, clone.output, name=layer.name)
+    return _copy(layer, dtype)
+
+
+def _gives_pyramid(model):
+    """Tells whether a functional model's outputs are its pyramid, as a head's backbone must have it."""
+    pyramid, outputs = getattr(model, "pyramid_outputs", None), model.output
+    if not pyramid or not isinstance(outputs, dict):
+        return False
+    return all(outputs.get(level) is tensor for level, tensor in pyramid.items())
+
+
+def _fold_head(head, dtype):
     config = {**head.get_config(), "folded": True}
-    is_van = isinstance(head.backbone, VANBackbone)
-    config["backbone"] = _deploy_functional(head.backbone, dtype) if is_van else _copy(head.backbone, dtype)
+    is_van = any(isinstance(layer, (VANBlock, FoldedVANBlock)) for layer in head.backbone._flatten_layers())
+    config["backbone"] = _fold(head.backbone, dtype) if is_van else _copy(head.backbone, dtype)
+    if is_van and not isinstance(config["backbone"], DeployedBackbone):
+        raise TypeError(
+            f"the backbone of {head.name} must be a VANBackbone, or a functional model whose outputs are the "
+            f"dict that it has as `pyramid_outputs`, to be deployed. Received: {head.backbone!r}"
+        )
     if dtype is not None:
         config["dtype"] = dtype
     return type(head)(**config)
 
 
-def _deploy_functional(model, dtype):
-    """Gives a functional model of folded layers, with weights still to come."""
-
-    def fold_layer(layer):
-        options = {"name": layer.name, "dtype": dtype or layer.dtype_policy}
-        if isinstance(layer, OverlapPatchEmbedding):
-            return FoldedPatchEmbedding(layer.width, layer.kernel_size, layer.strides, **options)
-        if isinstance(layer, VANBlock):
-            return FoldedVANBlock(layer.expansion_ratio, **options)
-        if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
-            return _deploy_functional(layer, dtype)
-        return _copy(layer, dtype)
-
-    # Through a plain model: `clone_model` would compile the clone of a compiled one.
-    clone = keras.models.clone_model(keras.Model(model.input, model.output), clone_function=fold_layer)
-    model_class = DeployedBackbone if isinstance(model, VANBackbone) else keras.Model
-    return model_class(clone.input, clone.output, name=model.name)
-
-
 def _copy(layer, dtype):
     """Gives a layer like this one, of another dtype if wanted, with weights still to come."""
+    inside = [part for part in layer._flatten_layers(include_self=False) if _is_unfolded(part)]
+    if inside or isinstance(layer, (OverlapPatchEmbedding, VANBlock)):
+        raise TypeError(
+            "model must have its backbone or head where it can be replaced, in a functional or Sequential "
+            f"model: {layer.name} is of {type(layer).__name__}, which has a `call` of its own. Deploy the "
+            f"backbone or head itself, and build the rest around the result. Received: {layer!r}"
+        )
+    if isinstance(layer, keras.layers.Lambda):  # without weights, and Keras would not load its function
+        return layer
     config = layer.get_config()
+    for name in ("lora_rank", "lora_alpha"):
+        config.pop(name, None)
+    if config.get("folded") is False:
+        config["folded"] = True
     if dtype is not None and not isinstance(layer, keras.Model):
+        if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
+            raise ValueError(
+                f"dtype must be None for a model that is quantized, as {layer.name} is "
+                f"({layer.dtype_policy.name}): deploy or export it before `quantize`. Received: {dtype!r}"
+            )
         config["dtype"] = dtype
     return type(layer).from_config(config)
 
 
 def _copy_weights(source, target):
     """Gives a deployed model, or a layer in it, the weights of the original."""
-    if _is_folded(target) and hasattr(target, "fold") and not _is_folded(source):
+    if hasattr(target, "fold") and _is_folded(target) and not _is_folded(source):
         target.fold(source)
         return
+    state = {}
+    source.save_own_variables(state)  # with LoRA in the kernels
+    if state:
+        target.load_own_variables(state)
     sources, targets = (
         list(part._flatten_layers(include_self=False, recursive=False)) for part in (source, target)
     )
-    inherited = {id(variable) for layer in (*sources, *targets) for variable in layer.variables}
-    own = [[v for v in part.variables if id(v) not in inherited] for part in (source, target)]
-    for old, new in zip(*own, strict=True):
-        new.assign(old)
     for old, new in zip(sources, targets, strict=True):
         _copy_weights(old, new)
 
@@ -138,175 +168,70 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None, 
     The model is deployed first (`deploy`). The export takes "images", uint8 (batch, height, width, 3), RGB,
     or float32 (batch, height, width, channels) where the backbone has `normalization=None`. What it gives has
     names: the levels of a backbone; "boxes", "scores", "labels" and "masks" of a detector; "outputs" where
-    there is only one, such as a segmenter's label maps or a classifier's logits.
-
-    A SavedModel has one more signature, "serve_encoded": "images" are then strings (batch,), JPEG or PNG
-    files whose pictures share one size. All formats allow any height and width; fixed ones run faster in
+    there is only one, such as a segmenter's label maps or a classifier's logits; "output_0", "output_1", ...
+    of a model with a list of outputs. All formats allow any height and width; fixed ones run faster in
     OpenVINO and TensorFlow.
+
+    A SavedModel has one more signature, "serve_encoded": "images" are then strings (batch,), files whose
+    pictures share one size: JPEG, PNG, BMP, or the first frame of a GIF. Their pixels are taken as they are
+    stored: grey is repeated, an alpha channel ignored, 16 bits cut to their upper 8, and the EXIF orientation
+    is not applied, so turn such pictures before. Other pixels than Pillow's come of CMYK files only.
+
+    Images of another shape or dtype than the export takes are an error in a SavedModel, ONNX Runtime and
+    OpenVINO. LiteRT itself checks nothing; `van_backbones.runtimes.load_export` does.
+
+    What fails or is killed leaves an earlier export at the path as it was: files are written beside it and
+    moved when they are whole. TensorFlow keeps some of what it traces for as long as the process lives.
 
     Args:
         model: what `deploy` takes, or gave.
-        path: a folder for "saved_model"; else a file, which must end in ".onnx" for "onnx", ".xml" for
-            "openvino" (weights go beside it, into ".bin") and ".tflite" for "litert".
+        path: a folder for "saved_model": a new one, an empty one, or that of an earlier SavedModel; else a
+            file, which must end in ".onnx" for "onnx", ".xml" for "openvino" (weights go beside it, into
+            ".bin") and ".tflite" for "litert".
         format: "saved_model", "onnx", "openvino" or "litert". All but the first are exported in float32;
             OpenVINO computes in bfloat16 where its runtime is told so.
         image_size: (height, width) of the images, either or both None for any. None gives what the model was
             built for, which is any as a rule.
         batch_size: number of images; None for any.
-        freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats always
-            are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280), but takes
-            about 20 times their size in memory, and 30 times to write them: for small models.
+        freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats
+            always are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280),
+            but takes about 20 times their size in memory, and 30 times to write them: for small models.
 
     Raises:
-        ValueError: at an unknown format, another suffix, an image size that the model does not take, a model
-            that was deployed in half precision for a format other than "saved_model", or on another backend
-            than TensorFlow.
+        TypeError: if `deploy` does not take the model.
+        ValueError: at an unknown format, a path that is not for it, an image size that the model does not
+            take, a model with other inputs than one of images, a model that is quantized or was deployed in
+            half precision for a format other than "saved_model", or on another backend than TensorFlow.
         ImportError: if the format's converter is not installed: `pip install 'van-backbones[export]'`.
     """
     path = pathlib.Path(path)
-    _check_export(path, format)
+    check_path(path, format)
+    _check_installation(format)
     deployed = deploy(model, None if format == "saved_model" else "float32")
-    dtypes = {layer.compute_dtype for layer in deployed._flatten_layers(recursive=True) if _is_leaf(layer)}
+    layers = list(deployed._flatten_layers())
+    dtypes = {layer.dtype_policy.name for layer in layers if _is_leaf(layer)}
     if format != "saved_model" and dtypes != {"float32"}:
         raise ValueError(
-            f'format="{format}" wants float32: export the model itself, not what `deploy` made of it. '
+            f'format="{format}" wants float32: export the model itself, before `deploy` and `quantize`. '
             f"Received: {deployed.name} with layers in {sorted(dtypes)}"
         )
     served = ServedModel(deployed)
-    signature = served.make_signature(image_size, batch_size)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _traced_for(format, served), warnings.catch_warnings():
-        if format == "saved_model":
-            _write_saved_model(served, path, signature, freeze_weights)
-            return
-        options = {}
-        if format == "litert":
-            import tensorflow as tf
-
-            # Else what LiteRT does not know would be left to TensorFlow, which its own runtime lacks.
-            options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
-        warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy for a name on tf2onnx's behalf
-        served.export(str(path), format=format, input_signature=[signature], verbose=False, **options)
-
-
-class ServedModel(keras.Model):
-    """What an export does: images -> decoded results by name.
-
-    Args:
-        model: a deployed model.
-    """
-
-    def __init__(self, model):
-        super().__init__(name="served")
-        self.autocast = False  # images come as they are
-        self.model = model
-        self.built = True
-
-    def call(self, images):
-        model_input = self._read_input()
-        outputs = self.model(ops.cast(images, model_input.dtype), training=False)
-        outputs = self.model.decode(outputs) if hasattr(self.model, "decode") else outputs
-        return outputs if isinstance(outputs, dict) else {"outputs": outputs}
-
-    def make_signature(self, image_size, batch_size):
-        """Gives the `tf.TensorSpec` of the images."""
-        import tensorflow as tf
-
-        layers = list(self.model._flatten_layers())
-        is_van = any(isinstance(layer, FoldedVANBlock) for layer in layers)
-        is_normalized = is_van and not any(isinstance(layer, ImageNormalization) for layer in layers)
-        *sides, channels = self._read_input().shape[1:]
-        image_size = sides if image_size is None else image_size
-        if any(own not in (None, side) for own, side in zip(sides, image_size, strict=True)):
-            raise ValueError(
-                f"image_size must be {tuple(sides)}, what the model was built for. Received: {image_size}"
-            )
-        shape = (batch_size, *image_size, channels)
-        return tf.TensorSpec(shape, tf.float32 if is_normalized else tf.uint8, name="images")
-
-    def _read_input(self):
-        return getattr(self.model, "backbone", self.model).inputs[0]
+    write_export(served, path, format, served.make_signature(image_size, batch_size), freeze_weights)
 
 
 def _is_leaf(layer):
     return bool(layer.weights) and not list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def _check_export(path, format):
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {list(FORMATS)}. Received: {format!r}")
-    suffix, packages = FORMATS[format]
-    if path.suffix != suffix and suffix:
-        raise ValueError(f'path must end in "{suffix}" for format="{format}". Received: {str(path)!r}')
+def _check_installation(format):
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "export runs on the TensorFlow backend: set KERAS_BACKEND=tensorflow and load the model there. "
             f"Received: backend {keras.backend.backend()!r}"
         )
+    packages = FORMATS[format][1]
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(
             f'format="{format}" needs {", ".join(missing)}: run pip install "van-backbones[export]"'
         )
-
-
-def _write_saved_model(served, path, signature, freeze_weights):
-    import tensorflow as tf
-
-    serve = _freeze(served, signature) if freeze_weights else served.call
-    archive = keras.export.ExportArchive()
-    archive.add_endpoint("serve", serve, input_signature=[signature])
-    if signature.dtype == tf.uint8 and signature.shape[-1] == 3:
-        picture = tf.TensorSpec(signature.shape[1:], tf.uint8)
-
-        def decode_picture(encoded):
-            pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-            return tf.ensure_shape(pixels, picture.shape)
-
-        def serve_encoded(images):
-            return serve(tf.map_fn(decode_picture, images, fn_output_signature=picture))
-
-        encoded = tf.TensorSpec(signature.shape[:1], tf.string, name="images")
-        archive.add_endpoint("serve_encoded", serve_encoded, input_signature=[encoded])
-    archive.write_out(str(path), verbose=False)
-
-
-def _freeze(served, signature):
-    """Gives `served.call` as a function with constants for weights."""
-    import tensorflow as tf
-
-    weights = [(variable, variable.numpy()) for variable in served.variables]
-
-    @tf.function(input_signature=[signature], autograph=False)
-    def serve(images):
-        # oneDNN reorders constants once, and variables in every call. Made outside, tensors would be inputs.
-        constants = [(variable, tf.constant(value)) for variable, value in weights]
-        with keras.StatelessScope(state_mapping=constants):
-            return served.call(images)
-
-    return serve
-
-
-@contextlib.contextmanager
-def _traced_for(format, model):
-    """Lets dilated convolutions be traced as the one operation that the format's runtime knows."""
-    import tensorflow as tf
-
-    def convolve(inputs, kernel, dilation_rate):
-        options = {"padding": "SAME"}
-        if format == "onnx":  # ONNX Runtime wants the numbers
-            top, left = (rate * (side // 2) for rate, side in zip(dilation_rate, kernel.shape, strict=False))
-            options = {"padding": "EXPLICIT", "explicit_paddings": [0, 0, top, top, left, left, 0, 0]}
-        return tf.raw_ops.DepthwiseConv2dNative(
-            input=inputs, filter=kernel, strides=[1] * 4, dilations=[1, *dilation_rate, 1], **options
-        )
-
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, DilatedConvolution)]
-    try:
-        for layer in layers:
-            # TensorFlow itself could not run that.
-            layer.single_operation = None if format == "saved_model" else convolve
-        yield
-    finally:
-        for layer in layers:
-            layer.single_operation = None

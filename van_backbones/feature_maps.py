@@ -25,7 +25,7 @@ def draw_feature_maps(backbone, image, num_channels: int = 3) -> np.ndarray:
     is enlarged to the size of the image; its cells stay visible.
 
     Args:
-        backbone: A `VANBackbone`.
+        backbone: A `VANBackbone`, or what `deploy` made of one.
         image: (height, width, 3), RGB, uint8 or float 0 .. 255, any size.
         num_channels: How many of the strongest channels to draw.
 
@@ -33,14 +33,25 @@ def draw_feature_maps(backbone, image, num_channels: int = 3) -> np.ndarray:
         One picture, uint8 (height, width, 3).
 
     Raises:
-        ValueError: If `image` is not (height, width, 3), or `num_channels` is more than a level has.
+        ValueError: If `backbone` is none, `image` is not (height, width, 3) or not finite, `num_channels` is
+            more than a level has, or the features are not finite.
     """
     image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3:
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image must be (height, width, 3), RGB. Received shape: {image.shape}")
     images = image[None].astype("float32")
-    pyramid = backbone(images, training=False)
+    if not np.isfinite(images).all():
+        raise ValueError("image must be finite. Received: an image with NaN or infinite values")
     attention = attention_maps(backbone, images)
+    pyramid = backbone(images, training=False)
+    if not isinstance(pyramid, dict):
+        raise ValueError(f"backbone must give a dict of levels. Received: {backbone!r}")
+    for level, features in pyramid.items():
+        if not np.isfinite(_to_float32(features)).all():
+            raise ValueError(
+                f"backbone must give finite features. Received: NaN or infinite ones at {level} of "
+                f"{backbone.name}, whose weights may be NaN: load an earlier state"
+            )
     factor = max(1, -(-COMFORTABLE_SIDE // max(image.shape[:2])))
     size = (image.shape[0] * factor, image.shape[1] * factor)
 
@@ -130,23 +141,25 @@ def attention_maps(backbone, images) -> dict[str, np.ndarray]:
     differs between channels and cancels in a plain mean, so its absolute value is averaged.
 
     Args:
-        backbone: A `VANBackbone`.
+        backbone: A `VANBackbone`, or what `deploy` made of one.
         images: (batch, height, width, 3), as the backbone takes them.
 
     Returns:
         A dict "P2" .. "P5" -> float32 (batch, height / stride, width / stride), rounded up.
 
     Raises:
-        ValueError: If the backbone has no VAN blocks.
+        ValueError: If the model has no VAN blocks itself: of a classifier or a head, give the backbone.
     """
     last_blocks = {}
-    for layer in backbone.layers:
+    for layer in getattr(backbone, "layers", ()):
         stage_and_block = re.fullmatch(r"stage(\d+)_block(\d+)", layer.name)
-        if stage_and_block:
+        if stage_and_block and hasattr(layer, "attention_map"):
             last_blocks[f"P{int(stage_and_block[1]) + 1}"] = layer  # layers come in the order of the graph
-    if not last_blocks:
+    if not last_blocks or not hasattr(backbone, "operations"):
         raise ValueError(
-            f"backbone must be a VANBackbone with layers stage1_block0, ... Received: {backbone}"
+            "backbone must be a VANBackbone, or what `deploy` made of one, with layers stage1_block0, ...; "
+            "of a classifier or a head give `model.backbone`, of another model the backbone in it, "
+            f"`model.get_layer(name)`. Received: {backbone!r}"
         )
     block_inputs = keras.Model(backbone.inputs, {level: block.input for level, block in last_blocks.items()})
     features = block_inputs(keras.ops.convert_to_tensor(images), training=False)
@@ -160,6 +173,9 @@ def _checked_features(features):
     features = _to_float32(features)
     if features.ndim != 3 or not features.size:
         raise ValueError(f"features must be (height, width, channels). Received shape: {features.shape}")
+    if not np.isfinite(features).all():
+        number = np.count_nonzero(~np.isfinite(features))
+        raise ValueError(f"features must be finite. Received: {number} of {features.size} NaN or infinite")
     return features
 
 

@@ -124,11 +124,18 @@ class FoldedVANBlock(keras.layers.Layer):
         kernel, bias = _read(feed_forward.fc2)
         self.fc2.set_weights([kernel * layer_scale_2, bias * layer_scale_2])
 
+    def attention_map(self, inputs):
+        """Gives the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
+        return self._attend(fused_gelu(self.proj_1(inputs), training=False))
+
+    def _attend(self, gated):
+        return self.conv1(self.conv_spatial(self.conv0(gated)))
+
     def call(self, inputs):
-        gated = fused_gelu(self.proj_1(inputs))
-        factors = self.conv1(self.conv_spatial(self.conv0(gated)))
+        gated = fused_gelu(self.proj_1(inputs), training=False)
+        factors = self._attend(gated)
         outputs = inputs * self.shortcut_scale + self.proj_2(gated * factors)
-        return outputs + self.fc2(fused_gelu(self.dwconv(self.fc1(outputs))))
+        return outputs + self.fc2(fused_gelu(self.dwconv(self.fc1(outputs)), training=False))
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -145,7 +152,7 @@ class DilatedConvolution(keras.layers.DepthwiseConv2D):
     pixels. At sizes that are not fixed, converters cannot undo that.
     """
 
-    # Set while a graph is traced that TensorFlow itself will not run: see `deployment.export`.
+    # Set while a graph is traced that TensorFlow itself will not run: see `exporting.write_export`.
     single_operation = None
 
     def call(self, inputs):
@@ -160,8 +167,8 @@ def _read_variable(variable):
 
 
 def _read(layer):
-    """Gives a convolution's kernel and bias."""
-    return [_read_variable(variable) for variable in layer.weights]
+    """Gives a convolution's kernel, with LoRA in it where that is enabled, and bias."""
+    return [_read_variable(variable) for variable in (layer.kernel, layer.bias)]
 
 
 def _read_norm(norm):

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import threading
 
 import numpy as np
 
@@ -15,8 +16,8 @@ def load_export(path, num_threads=None, precision="float32"):
 
     The path tells the runtime: a folder is TensorFlow's, ".onnx" ONNX Runtime's, ".xml" OpenVINO's and
     ".tflite" LiteRT's, on the CPU (TensorFlow: where it likes). Nothing of Keras is at work in the function.
-    It takes images as the export does, uint8 (batch, height, width, 3) by default, and is for one thread at a
-    time.
+    It takes images as the export does, uint8 (batch, height, width, 3) by default. Several threads may call
+    it: TensorFlow and ONNX Runtime then answer side by side, OpenVINO and LiteRT one call after the other.
 
     Args:
         path: what `export` wrote.
@@ -139,9 +140,12 @@ def _load_openvino(path, num_threads, precision):
     given = compiled.input(0)
     shape = tuple(side.get_length() if side.is_static else None for side in given.get_partial_shape())
 
+    lock = threading.Lock()  # all calls are one infer request's, whose memory they would share
+
     def run(images):
         # The runtime may write into arrays that are shared with it.
-        values = compiled(images, share_inputs=False, share_outputs=False)
+        with lock:
+            values = compiled(images, share_inputs=False, share_outputs=False)
         return {output.get_any_name(): values[output] for output in compiled.outputs}
 
     return shape, given.get_element_type().to_dtype(), run
@@ -154,7 +158,10 @@ def _load_litert(path, num_threads):
     given = runner.get_input_details()["images"]
     shape = tuple(None if side < 0 else int(side) for side in given["shape_signature"])
 
+    lock = threading.Lock()  # an interpreter has one set of tensors
+
     def run(images, interpreter=interpreter):  # which the runner does not keep alive
-        return runner(images=images)
+        with lock:
+            return runner(images=images)
 
     return shape, np.dtype(given["dtype"]), run

@@ -1,0 +1,338 @@
+"""Exports give what the models give, each in its own runtime, and are written whole or not at all."""
+
+import gc
+import pathlib
+import weakref
+from unittest import mock
+
+import contracts
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
+from van_backbones import VANBackbone, exporting
+from van_backbones.deployment import FORMATS, deploy, export
+from van_backbones.exporting import ServedModel, check_path, name_outputs, write_export
+from van_backbones.runtimes import load_export, measure_export
+
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
+SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1)}
+
+
+def build(model_class=None, **arguments):
+    """Gives a small backbone, or a head on it, with weights that show."""
+    keras.utils.set_random_seed(0)
+    model = VANBackbone("b0", **SMALL)
+    if model_class is not None:
+        model = model_class(model, **arguments)
+    contracts.shake_weights(model)
+    return model
+
+
+def draw_images(size=(49, 70), count=2):
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (count, -(-size[0] // 7), -(-size[1] // 7), 3))
+    return coarse.repeat(7, axis=1).repeat(7, axis=2)[:, : size[0], : size[1]].astype("uint8")
+
+
+def relative_error(ours, theirs):
+    ours, theirs = np.asarray(ours, "float64"), np.asarray(theirs, "float64")
+    assert ours.shape == theirs.shape
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+def export_to(tmp_path, model, format, **arguments):
+    """Gives the answers of an export, run by its own runtime."""
+    if format in PACKAGES:
+        pytest.importorskip(PACKAGES[format])
+        for package in FORMATS[format][1]:
+            pytest.importorskip(package)
+    path = tmp_path / f"model{FORMATS[format][0]}"
+    export(model, path, format, **arguments)
+    return load_export(path)
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_export_of_a_backbone(format, tmp_path):
+    backbone = build()
+    run = export_to(tmp_path, backbone, format)
+    for size, count in (((49, 70), 2), ((64, 33), 1)):  # one file for all sizes
+        images = draw_images(size, count)
+        pyramid = run(images)
+        expected = backbone(images.astype("float32"), training=False)
+        assert set(pyramid) == set(expected)
+        for level, outputs in expected.items():
+            assert relative_error(pyramid[level], outputs) < 1e-4
+    # The model itself stays as it was.
+    assert all(isinstance(part.dtype_policy, keras.dtype_policies.DTypePolicy) for part in backbone.layers)
+    assert backbone.trainable_variables
+
+
+# Of the other formats, the backbone's exports are in the fast suite.
+SLOWER = [pytest.param(format, marks=pytest.mark.slow) for format in ("saved_model", "litert")]
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", *SLOWER])
+def test_export_of_a_segmenter(format, tmp_path):
+    model = build(UPerNet, num_classes=4, channels=8, auxiliary_channels=8)
+    # At its start the classifier gives one class everywhere, that of the largest bias.
+    model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
+    images = draw_images((64, 96))
+    answers = export_to(tmp_path, model, format, image_size=(64, 96), batch_size=2)(images)
+    assert list(answers) == ["outputs"]
+    assert answers["outputs"].dtype == "int32"
+    expected = model.predict_on_batch(images.astype("float32"))
+    assert len(np.unique(expected)) > 1
+    assert np.mean(answers["outputs"] != expected) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", list(FORMATS))
+@pytest.mark.parametrize("head", [SemanticFPN, RetinaNet, MaskRCNN])
+def test_export_of_every_head(head, format, tmp_path):
+    check_export_of_a_head(head, format, tmp_path)
+
+
+def test_export_of_a_detector_with_frozen_weights(tmp_path):
+    check_export_of_a_head(RetinaNet, "saved_model", tmp_path, freeze_weights=True)
+
+
+def check_export_of_a_head(head, format, tmp_path, **arguments):
+    """Compares label maps, or the scores of detections in order and their boxes where no near-tie swaps."""
+    sizes = {
+        SemanticFPN: {"channels": 8, "pyramid_channels": 8},
+        RetinaNet: {"channels": 8, "num_convs": 1, "score_threshold": 0.001},
+        MaskRCNN: {"channels": 8, "num_proposals": 20, "score_threshold": 0.001},
+    }
+    model = build(head, num_classes=3, **sizes[head])
+    if head is SemanticFPN:
+        model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
+    run = export_to(tmp_path, model, format, **arguments)
+    for size in ((64, 96), (70, 49)):
+        images = draw_images(size)
+        answers = run(images)
+        expected = model.predict_on_batch(images.astype("float32"))
+        if head is SemanticFPN:
+            assert len(np.unique(expected)) > 1
+            assert np.mean(answers["outputs"] != expected) < 1e-3
+            continue
+        assert set(answers) == set(expected)
+        np.testing.assert_allclose(answers["scores"], expected["scores"], rtol=1e-3, atol=1e-5)
+        assert (expected["scores"] > 0).sum() > 10
+        near = np.abs(answers["boxes"] - expected["boxes"]).max(-1) < 1e-2
+        assert near.mean() > 0.9
+        assert (answers["labels"] == expected["labels"])[near].mean() > 0.9
+
+
+@pytest.mark.parametrize("freeze_weights", [True, False])
+def test_saved_model_takes_encoded_pictures(freeze_weights, tmp_path):
+    export(build(), tmp_path / "model", freeze_weights=freeze_weights)
+    signatures = tf.saved_model.load(tmp_path / "model").signatures
+    images = draw_images()
+    encoded = tf.stack([tf.io.encode_png(image) for image in images])
+    expected = signatures["serving_default"](images=tf.constant(images))
+    for level, outputs in signatures["serve_encoded"](images=encoded).items():
+        np.testing.assert_array_equal(outputs, expected[level])
+    for images in (tf.constant([b"not a picture"]), encoded[0], encoded[None]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            signatures["serve_encoded"](images=images)
+    # Without a check in the graph, a missing axis ends the process and one channel is taken for three.
+    for shape in ((64, 64, 3), (1, 64, 64, 1), (1, 64, 64, 4), (1, 1, 64, 64, 3)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"is not compatible with expected shape"):
+            signatures["serving_default"](images=tf.zeros(shape, tf.uint8))
+
+
+@pytest.mark.parametrize("freeze_weights", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_saved_model_holds_its_weights_once(policy, freeze_weights, tmp_path):
+    model = VANBackbone("b0", (64, 96, 3), **{**SMALL, "widths": (64, 64, 128, 128)}, dtype=policy)
+    contracts.shake_weights(model)
+    weights = model.get_weights()
+    export(model, tmp_path / "model", freeze_weights=freeze_weights)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    for function in loaded.signatures.values():
+        assert bool(function.graph.variables) == (not freeze_weights)
+        assert bool(function.captured_inputs) == (not freeze_weights)  # nor constants that come as inputs
+    bytes_each, tolerance = {"float32": (4, 1e-4), "mixed_bfloat16": (2, 0.1)}[policy]
+    assert measure_export(tmp_path / "model") < 1.5 * bytes_each * model.count_params()
+
+    images = draw_images((64, 96))
+    expected = deploy(model)(images.astype("float32"))
+    pyramid = load_export(tmp_path / "model")(images)
+    for level, outputs in expected.items():
+        assert pyramid[level].dtype == outputs.dtype
+        assert relative_error(pyramid[level], outputs) < tolerance
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_normalized_images_are_exported_as_numbers(tmp_path):
+    backbone = VANBackbone("b0", (None, None, 5), normalization=None, **SMALL)
+    export(backbone, tmp_path / "model")
+    signatures = tf.saved_model.load(tmp_path / "model").signatures
+    assert "serve_encoded" not in signatures
+    images = np.random.default_rng(0).normal(size=(1, 40, 40, 5)).astype("float32")
+    outputs = signatures["serving_default"](images=tf.constant(images))
+    assert relative_error(outputs["P5"], backbone(images)["P5"]) < 1e-4
+
+
+def test_half_precision_is_exported_in_float32(tmp_path):
+    pytest.importorskip("openvino")
+    half = VANBackbone("b0", **SMALL, dtype="mixed_bfloat16")
+    images = draw_images()
+    pyramid = export_to(tmp_path, half, "openvino")(images)
+    exact = VANBackbone("b0", **SMALL)
+    exact.set_weights(half.get_weights())
+    expected = exact(images.astype("float32"))
+    for level, outputs in expected.items():
+        assert relative_error(pyramid[level], outputs) < 1e-4
+    with pytest.raises(ValueError, match="wants float32"):
+        export(deploy(half), tmp_path / "model.xml", "openvino")
+
+
+def test_fixed_sizes_are_kept(tmp_path):
+    backbone = VANBackbone("b0", (64, 96, 3), **SMALL)
+    export(backbone, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"\(2, 64, 96, 3\)|\(None, 64, 96, 3\)"):
+        load_export(tmp_path / "model")(draw_images((64, 64)))
+    with pytest.raises(ValueError, match=r"image_size must be \(64, 96\)"):
+        export(backbone, tmp_path / "other", image_size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "message"),
+    [
+        ("model", "torchscript", "format must be one of"),
+        ("model.xml", "onnx", 'must end in ".onnx"'),
+        ("model", "litert", 'must end in ".tflite"'),
+        ("model.onnx", "saved_model", r'a folder for format="saved_model": give format="onnx" for this file'),
+        ("model.keras", "saved_model", r'the name of a folder for format="saved_model". Received: .*keras'),
+    ],
+)
+def test_wrong_arguments(path, format, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(build(), tmp_path / path, format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 224}, r"image_size must be \(height, width\).*Received: 224"),
+        ({"image_size": (0, 32)}, r"image_size must be .*Received: \(0, 32\)"),
+        ({"image_size": (32, 32, 3)}, r"image_size must be .*Received: \(32, 32, 3\)"),
+        ({"image_size": (32.0, None)}, r"image_size must be .*Received: \(32.0, None\)"),
+        ({"batch_size": 0}, "batch_size must be a positive integer.*Received: 0"),
+    ],
+)
+def test_sizes_that_are_none(arguments, message, served):
+    with pytest.raises(ValueError, match=message):
+        served.make_signature(**{"image_size": None, "batch_size": None, **arguments})
+
+
+@pytest.fixture(scope="module")
+def served():
+    return ServedModel(deploy(build()))
+
+
+@pytest.mark.parametrize("shapes", [[(64, 64, 3), (5,)], [(2, 64, 64, 3)], [(64, 64, None)], [(5,)]])
+def test_models_of_other_inputs_are_refused(shapes):
+    inputs = [keras.Input(shape) for shape in shapes]
+    with pytest.raises(ValueError, match=r"model must have one input, images of shape.*Received: many with"):
+        ServedModel(keras.Model(inputs, inputs, name="many"))
+
+
+def test_outputs_get_names():
+    assert name_outputs(1) == {"outputs": 1}
+    assert name_outputs({"boxes": 1, "scores": 2}) == {"boxes": 1, "scores": 2}
+    assert name_outputs([1, (2, 3)]) == {"output_0": 1, "output_1_0": 2, "output_1_1": 3}
+    assert name_outputs({"a": {"b": 1}, "c": [2]}) == {"a_b": 1, "c_0": 2}
+
+
+def test_input_in_a_dict_and_outputs_in_a_list():
+    images = keras.Input((None, None, 3), name="picture")
+    pooled = keras.layers.GlobalAveragePooling2D()(images)
+    model = keras.Model({"picture": images}, [pooled, images])
+    values = draw_images()
+    outputs = ServedModel(model)(values)
+    np.testing.assert_allclose(outputs["output_0"], values.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(outputs["output_1"], values)
+
+
+def test_traced_graphs_are_let_go(served):
+    """Exports in a loop must not keep each graph: TensorFlow never lets go of a custom gradient's."""
+    function = tf.function(served.call, input_signature=[served.make_signature(None, None)], autograph=False)
+    graph = weakref.ref(function.get_concrete_function().graph)
+    del function
+    gc.collect()
+    assert graph() is None
+
+
+# Files.
+
+
+def write_text(served, path, format, signature):
+    """Writes what an export of a format consists of."""
+    for part in (path, path.with_suffix(".bin"))[: 2 if format == "openvino" else 1]:
+        part.write_text(signature)
+
+
+def write_half(served, path, format, signature):
+    path.write_text("half")
+    raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_what_fails_leaves_the_earlier_files(format, tmp_path):
+    path = tmp_path / "new" / f"model{FORMATS[format][0]}"
+    served = keras.layers.Identity()
+    for text in ("first", "second"):
+        with mock.patch.object(exporting, "_convert", write_text):
+            write_export(served, path, format, text)
+        with (
+            mock.patch.object(exporting, "_convert", write_half),
+            pytest.raises(OSError, match="the disk is full"),
+        ):
+            write_export(served, path, format, None)
+        assert {part.read_text() for part in path.parent.iterdir()} == {text}
+        assert len(list(path.parent.iterdir())) == (2 if format == "openvino" else 1)
+
+
+def write_folder(served, path, signature, freeze_weights):
+    (path / "variables").mkdir(parents=True)
+    (path / "variables" / signature).touch()
+    (path / "saved_model.pb").write_text(signature)
+    if freeze_weights:
+        raise OSError("the disk is full")
+
+
+def list_files(folder):
+    return sorted(part.relative_to(folder).as_posix() for part in folder.rglob("*") if part.is_file())
+
+
+def test_saved_models_replace_earlier_ones_whole(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    served = keras.layers.Identity()
+    with mock.patch.object(exporting, "_write_saved_model", write_folder):
+        write_export(served, path, "saved_model", "first")
+        (path / "notes.txt").touch()
+        check_path(path, "saved_model")
+        write_export(served, path, "saved_model", "second")
+        with pytest.raises(OSError, match="the disk is full"):
+            write_export(served, path, "saved_model", "third", freeze_weights=True)
+    assert (path / "saved_model.pb").read_text() == "second"
+    assert list_files(tmp_path) == ["model/notes.txt", "model/saved_model.pb", "model/variables/second"]
+
+
+def test_folders_of_other_things_are_not_replaced(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"an earlier SavedModel.*Received: .*, which holds notes.txt"):
+        check_path(tmp_path, "saved_model")
+    with pytest.raises(ValueError, match="path must be the name of a folder"):
+        check_path(tmp_path / "notes.txt", "saved_model")
+    (tmp_path / "a.onnx").mkdir()
+    with pytest.raises(ValueError, match="must be a file, and not a folder that exists"):
+        check_path(pathlib.Path(tmp_path / "a.onnx"), "onnx")
