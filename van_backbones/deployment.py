@@ -154,8 +154,8 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None, 
             built for, which is any as a rule.
         batch_size: number of images; None for any.
         freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats always
-            are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280), but takes
-            about 20 times their size in memory, and 30 times to write them: for small models.
+            are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280), but
+            takes about 20 times their size in memory, and 30 times to write them: for small models.
 
     Raises:
         ValueError: at an unknown format, another suffix, an image size that the model does not take, a model
