@@ -82,6 +82,7 @@ def _is_folded(layer):
 
 def _deploy_head(head, dtype):
     config = {**head.get_config(), "folded": True}
+    del config["frozen_parts"]  # what is deployed is not trained
     is_van = isinstance(head.backbone, VANBackbone)
     config["backbone"] = _deploy_functional(head.backbone, dtype) if is_van else _copy(head.backbone, dtype)
     if dtype is not None:
