@@ -54,6 +54,7 @@ class ConvolutionBlock(keras.layers.Layer):
             filters,
             kernel_size,
             padding="same",
+            data_format="channels_last",
             use_bias=folded,
             kernel_initializer=initializer,
             # What is not trained any more is stored as it is used.
@@ -111,9 +112,16 @@ class PixelClassifier(keras.layers.Layer):
         self.dropout_rate = dropout_rate
         initializer = keras.initializers.RandomNormal(0.0, 0.01)
         dtype = self.dtype_policy
-        self.dropout = keras.layers.SpatialDropout2D(dropout_rate, dtype=dtype, name="dropout")
+        self.dropout = keras.layers.SpatialDropout2D(
+            dropout_rate, data_format="channels_last", dtype=dtype, name="dropout"
+        )
         self.conv = keras.layers.Conv2D(
-            num_classes, 1, kernel_initializer=initializer, dtype=dtype, name="conv"
+            num_classes,
+            1,
+            data_format="channels_last",
+            kernel_initializer=initializer,
+            dtype=dtype,
+            name="conv",
         )
 
     def build(self, input_shape):

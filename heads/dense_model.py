@@ -141,8 +141,12 @@ class DenseModel(keras.Model):
         """Does nothing: a head is built by its constructor."""
 
     def get_config(self):
+        # While a file is written, Keras marks what it has seen before; the mark makes heads that share a
+        # backbone share it again. So that the first of them has it too, each shows its backbone twice.
+        keras.saving.serialize_keras_object(self.backbone)
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "frozen_parts": [path for path, part in self._walk_parts() if not part.trainable],
             "folded": self.folded,
             "name": self.name,
             "trainable": self.trainable,
@@ -152,7 +156,17 @@ class DenseModel(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
-        return cls(**{**config, "backbone": backbone})
+        head = cls(**{key: config[key] for key in config.keys() - {"frozen_parts"}} | {"backbone": backbone})
+        for path, part in head._walk_parts() if "frozen_parts" in config else ():
+            part.trainable = path not in config["frozen_parts"]
+        return head
+
+    def _walk_parts(self, layer=None, prefix=""):
+        """Yields (path, part) of all parts with weights but the backbone's, which tells its own state."""
+        for part in (layer or self)._layers:
+            if part is not self.backbone and part is not self.pyramid and part.weights:
+                yield f"{prefix}{part.name}", part
+                yield from self._walk_parts(part, f"{prefix}{part.name}/")
 
 
 def check_counts(smallest=1, **values):

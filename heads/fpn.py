@@ -52,8 +52,10 @@ class FPN(keras.layers.Layer):
 
     def build(self, input_shape):
         def build_convolution(kernel_size, shape, name, **options):
-            options = {"padding": "same", "dtype": self.dtype_policy, **options}
-            layer = keras.layers.Conv2D(self.channels, kernel_size, name=name, **options)
+            options = {"padding": "same", "data_format": "channels_last", **options}
+            layer = keras.layers.Conv2D(
+                self.channels, kernel_size, dtype=self.dtype_policy, name=name, **options
+            )
             layer.build(shape)
             return layer
 

@@ -106,7 +106,8 @@ class MaskHead(keras.layers.Layer):
         def make_options(name):
             # PyTorch's kaiming normal over the fan out, a new one each time: a shared one repeats itself.
             initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-            return {"kernel_initializer": initializer, "dtype": self.dtype_policy, "name": name}
+            options = {"kernel_initializer": initializer, "dtype": self.dtype_policy, "name": name}
+            return {"data_format": "channels_last", **options}
 
         self.convs = [
             keras.layers.Conv2D(channels, 3, padding="same", activation="relu", **make_options(f"conv_{i}"))

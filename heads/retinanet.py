@@ -220,6 +220,7 @@ class Tower(keras.layers.Layer):
                 filters,
                 3,
                 padding="same",
+                data_format="channels_last",
                 activation=activation,
                 kernel_initializer=keras.initializers.RandomNormal(0.0, 0.01),
                 bias_initializer=keras.initializers.Constant(bias),

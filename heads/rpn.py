@@ -46,6 +46,7 @@ class RegionProposalNetwork(keras.layers.Layer):
                 filters,
                 kernel_size,
                 padding="same",
+                data_format="channels_last",
                 activation=activation,
                 kernel_initializer=keras.initializers.RandomNormal(0.0, 0.01),
                 dtype=self.dtype_policy,

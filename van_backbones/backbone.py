@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from van_backbones import checkpoints
+from van_backbones.freezing import freeze_parts, list_frozen
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
 from van_backbones.normalization import ImageNormalization
 from van_backbones.variants import VARIANTS
@@ -95,8 +96,6 @@ class VANBackbone(keras.Model):
         self.widths = widths
         self.depths = depths
         self.recompute = recompute
-        self.frozen_stages = 0
-        self.frozen_batch_norms = False
         self.pyramid_outputs = pyramid
         self.pyramid_level_inputs = {f"P{stage + 1}": f"stage{stage}_norm" for stage in (1, 2, 3, 4)}
         if weights is not None:
@@ -120,7 +119,8 @@ class VANBackbone(keras.Model):
         """Keeps the first stages, or all batch norms, as they are in training.
 
         Weights and statistics of what is frozen do not change, and its batch norms use their moving
-        statistics. It stays so in `.keras` files. Freeze before `compile`; `freeze()` undoes it.
+        statistics. It stays so in `.keras` files, as do layers that are frozen one by one. Freeze before
+        `compile`; `freeze()` undoes it.
 
         Args:
             num_stages: how many stages, from the finest, 0 .. 4.
@@ -137,8 +137,6 @@ class VANBackbone(keras.Model):
             for part in layer._flatten_layers():
                 is_norm = isinstance(part, keras.layers.BatchNormalization)
                 part.trainable = not layer.name.startswith(frozen) and not (batch_norms and is_norm)
-        self.frozen_stages = num_stages
-        self.frozen_batch_norms = bool(batch_norms)
 
     def set_layer_norm_epsilon(self, epsilon):
         """Changes the epsilon of the four last norms to that of the code which the weights come from."""
@@ -156,8 +154,7 @@ class VANBackbone(keras.Model):
             "widths": self.widths,
             "depths": self.depths,
             "recompute": self.recompute,
-            "frozen_stages": self.frozen_stages,
-            "frozen_batch_norms": self.frozen_batch_norms,
+            "frozen_parts": list_frozen(self),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "name": self.name,
             "trainable": self.trainable,
@@ -165,11 +162,10 @@ class VANBackbone(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        frozen = config.pop("frozen_stages", 0), config.pop("frozen_batch_norms", False)
-        backbone = cls(**config)
-        if any(frozen):
-            backbone.freeze(*frozen)
+        # A file brings its weights along; the config of a stranger's shall not name further files.
+        backbone = cls(**{key: config[key] for key in config.keys() - {"frozen_parts", "weights"}})
+        if "frozen_parts" in config:
+            freeze_parts(backbone, config["frozen_parts"])
         return backbone
 
 

@@ -5,6 +5,7 @@ from keras import ops
 
 from van_backbones import checkpoints
 from van_backbones.backbone import VANBackbone
+from van_backbones.freezing import freeze_parts, list_frozen
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -24,6 +25,7 @@ class VANClassifier(keras.Model):
         drop_path_rate: as in `VANBackbone`.
         layer_norm_epsilon: as in `VANBackbone`.
         dtype: dtype policy of all layers.
+        recompute: as in `VANBackbone`.
         **kwargs: `name` and `trainable`.
 
     Reference:
@@ -43,6 +45,7 @@ class VANClassifier(keras.Model):
         drop_path_rate=None,
         layer_norm_epsilon=1e-6,
         dtype=None,
+        recompute=False,
         **kwargs,
     ):
         if num_classes < 1:
@@ -54,10 +57,13 @@ class VANClassifier(keras.Model):
             drop_path_rate,
             layer_norm_epsilon,
             dtype=dtype,
+            recompute=recompute,
             name=f"van_{variant}",
         )
         images = keras.Input(input_shape, dtype=backbone.input.dtype, name="images")
-        features = keras.layers.GlobalAveragePooling2D(dtype=dtype, name="pool")(backbone(images)["P5"])
+        features = keras.layers.GlobalAveragePooling2D(data_format="channels_last", dtype=dtype, name="pool")(
+            backbone(images)["P5"]
+        )
         initializer = keras.initializers.TruncatedNormal(0.0, 0.02)
         head = keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype=dtype, name="head")
         trainable = kwargs.pop("trainable", True)
@@ -82,6 +88,8 @@ class VANClassifier(keras.Model):
             "normalization": self.backbone.normalization,
             "drop_path_rate": self.backbone.drop_path_rate,
             "layer_norm_epsilon": self.backbone.layer_norm_epsilon,
+            "recompute": self.backbone.recompute,
+            "frozen_parts": list_frozen(self),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "name": self.name,
             "trainable": self.trainable,
@@ -89,7 +97,11 @@ class VANClassifier(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        # See `VANBackbone.from_config`.
+        classifier = cls(**{key: config[key] for key in config.keys() - {"frozen_parts", "weights"}})
+        if "frozen_parts" in config:
+            freeze_parts(classifier, config["frozen_parts"])
+        return classifier
 
 
 def preprocess_images(images, image_size=224, crop_share=0.9):
@@ -98,13 +110,21 @@ def preprocess_images(images, image_size=224, crop_share=0.9):
     The shorter side becomes `image_size / crop_share`, and the central square of `image_size` is kept.
 
     Args:
-        images: (batch, height, width, 3), RGB, 0 .. 255.
+        images: (batch, height, width, 3) or a single (height, width, 3), RGB, 0 .. 255.
         image_size: side of the result.
         crop_share: the share of the resized image's shorter side that is kept.
 
     Returns:
-        Float32 (batch, image_size, image_size, 3), 0 .. 255.
+        Float32 (batch, image_size, image_size, 3), 0 .. 255; a single image becomes a batch of one.
+
+    Raises:
+        ValueError: For another shape.
     """
+    shape = tuple(images.shape)
+    if len(shape) not in (3, 4) or shape[-1] != 3:
+        raise ValueError(f"images must be (batch, height, width, 3). Received: shape {shape}")
+    if len(shape) == 3:
+        images = images[None]
     height, width = images.shape[1:3]
     side = int(image_size / crop_share)
     size = (side * height // min(height, width), side * width // min(height, width))

@@ -108,6 +108,7 @@ def _gives_pyramid(model):
 
 def _fold_head(head, dtype):
     config = {**head.get_config(), "folded": True}
+    del config["frozen_parts"]  # what is deployed is not trained
     is_van = any(isinstance(layer, (VANBlock, FoldedVANBlock)) for layer in head.backbone._flatten_layers())
     config["backbone"] = _fold(head.backbone, dtype) if is_van else _copy(head.backbone, dtype)
     if is_van and not isinstance(config["backbone"], DeployedBackbone):

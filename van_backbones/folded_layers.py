@@ -25,8 +25,10 @@ class FoldedPatchEmbedding(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
         dtype = self.compute_dtype
-        self.padding = keras.layers.ZeroPadding2D(kernel_size // 2, dtype=dtype)
-        self.proj = keras.layers.Conv2D(width, kernel_size, strides, dtype=dtype, name="proj")
+        self.padding = keras.layers.ZeroPadding2D(kernel_size // 2, data_format="channels_last", dtype=dtype)
+        self.proj = keras.layers.Conv2D(
+            width, kernel_size, strides, data_format="channels_last", dtype=dtype, name="proj"
+        )
 
     def build(self, input_shape):
         self.padding.build(input_shape)
@@ -74,7 +76,8 @@ class FoldedVANBlock(keras.layers.Layer):
         hidden_shape = (*input_shape[:-1], int(width * self.expansion_ratio))
 
         def build_layer(layer_class, shape, name, *arguments, **options):
-            layer = layer_class(*arguments, padding="same", dtype=self.compute_dtype, name=name, **options)
+            options = {"padding": "same", "data_format": "channels_last", **options}
+            layer = layer_class(*arguments, dtype=self.compute_dtype, name=name, **options)
             layer.build(shape)
             return layer
 

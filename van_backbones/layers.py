@@ -25,19 +25,28 @@ def drop_path(rate, **kwargs):
 
 def _convolution(filters, kernel_size, strides, **kwargs):
     initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / (kernel_size**2 * filters)))
-    return keras.layers.Conv2D(filters, kernel_size, strides, kernel_initializer=initializer, **kwargs)
+    return keras.layers.Conv2D(
+        filters, kernel_size, strides, data_format="channels_last", kernel_initializer=initializer, **kwargs
+    )
 
 
 def _pointwise_convolution(filters, **kwargs):
     initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / filters))
-    return PointwiseConvolution(filters, 1, kernel_initializer=initializer, **kwargs)
+    return PointwiseConvolution(
+        filters, 1, data_format="channels_last", kernel_initializer=initializer, **kwargs
+    )
 
 
 def _depthwise_convolution(size, dilation=1, **kwargs):
     # With one filter per group the fan out is the kernel's area.
     initializer = keras.initializers.RandomNormal(0.0, math.sqrt(2.0 / size**2))
     return DepthwiseConvolution(
-        size, padding="same", dilation_rate=dilation, depthwise_initializer=initializer, **kwargs
+        size,
+        padding="same",
+        data_format="channels_last",
+        dilation_rate=dilation,
+        depthwise_initializer=initializer,
+        **kwargs,
     )
 
 
@@ -80,7 +89,7 @@ class OverlapPatchEmbedding(keras.layers.Layer):
         self.strides = strides
         dtype = self.dtype_policy
         # TensorFlow's SAME pads a strided convolution at the bottom and right only.
-        self.padding = keras.layers.ZeroPadding2D(kernel_size // 2, dtype=dtype)
+        self.padding = keras.layers.ZeroPadding2D(kernel_size // 2, data_format="channels_last", dtype=dtype)
         self.proj = _convolution(width, kernel_size, strides, dtype=dtype, name="proj")
         self.norm = BatchNormalization(dtype=dtype, name="norm")
 
