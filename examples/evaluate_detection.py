@@ -5,19 +5,21 @@
         --data path/to/coco --split val2017 --images "{split}"
 
 The model is a .keras file, or a checkpoint in mmdetection's or our own format together with --head and
---variant. The pictures get the sizes that `train_detection.py` noted beside the model, or the paper's.
+--variant. The pictures get the sizes that `train_detection.py` noted beside the model, or the paper's; its
+classes are those of the same names in the data, or, without noted names, those in the order of the ids.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
 import keras
+from detect import add_sizes, check_sizes, choose_sizes, read_class_names, read_notes
 
 from heads import FasterRCNN, MaskRCNN, RetinaNet
 from heads.data import CocoDataset, detection_evaluation_batches
 from heads.metrics import evaluate_coco, format_coco_scores, predict_coco_results, save_results
+from heads.training import whole_number
 from van_backbones import VARIANTS, VANBackbone, load_checkpoint
 
 HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
@@ -25,6 +27,41 @@ HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCN
 
 def main(argv=None):
     """Scores the model and saves its results."""
+    parser, arguments = parse_arguments(argv)
+    notes = read_notes(parser, arguments.model)
+
+    annotations = arguments.data / arguments.annotations.format(split=arguments.split)
+    dataset = CocoDataset(annotations, arguments.data / arguments.images.format(split=arguments.split))
+    if arguments.head is None:
+        model = keras.saving.load_model(arguments.model, compile=False)
+    else:
+        model = HEADS[arguments.head](VANBackbone(arguments.variant or "b0"), dataset.num_classes)
+        load_checkpoint(model, arguments.model)
+    if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
+        parser.error(f"the model must be a detector of the {dataset.num_classes} classes of {annotations}")
+    category_ids = match_categories(parser, arguments.model, notes, dataset)
+    has_masks = getattr(model, "with_masks", False)
+    kinds = arguments.kinds or (["bbox", "segm"] if has_masks else ["bbox"])
+    if "segm" in kinds and not has_masks:
+        parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")
+
+    truth, limits = dataset.to_coco(), (1, 10, model.max_detections)
+    try:
+        if not dataset.check().any():
+            raise ValueError(f"{annotations} has no annotations of objects, so there is nothing to score")
+        evaluate_coco(truth, [], kinds, limits)  # finds faults of the truth now, and not after hours
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    batches = detection_evaluation_batches(dataset, arguments.batch_size, **choose_sizes(arguments, notes))
+    results = predict_coco_results(model, batches, dataset.image_ids, category_ids, progress=True)
+    save_results(results, arguments.output)
+    scores = evaluate_coco(truth, results, kinds, limits)
+    print(format_coco_scores(scores))
+    print(f"{len(results):,} detections on {len(dataset):,} pictures are in {arguments.output}")
+
+
+def parse_arguments(argv):
+    """Gives the parser, for further errors, and the settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,63 +72,49 @@ def main(argv=None):
     add("--annotations", default="annotations/instances_{split}.json", help="where in --data")
     add("--images", default="images/{split}", help="where in --data")
     add("--head", choices=list(HEADS), help="of a checkpoint")
-    add("--variant", choices=list(VARIANTS), default="b0", help="of a checkpoint's backbone")
+    add("--variant", choices=list(VARIANTS), help="of a checkpoint's backbone; default: b0")
     add(
         "--kinds",
         nargs="+",
         choices=["bbox", "segm"],
         help="what to score; default: all that the model gives",
     )
-    add("--batch-size", type=int, default=1)
-    add("--image-size", type=int, metavar="SIDE", help="fit the pictures into a square of this side")
-    add("--short-side", type=int, help="or resize them to this short side")
-    add("--long-side", type=int, default=1333, help="limit of the long side, with --short-side")
+    add("--batch-size", type=whole_number(1), default=1)
+    add_sizes(parser)
     add("--output", type=pathlib.Path, default=pathlib.Path("runs/results.json"), help="COCO's results")
     arguments = parser.parse_args(argv)
+    check_sizes(parser, arguments)
     if not arguments.model.is_file():
         parser.error(f"there is no model {arguments.model}")
     if (arguments.model.suffix == ".keras") == (arguments.head is not None):
         parser.error("a .keras file knows its head, any other file needs --head (and --variant)")
-
-    annotations = arguments.data / arguments.annotations.format(split=arguments.split)
-    dataset = CocoDataset(annotations, arguments.data / arguments.images.format(split=arguments.split))
-    if arguments.head is None:
-        model = keras.saving.load_model(arguments.model, compile=False)
-    else:
-        model = HEADS[arguments.head](VANBackbone(arguments.variant), dataset.num_classes)
-        load_checkpoint(model, arguments.model)
-    if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
-        parser.error(f"the model must be a detector of the {dataset.num_classes} classes of {annotations}")
-    warn_of_other_classes(arguments.model, dataset.class_names)
-
-    has_masks = getattr(model, "with_masks", False)
-    kinds = arguments.kinds or (["bbox", "segm"] if has_masks else ["bbox"])
-    batches = detection_evaluation_batches(dataset, arguments.batch_size, **choose_sizes(arguments))
-    results = predict_coco_results(model, batches, dataset.image_ids, dataset.category_ids, progress=True)
+    if arguments.model.suffix == ".keras" and arguments.variant is not None:
+        parser.error("a .keras file knows its backbone. Received: --variant " + arguments.variant)
+    if arguments.output.is_dir():
+        parser.error(f"--output must be a file. Received: the folder {arguments.output}")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    save_results(results, arguments.output)
-    scores = evaluate_coco(dataset.to_coco(), results, kinds, (1, 10, model.max_detections))
-    print(format_coco_scores(scores))
-    print(f"{len(results):,} detections on {len(dataset):,} pictures are in {arguments.output}")
+    return parser, arguments
 
 
-def choose_sizes(arguments):
-    """Gives the sizes of the pictures, as `detection_evaluation_batches` takes them."""
-    if arguments.image_size:
-        return {"image_size": (arguments.image_size,) * 2}
-    settings = arguments.model.parent / "settings.json"
-    if arguments.short_side or not settings.is_file():
-        return {"short_side": arguments.short_side or 800, "long_side": arguments.long_side}
-    sizes = json.loads(settings.read_text(encoding="utf-8"))["sizes"]
-    print(f"Sizes of the pictures, from {settings}: {sizes}")
-    return sizes
-
-
-def warn_of_other_classes(model, class_names):
-    """Tells where the names that were noted in training are others, or in another order."""
-    path = model.parent / "classes.txt"
-    if path.is_file() and path.read_text(encoding="utf-8").splitlines() != list(class_names):
-        print(f"The classes of the data are not those of {path}: {', '.join(class_names)}", file=sys.stderr)
+def match_categories(parser, model, notes, dataset):
+    """Gives the data's category id of each label of the model, by the names that its training noted."""
+    source = model.parent / "settings.json"
+    names = [category["name"] for category in notes.get("categories") or ()]
+    if not names:
+        names, source = read_class_names(parser, model.parent / "classes.txt")
+    if names is None:
+        return dataset.category_ids
+    if len(names) != dataset.num_classes:
+        parser.error(f"the model has {dataset.num_classes} classes. Received: {len(names)} names in {source}")
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    if sorted(ids) == sorted(names):
+        return [ids[name] for name in names]
+    print(
+        f"The classes of the data are not those of {source}, and are taken in their order: "
+        f"{', '.join(dataset.class_names)}",
+        file=sys.stderr,
+    )
+    return dataset.category_ids
 
 
 if __name__ == "__main__":

@@ -7,28 +7,37 @@ the embedded, synthetic data set is used.
 """
 
 import argparse
-import pathlib
-import resource
-import shutil
-import statistics
-import time
+import functools
+import os
 
 import keras
-import numpy as np
 from PIL import Image
 
-from heads import SemanticFPN, UPerNet
+from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
     SemanticFolder,
     ShapesDataset,
     evaluation_batches,
+    find_training_pictures,
     training_batches,
 )
 from heads.drawing import draw_comparison
 from heads.metrics import count_confusion, format_scores, score_confusion
+from heads.training import (
+    RunError,
+    StepTimer,
+    StopOnNonFinite,
+    TrainingRun,
+    hold_folder,
+    interrupt_on_sigterm,
+    number,
+    plan_rounds,
+    whole_number,
+)
 from van_backbones import VARIANTS, VANBackbone
 from van_backbones.feature_maps import draw_feature_maps
+from van_backbones.releases import find_release
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
 RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
@@ -36,46 +45,58 @@ RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
     "upernet": (6e-5, 0.01, 1.0),
 }
 LEARNING_RATE_FROM_SCRATCH = 1e-3
+ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the labels of these pictures."
 
 
 def main(argv=None):
     """Trains, scores and draws."""
     arguments = parse_arguments(argv)
-    output = pathlib.Path(arguments.output)
-    if not arguments.resume:
-        shutil.rmtree(output / "state", ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold_folder(arguments.output) as output:
+            train_and_draw(arguments, output)
+    except (RunError, FloatingPointError) as error:
+        raise SystemExit(f"\n{error}") from error
+
+
+def train_and_draw(arguments, output):
+    """Trains in a folder that no other training uses."""
+    check_weights(arguments)
     keras.utils.set_random_seed(arguments.seed)
     if arguments.mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
 
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
-    augment = SemanticAugmentation(arguments.crop_size, base_size=arguments.base_size)
-    batches = training_batches(train, arguments.batch_size, augment, seed=arguments.seed)
     model = build_model(arguments, train.num_classes)
     model.compile(optimizer=build_optimizer(arguments))
     print(f"{model.name}: {model.count_params():,} parameters")
-    print_scores("Before training", model, validation)
+    run = TrainingRun(output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou")
+    if arguments.resume:
+        run.restore(model)
+    else:
+        print_scores("Before training", model, validation)
 
+    augment = SemanticAugmentation(arguments.crop_size, base_size=arguments.base_size)
+    options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    batches = training_batches(train, augment=augment, first_step=run.step, **options)
+    find_pictures = functools.partial(find_training_pictures, train, **options)
     timer = StepTimer()
-    epochs = -(-arguments.steps // arguments.evaluate_every)
-    try:
-        model.fit(
-            batches,
-            steps_per_epoch=min(arguments.steps, arguments.evaluate_every),
-            epochs=epochs,
-            validation_data=evaluation_batches(validation),
-            callbacks=[*build_callbacks(output), timer],
-            shuffle=False,  # `training_batches` did it
-        )
-    except KeyboardInterrupt:
-        model.save(output / "interrupted.keras")
-        print(
-            f"\nStopped. The model is in {output / 'interrupted.keras'}; "
-            "--resume goes on from the last epoch."
-        )
-        return
+    with interrupt_on_sigterm():
+        try:
+            model.fit(
+                batches,
+                validation_data=evaluation_batches(validation),
+                callbacks=[
+                    StopOnNonFinite(run.step, find_pictures, ADVICE),
+                    run,
+                    *build_callbacks(output),
+                    timer,
+                ],
+                shuffle=False,  # `training_batches` did it
+                **run.begin(plan_rounds(arguments.steps, arguments.evaluate_every)),
+            )
+        except KeyboardInterrupt as reason:
+            return run.save_interrupted(model, reason)
 
     best = keras.saving.load_model(output / "best.keras")
     print_scores("After training (best.keras)", best, validation)
@@ -95,20 +116,50 @@ def parse_arguments(argv):
     add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
     add("--variant", default="b0", choices=list(VARIANTS))
     add("--head", default="semantic_fpn", choices=list(RECIPES))
-    add("--channels", type=int, help="channels of the head; default: the paper's")
+    add("--channels", type=whole_number(1), help="channels of the head; default: the paper's")
     add("--weights", help="'imagenet', a release or a file; default: a random start")
-    add("--crop-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
-    add("--base-size", type=int, nargs=2, metavar=("LONG", "SHORT"), help="resize first; ADE20K: 2048 512")
-    add("--batch-size", type=int, default=8)
-    add("--steps", type=int, default=2000)
-    add("--evaluate-every", type=int, default=200, help="steps between scores and checkpoints")
-    add("--learning-rate", type=float, help="default: the paper's for the head, or 1e-3 without --weights")
-    add("--warm-up", type=int, help="steps of linear warm-up; default: 1500, at most a tenth of --steps")
+    side = whole_number(1)
+    add("--crop-size", type=side, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    add("--base-size", type=side, nargs=2, metavar=("LONG", "SHORT"), help="resize first; ADE20K: 2048 512")
+    add("--batch-size", type=whole_number(1), default=8)
+    add("--steps", type=whole_number(1), default=2000)
+    add(
+        "--evaluate-every",
+        type=whole_number(1),
+        default=200,
+        help="most steps between scores and checkpoints; equal rounds are made of --steps",
+    )
+    add(
+        "--learning-rate",
+        type=number(at_least=0),
+        help="default: the paper's for the head, or 1e-3 without --weights",
+    )
+    add(
+        "--warm-up",
+        type=whole_number(0),
+        help="steps of linear warm-up, 0 for none; default: 1500, at most a tenth of --steps",
+    )
     add("--mixed-precision", action="store_true", help="compute in bfloat16")
     add("--output", default="runs/segmentation", help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output")
-    add("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and (arguments.class_names or arguments.reduce_zero_label):
+        parser.error(
+            "--class-names and --reduce-zero-label need --data: the embedded data has its own classes"
+        )
+    if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
+        parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
+    return arguments
+
+
+def check_weights(arguments):
+    """Finds a mistyped --weights before the data is read."""
+    if arguments.weights is not None and not os.path.exists(arguments.weights):
+        try:
+            find_release(arguments.weights, arguments.variant)
+        except ValueError as error:
+            raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
 
 
 def open_data(arguments):
@@ -121,16 +172,23 @@ def open_data(arguments):
         SemanticFolder(arguments.data, split, arguments.class_names, arguments.reduce_zero_label)
         for split in ("train", "val")
     ]
-    for folder in folders:
-        folder.check()
+    counts = [folder.check() for folder in folders]
+    if not counts[1].any():
+        print("The validation split has no labelled pixel: it cannot be scored, best.keras will be the last")
     return folders
+
+
+def describe_run(arguments, train):
+    """Gives the settings that are kept beside the models."""
+    categories = [{"id": label, "name": name} for label, name in enumerate(train.class_names)]
+    return {**vars(arguments), "categories": categories}
 
 
 def build_model(arguments, num_classes):
     """Gives the segmenter."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     head = {"semantic_fpn": SemanticFPN, "upernet": UPerNet}[arguments.head]
-    options = {"channels": arguments.channels} if arguments.channels else {}
+    options = {} if arguments.channels is None else {"channels": arguments.channels}
     return head(backbone, num_classes, **options)
 
 
@@ -139,75 +197,20 @@ def build_optimizer(arguments):
     learning_rate, weight_decay, power = RECIPES[arguments.head]
     if arguments.weights is None:
         learning_rate = LEARNING_RATE_FROM_SCRATCH
-    warm_up = arguments.warm_up or max(1, min(1500, arguments.steps // 10))
-    schedule = WarmUpPolynomialDecay(
-        arguments.learning_rate or learning_rate, warm_up, arguments.steps, power
-    )
+    if arguments.learning_rate is not None:
+        learning_rate = arguments.learning_rate
+    warm_up = arguments.warm_up
+    if warm_up is None:
+        warm_up = max(1, min(1500, arguments.steps // 10))
+    schedule = WarmUpPolynomialDecay(learning_rate, warm_up, arguments.steps, power)
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 
 
-@keras.saving.register_keras_serializable(package="examples")
-class WarmUpPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises linearly over `warm_up` steps, then falls to 0 at `steps`."""
-
-    def __init__(self, learning_rate, warm_up, steps, power):
-        self.learning_rate = learning_rate
-        self.warm_up = warm_up
-        self.steps = steps
-        self.power = power
-        self.decay = keras.optimizers.schedules.PolynomialDecay(learning_rate, steps, 0.0, power)
-
-    def __call__(self, step):
-        rise = (keras.ops.cast(step, "float32") + 1.0) / self.warm_up
-        return self.decay(step) * keras.ops.minimum(rise, 1.0)
-
-    def get_config(self):
-        names = ("learning_rate", "warm_up", "steps", "power")
-        return {name: getattr(self, name) for name in names}
-
-
 def build_callbacks(output):
-    """Gives checkpoints and logs in `output`."""
-    log = output / "log.csv"
-    resumes = (output / "state").exists() and log.exists()
-    best = None
-    if resumes:
-        best = float(np.genfromtxt(log, delimiter=",", names=True)["val_mean_iou"].max())
-    return [
-        keras.callbacks.BackupAndRestore(output / "state", delete_checkpoint=False),
-        keras.callbacks.ModelCheckpoint(output / "last.keras"),
-        keras.callbacks.ModelCheckpoint(
-            output / "best.keras",
-            monitor="val_mean_iou",
-            mode="max",
-            save_best_only=True,
-            initial_value_threshold=best,
-        ),
-        keras.callbacks.CSVLogger(log, append=resumes),
-        keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False),
-    ]
-
-
-class StepTimer(keras.callbacks.Callback):
-    """Measures the training steps."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seconds.append(time.perf_counter() - self.start)
-
-    def summary(self):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        if not self.seconds:
-            return f"No step was left to train; peak memory {peak:.1f} GiB"
-        return f"{statistics.median(self.seconds):.2f} s per step (median), peak memory {peak:.1f} GiB"
+    """Gives what else `fit` logs into `output`."""
+    return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
 
 
 def print_scores(title, model, source):

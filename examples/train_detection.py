@@ -8,29 +8,38 @@ embedded, synthetic data set is used. The defaults are the paper's settings for 
 """
 
 import argparse
+import functools
 import inspect
-import json
+import os
 import pathlib
-import resource
-import shutil
-import statistics
-import time
 
 import keras
-import numpy as np
 from PIL import Image
 
-from heads import FasterRCNN, MaskRCNN, RetinaNet
+from heads import FasterRCNN, MaskRCNN, RetinaNet, WarmUpStepDecay
 from heads.data import (
     CocoDataset,
     DetectionAugmentation,
     ShapesDetection,
     detection_evaluation_batches,
     detection_training_batches,
+    find_training_pictures,
 )
 from heads.drawing_objects import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
+from heads.training import (
+    RunError,
+    StepTimer,
+    StopOnNonFinite,
+    TrainingRun,
+    hold_folder,
+    interrupt_on_sigterm,
+    number,
+    plan_rounds,
+    whole_number,
+)
 from van_backbones import VARIANTS, VANBackbone
+from van_backbones.releases import find_release
 
 HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 HEAD_OPTIONS = ("channels", "num_convs", "num_samples", "num_proposals", "max_detections")
@@ -38,18 +47,26 @@ SCHEDULES = {  # epochs, the epochs after which the rate falls to a tenth, short
     "1x": (12, (8, 11), (800,)),
     "3x": (36, (27, 33), tuple(range(480, 801, 32))),
 }
+LONG_SIDE = 1333  # limit of the long sides, pixels
 LEARNING_RATE = 1e-4  # for 16 images, from ImageNet weights
 # A random start takes larger steps, but no peaks; the embedded data's AP50 after 400 steps doubled so.
 LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH = 2e-3, 1.0
+ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and look at these annotations."
 
 
 def main(argv=None):
     """Trains, scores and draws."""
     arguments = parse_arguments(argv)
-    output = pathlib.Path(arguments.output)
-    if not arguments.resume:
-        shutil.rmtree(output / "state", ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold_folder(arguments.output) as output:
+            train_and_draw(arguments, output)
+    except (RunError, FloatingPointError) as error:
+        raise SystemExit(f"\n{error}") from error
+
+
+def train_and_draw(arguments, output):
+    """Trains in a folder that no other training uses."""
+    check_weights(arguments)
     keras.utils.set_random_seed(arguments.seed)
     if arguments.mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
@@ -57,30 +74,38 @@ def main(argv=None):
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     augment, sizes = choose_sizes(arguments)
-    batches = detection_training_batches(train, arguments.batch_size, augment, seed=arguments.seed)
     steps, evaluate_every, milestones = plan_steps(arguments, len(train))
     model = build_model(arguments, train.num_classes)
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
-    (output / "classes.txt").write_text("\n".join(train.class_names) + "\n", encoding="utf-8")
-    (output / "settings.json").write_text(json.dumps({**vars(arguments), "sizes": sizes}, indent=1) + "\n")
     scorer = build_scorer(arguments, validation, sizes)
-    if not arguments.resume:
+    run = TrainingRun(output, steps, describe_run(arguments, train, sizes), monitor="val_bbox_AP")
+    if arguments.resume:
+        run.restore(model)
+    else:
         print_scores("Before training", model, scorer)
 
+    options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    batches = detection_training_batches(train, augment=augment, first_step=run.step, **options)
+    by_ratio = augment.image_size is None
+    find_pictures = functools.partial(find_training_pictures, train, group_by_ratio=by_ratio, **options)
     timer = StepTimer()
-    try:
-        model.fit(
-            batches,
-            steps_per_epoch=evaluate_every,
-            epochs=-(-steps // evaluate_every),
-            callbacks=[scorer, *build_callbacks(output), timer],
-            shuffle=False,  # `detection_training_batches` did it
-        )
-    except KeyboardInterrupt:
-        model.save(output / "interrupted.keras")
-        print(f"\nStopped, see {output / 'interrupted.keras'}; --resume goes on from the last epoch.")
-        return
+    with interrupt_on_sigterm():
+        try:
+            model.fit(
+                batches,
+                callbacks=[
+                    StopOnNonFinite(run.step, find_pictures, ADVICE),
+                    scorer,
+                    run,
+                    *build_callbacks(output),
+                    timer,
+                ],
+                shuffle=False,  # `detection_training_batches` did it
+                **run.begin(evaluate_every),
+            )
+        except KeyboardInterrupt as reason:
+            return run.save_interrupted(model, reason)
 
     best = keras.saving.load_model(output / "best.keras")
     save_results(print_scores("After training (best.keras)", best, scorer), output / "results.json")
@@ -96,44 +121,91 @@ def parse_arguments(argv):
     )
     add = parser.add_argument
     add("--data", help="folder of pictures and annotations; default: the embedded data set")
-    add("--splits", nargs=2, default=("train", "val"), metavar=("TRAIN", "VAL"))
-    add("--annotations", default="annotations/instances_{split}.json", help="where in --data")
-    add("--images", default="images/{split}", help="where in --data")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    add("--annotations", help="where in --data; default: annotations/instances_{split}.json")
+    add("--images", help="where in --data; default: images/{split}")
     add("--head", default="retinanet", choices=list(HEADS))
     add("--variant", default="b0", choices=list(VARIANTS))
     add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
-    add("--channels", type=int, help="channels of the head; default: the paper's")
-    add("--num-convs", type=int, help="retinanet: convolutions before each output")
-    add("--num-samples", type=int, help="R-CNNs: regions per image that the second stage learns from")
-    add("--num-proposals", type=int, help="R-CNNs: regions per image that the second stage looks at")
-    add("--max-detections", type=int, help="objects per picture that are found and scored; default: 100")
-    add("--frozen-stages", type=int, default=0, help="how many stages of the backbone stay as they are")
+    count = whole_number(1)
+    add("--channels", type=count, help="channels of the head; default: the paper's")
+    add("--num-convs", type=whole_number(0), help="retinanet: convolutions before each output")
+    add("--num-samples", type=count, help="R-CNNs: regions per image that the second stage learns from")
+    add("--num-proposals", type=count, help="R-CNNs: regions per image that the second stage looks at")
+    add("--max-detections", type=count, help="objects per picture that are found and scored; default: 100")
+    stages = whole_number(0, 4)
+    add("--frozen-stages", type=stages, default=0, help="how many stages of the backbone stay as they are")
     add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
     add("--schedule", default="1x", choices=list(SCHEDULES), help="epochs, drops of the rate, short sides")
-    add("--steps", type=int, help="in place of the schedule's epochs; the drops move along")
-    add("--evaluate-every", type=int, help="steps between scores and checkpoints; default: an epoch, >= 200")
-    add("--batch-size", type=int, default=16)
+    add("--steps", type=count, help="instead of the schedule's epochs; the drops move along")
+    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
+    add("--evaluate-every", type=count, help=every)
+    add("--batch-size", type=count, default=16)
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--short-sides", type=int, nargs="+", help="of the pictures, drawn anew; the largest is scored")
-    either("--image-size", type=int, metavar="SIDE", help="square pictures instead; embedded data: 128")
-    add("--long-side", type=int, default=1333, help="limit of the long side")
-    add("--scale-range", type=float, nargs=2, default=(0.1, 2.0), help="jitter of the square pictures")
-    add("--learning-rate", type=float, help="default: 1e-4 * batch size / 16, or 2e-3 without --weights")
-    add("--weight-decay", type=float, default=0.05)
-    add("--warm-up", type=int, help="steps of linear warm-up; default: 500, at most a tenth of the steps")
-    add("--clip-norm", type=float, help="limit of the gradients' norm; default: none, or 1 without --weights")
+    either("--short-sides", type=count, nargs="+", help="of the pictures, drawn anew; the largest is scored")
+    either("--image-size", type=count, metavar="SIDE", help="square pictures instead; embedded data: 128")
+    add("--long-side", type=count, help="limit of the long side; default: 1333")
+    jitter = "jitter of the square pictures; default: 0.1 2"
+    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
+    rate = "default: 1e-4 * batch size / 16, or 2e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    add("--weight-decay", type=number(at_least=0), default=0.05)
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
+    add("--clip-norm", type=number(at_least=0), help=clip_norm)
     add("--mixed-precision", action="store_true", help="compute in bfloat16")
     add("--output", default="runs/detection", help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output")
-    add("--seed", type=int, default=0)
+    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
     arguments = parser.parse_args(argv)
+    try:
+        check_arguments(arguments)
+    except RunError as error:
+        parser.error(str(error))
+    return fill_defaults(arguments)
+
+
+def check_arguments(arguments):
+    """Raises RunError at options that another one makes void."""
     for name in HEAD_OPTIONS:
         known = name in inspect.signature(HEADS[arguments.head]).parameters
         if getattr(arguments, name) is not None and not known:
-            parser.error(f"--head {arguments.head} has no --{name.replace('_', '-')}")
+            raise RunError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
+    if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
+        raise RunError("--splits, --annotations and --images need --data: they are places in it")
+    is_square = arguments.image_size or (arguments.data is None and not arguments.short_sides)
+    if is_square and arguments.long_side:
+        raise RunError("--long-side must not be given where the pictures are square (--image-size)")
+    if not is_square and arguments.scale_range:
+        raise RunError("--scale-range needs --image-size: only square pictures are jittered")
+    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
+        raise RunError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
+    long_side = arguments.long_side or LONG_SIDE
+    short_sides = arguments.short_sides or SCHEDULES[arguments.schedule][2]
+    if max(short_sides) > long_side and not is_square:
+        raise RunError(f"--short-sides must not be above --long-side, {long_side}. Received: {short_sides}")
+
+
+def fill_defaults(arguments):
+    """Gives the arguments with the defaults that depend on others."""
+    arguments.splits = arguments.splits or ("train", "val")
+    arguments.annotations = arguments.annotations or "annotations/instances_{split}.json"
+    arguments.images = arguments.images or "images/{split}"
+    arguments.long_side = arguments.long_side or LONG_SIDE
+    arguments.scale_range = arguments.scale_range or (0.1, 2.0)
     if arguments.data is None and not arguments.short_sides:
         arguments.image_size = arguments.image_size or 128
     return arguments
+
+
+def check_weights(arguments):
+    """Finds a mistyped --weights before the data is read."""
+    if arguments.weights is not None and not os.path.exists(arguments.weights):
+        try:
+            find_release(arguments.weights, arguments.variant)
+        except ValueError as error:
+            raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
 
 
 def open_data(arguments):
@@ -150,7 +222,22 @@ def open_data(arguments):
         datasets[-1].check()
     if datasets[0].class_names != datasets[1].class_names:
         raise SystemExit(f"Both splits must have the same classes: {[data.class_names for data in datasets]}")
+    for dataset in datasets:
+        if not any((labels >= 0).any() for labels in dataset.labels):
+            raise SystemExit(
+                f"{dataset.path} has no annotations of objects: nothing to learn or to score. Label some of "
+                "its pictures, or name other --splits"
+            )
     return datasets
+
+
+def describe_run(arguments, train, sizes):
+    """Gives the settings that are kept beside the models."""
+    ids = [key if isinstance(key, str) else int(key) for key in train.category_ids]
+    categories = [
+        {"id": category_id, "name": name} for category_id, name in zip(ids, train.class_names, strict=True)
+    ]
+    return {**vars(arguments), "sizes": sizes, "categories": categories}
 
 
 def choose_sizes(arguments):
@@ -168,7 +255,7 @@ def plan_steps(arguments, num_images):
     epochs, drops, _ = SCHEDULES[arguments.schedule]
     epoch_steps = -(-num_images // arguments.batch_size)
     steps = arguments.steps or epochs * epoch_steps
-    evaluate_every = min(steps, arguments.evaluate_every or max(epoch_steps, 200))
+    evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(epoch_steps, 200))
     return steps, evaluate_every, [round(steps * drop / epochs) for drop in drops]
 
 
@@ -185,34 +272,18 @@ def build_optimizer(arguments, steps, milestones):
     learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 16, None
     if arguments.weights is None:
         learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
-    warm_up = arguments.warm_up or max(1, min(500, steps // 10))
+    if arguments.learning_rate is not None:
+        learning_rate = arguments.learning_rate
+    if arguments.clip_norm is not None:
+        clip_norm = arguments.clip_norm or None
+    warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
     optimizer = keras.optimizers.AdamW(
-        WarmUpStepDecay(arguments.learning_rate or learning_rate, warm_up, milestones),
+        WarmUpStepDecay(learning_rate, warm_up, milestones),
         weight_decay=arguments.weight_decay,
-        global_clipnorm=arguments.clip_norm or clip_norm,
+        global_clipnorm=clip_norm,
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
-
-
-@keras.saving.register_keras_serializable(package="examples")
-class WarmUpStepDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that rises from a thousandth over `warm_up` steps, then falls to a tenth at each milestone."""
-
-    def __init__(self, learning_rate, warm_up, milestones):
-        self.learning_rate = learning_rate
-        self.warm_up = warm_up
-        self.milestones = milestones
-
-    def __call__(self, step):
-        step = keras.ops.cast(step, "float32")
-        rate = self.learning_rate * (0.001 + 0.999 * keras.ops.minimum(step / self.warm_up, 1.0))
-        for milestone in self.milestones:
-            rate = rate * keras.ops.where(step < milestone, 1.0, 0.1)
-        return rate
-
-    def get_config(self):
-        return {name: getattr(self, name) for name in ("learning_rate", "warm_up", "milestones")}
 
 
 def build_scorer(arguments, validation, sizes):
@@ -229,43 +300,8 @@ def build_scorer(arguments, validation, sizes):
 
 
 def build_callbacks(output):
-    """Gives checkpoints and logs in `output`."""
-    log = output / "log.csv"
-    resumes = (output / "state").exists() and log.exists()
-    best = np.nanmax(np.genfromtxt(log, delimiter=",", names=True)["val_bbox_AP"]) if resumes else None
-    return [
-        keras.callbacks.BackupAndRestore(output / "state", delete_checkpoint=False),
-        keras.callbacks.ModelCheckpoint(output / "last.keras"),
-        keras.callbacks.ModelCheckpoint(
-            output / "best.keras",
-            monitor="val_bbox_AP",
-            mode="max",
-            save_best_only=True,
-            initial_value_threshold=best,
-        ),
-        keras.callbacks.CSVLogger(log, append=resumes),
-        keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False),
-    ]
-
-
-class StepTimer(keras.callbacks.Callback):
-    """Measures the training steps."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seconds.append(time.perf_counter() - self.start)
-
-    def summary(self):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        if not self.seconds:
-            return f"No step was left to train; peak memory {peak:.1f} GiB"
-        return f"{statistics.median(self.seconds):.2f} s per step (median), peak memory {peak:.1f} GiB"
+    """Gives what else `fit` logs into `output`."""
+    return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
 
 
 def print_scores(title, model, scorer):

@@ -6,6 +6,7 @@ from heads.fpn import FPN
 from heads.mask_rcnn import MaskRCNN
 from heads.pyramid_pooling import PyramidPooling
 from heads.retinanet import RetinaNet
+from heads.schedules import WarmUpPolynomialDecay, WarmUpStepDecay
 from heads.segmentation import segment_images
 from heads.semantic_fpn import SemanticFPN
 from heads.upernet import UPerNet
@@ -19,5 +20,7 @@ __all__ = [
     "RetinaNet",
     "SemanticFPN",
     "UPerNet",
+    "WarmUpPolynomialDecay",
+    "WarmUpStepDecay",
     "segment_images",
 ]

@@ -194,7 +194,6 @@ def test_masks_equal_pycocotools(tmp_path):
 def test_run_lengths_of_all_kinds(tmp_path):
     random = np.random.default_rng(0)
     masks = [
-        np.zeros((16, 16)),
         np.ones((16, 16)),
         np.eye(16),
         np.pad([[1]], ((0, 15), (15, 0))),
@@ -207,7 +206,7 @@ def test_run_lengths_of_all_kinds(tmp_path):
         for kind, write in enumerate((compressed, uncompressed))
     ]
     dataset = CocoDataset(*write_dataset(tmp_path, annotations), with_masks=True)
-    assert dataset.check(progress=False)[0] == 14
+    assert dataset.check(progress=False)[0] == 12
     np.testing.assert_array_equal(draw(dataset, 2), np.repeat(masks, 2, axis=0))
 
 
@@ -217,7 +216,7 @@ def test_long_runs(tmp_path):
     mask[300:302, 400:402] = 0
     entry = {"id": 1, "file_name": "1.png", "height": 700, "width": 900}
     path, pictures = write_dataset(
-        tmp_path, [annotation(1, 1, segmentation=compressed(mask))], images=[entry]
+        tmp_path, [annotation(1, 1, bbox=(200, 100, 600, 550), segmentation=compressed(mask))], images=[entry]
     )
     np.testing.assert_array_equal(draw(CocoDataset(path, pictures, with_masks=True), 0)[0], mask)
 
@@ -299,18 +298,15 @@ def test_check_lists_files_and_annotations_at_once(tmp_path):
     assert lines[1].startswith("image 2: ")
     assert "truncated" in lines[1]
     assert lines[2].startswith("image 1000: ")
-    assert "has (height, width) [17, 16], its JSON [16, 16]" in lines[2]
+    assert "must have (height, width) (16, 16). Received: (17, 16)" in lines[2]
     assert lines[3].startswith("annotation 100: unknown category id 4")
     assert lines[-1] == "and 3 more"
 
 
-def test_check_tells_of_turned_pictures_and_other_formats(tmp_path):
+def test_check_refuses_other_formats(tmp_path):
     path, pictures = write_dataset(tmp_path)
-    exif = Image.Exif()
-    exif[274] = 6  # turn by 90 degrees
-    Image.fromarray(np.zeros((20, 25, 3), np.uint8)).save(pictures / "2.jpg", exif=exif)
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(pictures / "1000.png", format="WEBP")
-    with pytest.raises(ValueError, match=r"image 2: .*save it upright\nimage 1000: .* Received: WEBP"):
+    with pytest.raises(ValueError, match=r"image 1000: .*1000.png.* Received: WEBP"):
         CocoDataset(path, pictures).check(progress=False)
 
 
@@ -324,6 +320,12 @@ IMAGE = {"id": 1, "file_name": "1.png", "height": 4, "width": 4}
         ({"categories": None}, 'list of "categories"'),
         ({"images": [IMAGE, IMAGE]}, "images at position 1: id 1 again"),
         ({"images": [IMAGE | {"id": None}]}, "images at position 0: no id"),
+        ({"images": [IMAGE, IMAGE | {"id": "1"}]}, "all numbers or all text. Received: 1 and '1'"),
+        ({"images": [IMAGE | {"height": 4.5}]}, "images 1: no usable height. Received: 4.5"),
+        ({"images": [IMAGE | {"height": 2**31}]}, "images 1: no usable height. Received: 2147483648"),
+        ({"images": [IMAGE | {"height": 10**400}]}, r"images 1: no usable height. Received: 10+\.\.\.0+$"),
+        ({"images": [IMAGE | {"file_name": "a\0.png"}]}, "images 1: no usable file_name"),
+        ({"images": [IMAGE | {"file_name": "\ud800.png"}]}, "images 1: no usable file_name"),
         ({"images": [IMAGE | {"height": None, "file_name": ""}]}, "images 1: no usable file_name and height"),
         ({"images": [IMAGE | {"width": 0}]}, "images 1: no usable width"),
         ({"categories": [{"id": 1}]}, "categories 1: no usable name"),

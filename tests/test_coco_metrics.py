@@ -1,6 +1,7 @@
 import csv
 import json
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -230,10 +231,65 @@ def test_callback_scores_the_model_as_it_is():
     assert logs["loss"] == 3
 
 
-def test_callback_scores_each_nth_epoch_and_keeps_the_columns():
-    history = fit([make_callback(every=2)], epochs=5).history
-    assert np.isnan(history["val_bbox_AP"]).tolist() == [True, False, True, False, True]
-    assert all(len(values) == 5 for values in history.values())
+def test_callback_scores_the_first_and_each_nth_epoch():
+    """In between the last scores stay: a NaN would be the best for ever, and CSVLogger needs all columns."""
+    history = fit([make_callback(every=3)], epochs=7).history
+    scores = history["val_bbox_AP"]
+    assert scores[0] == scores[1] > scores[2] == scores[3] == scores[4] > scores[5] == scores[6] > 0
+    assert all(len(values) == 7 for values in history.values())
+
+
+def test_best_model_is_the_best_scored(tmp_path):
+    """Boxes that drift towards the truth: the last scored epoch is the best, and EarlyStopping sees it."""
+    best = tmp_path / "best.weights.h5"
+    callback = make_callback(dataset=make_batches(np.array(BOXES) + 6), every=2)
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        best, "val_bbox_AP", mode="max", save_best_only=True, save_weights_only=True
+    )
+    stop = keras.callbacks.EarlyStopping("val_bbox_AP", mode="max", patience=2)
+    history = fit([callback, checkpoint, stop], epochs=6).history
+    assert len(history["loss"]) == 6
+    with h5py.File(best) as file:
+        assert float(file["vars/0"][()]) == -6
+
+
+def test_callback_begins_anew_with_each_training():
+    callback = make_callback(every=2)
+    fit([callback])
+    first = callback.last_scores
+    assert fit([callback]).history["val_bbox_AP"] == [first["bbox_AP"]]
+    assert callback.last_scores is not first
+
+
+def test_callback_does_not_log_what_cannot_be_scored():
+    history = fit([make_callback()]).history
+    assert "val_bbox_AP_medium" in history
+    assert not {"val_bbox_AP_large", "val_bbox_AR_large"} & history.keys()
+    assert not np.isnan([value for values in history.values() for value in values]).any()
+
+
+@pytest.mark.parametrize("objects", [[], [(0, 0, BOXES_XYWH[0])], [(1, 0, BOXES_XYWH[0])]])
+def test_callback_refuses_a_truth_with_nothing_to_score(objects):
+    """No annotation, crowds alone, or objects only on other pictures."""
+    truth = make_truth(objects, image_ids=range(3), category_ids=(0,))
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = int(annotation["image_id"] == 0)
+    with pytest.raises(ValueError, match=r"truth must have annotations of objects.*on 1 pictures"):
+        make_callback(truth=truth, dataset=make_batches(BOXES[:1]), image_ids=[0])
+
+
+def test_results_path_is_prepared_at_once(tmp_path):
+    path = tmp_path / "new" / "folder" / "results.json"
+    callback = make_callback(results_path=path)
+    assert path.parent.is_dir()
+    with pytest.raises(ValueError, match=r"results_path must be a file. Received: the folder"):
+        make_callback(results_path=path.parent)
+    fit([callback])
+    assert [each.name for each in path.parent.iterdir()] == ["results.json"]
+    before = path.read_text()
+    with pytest.raises(ValueError, match="JSON"):
+        save_results([{"score": float("nan")}], path)
+    assert path.read_text() == before
 
 
 def test_callback_scores_only_the_images_it_was_given(capsys):
@@ -258,7 +314,18 @@ def test_callback_refuses_what_does_not_fit():
         make_callback(image_ids=range(4))
     with pytest.raises(ValueError, match=r"category_ids.*\[1\]"):
         make_callback(category_ids=(0, 1))
-    with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
-        make_callback(every=0)
+    for every in (0, 1.5, None):
+        with pytest.raises(ValueError, match=f"every must be .*at least 1. Received: {every}"):
+            make_callback(every=every)
+    for limits in ((), (0, 10), (1, 10.5), 100, ("1",)):
+        with pytest.raises(ValueError, match="max_detections must be whole numbers from 1 on"):
+            make_callback(max_detections=limits)
+    with pytest.raises(ValueError, match=r"each picture once. Received: 4 ids, 3 different"):
+        make_callback(image_ids=[0, 1, 2, 0])
+    callback = make_callback()
+    callback.set_model(Detector())
+    callback.model.num_classes = 2
+    with pytest.raises(ValueError, match=r"each of the model's 2 classes. Received: 1 ids"):
+        callback.on_train_begin()
     with pytest.raises(ValueError, match="kinds must be"):
         make_callback(kinds=("boxes",))

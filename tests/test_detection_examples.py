@@ -275,22 +275,21 @@ def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
         (["MODEL", "--head", "retinanet"], "knows its head"),
         (["CHECKPOINT"], "needs --head"),
         (["MASK_MODEL"], "must be a detector of the 2 classes"),
+        (["MODEL", "--variant", "b0"], "knows its backbone. Received: --variant b0"),
+        (["MODEL", "--kinds", "segm"], "--kinds segm needs a model with masks"),
+        (["MODEL", "--batch-size", "0"], "at least 1. Received: '0'"),
+        (["MODEL", "--short-side", "-3"], "at least 1. Received: '-3'"),
+        (["MODEL", "--short-side", "64", "--image-size", "64"], "not allowed with"),
+        (["MODEL", "--output", "DATA"], "--output must be a file. Received: the folder"),
     ],
 )
 def test_evaluation_refuses(run, mask_run, data_folder, tmp_path, capsys, options, message):
     (tmp_path / "van.pth").touch()
     places = {"MODEL": run[0] / "last.keras", "CHECKPOINT": tmp_path / "van.pth"}
-    places["MASK_MODEL"] = mask_run[0] / "last.keras"
+    places |= {"MASK_MODEL": mask_run[0] / "last.keras", "DATA": data_folder}
     with pytest.raises(SystemExit):
         evaluate("--data", data_folder, *(places.get(option, option) for option in options))
     assert message in capsys.readouterr().err
-
-
-def test_evaluation_warns_of_other_classes(run, capsys):
-    evaluate_detection.warn_of_other_classes(run[0] / "best.keras", NAMES)
-    assert capsys.readouterr().err == ""
-    evaluate_detection.warn_of_other_classes(run[0] / "best.keras", NAMES[::-1])
-    assert "The classes of the data are not those of" in capsys.readouterr().err
 
 
 # Pictures.
@@ -306,6 +305,7 @@ def pictures(tmp_path):
     Image.fromarray(image[:33, :49, 0]).save(folder / "grey.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("not a picture")
+    (folder / "._colour.jpg").write_bytes(b"what macOS notes of a picture")
     return folder
 
 
@@ -355,12 +355,13 @@ def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
     options = ("--output", tmp_path / "out", "--score-threshold", "0")
     code, content = detect_objects(run[0] / "best.keras", folder, *options)
     assert code == 0
-    assert [category["name"] for category in content["categories"]] == list(NAMES)
+    categories = [{"id": key, "name": name} for key, name in zip(CATEGORY_IDS, NAMES, strict=True)]
+    assert content["categories"] == categories
     expected = json.loads(path.read_text())
     assert len(content["annotations"]) == len(expected) > 100
     for ours, theirs in zip(content["annotations"], expected, strict=True):
         assert ours["image_id"] + 9 == theirs["image_id"]
-        assert CATEGORY_IDS[ours["category_id"] - 1] == theirs["category_id"]
+        assert ours["category_id"] == theirs["category_id"]
         assert ours["score"] == pytest.approx(theirs["score"], rel=1e-5)
         np.testing.assert_allclose(ours["bbox"], theirs["bbox"], atol=1e-3)
 
@@ -373,13 +374,22 @@ def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
         (["MODEL", "PICTURES", "--output", "PICTURES"], "must not be the folder of the pictures"),
         (["MODEL", "PICTURES", "PICTURES"], "different names"),
         (["MODEL", "PICTURES", "--class-names", "NAMES"], "the model has 2 classes. Received: 1 names"),
+        (["MODEL", "PICTURES", "--class-names", "none.txt"], "there is no file none.txt"),
+        (["MODEL", "PICTURES", "--class-names", "LATIN"], "must be text in UTF-8"),
+        (["MODEL", "PICTURES", "--score-threshold", "30"], "--score-threshold must be 0 .. 1"),
+        (["MODEL", "PICTURES", "--score-threshold", "-1"], "Received: '-1'"),
+        (["MODEL", "PICTURES", "--image-size", "0"], "at least 1. Received: '0'"),
+        (["MODEL", "PICTURES", "--long-side", "64"], "--long-side needs --short-side"),
+        (["MODEL", "PICTURES", "--short-side", "64", "--long-side", "60"], "must not be above --long-side"),
+        (["MODEL", "PICTURES", "--output", "NAMES"], "--output must be a folder. Received: the file"),
     ],
 )
 def test_detect_refuses(run, pictures, tmp_path, capsys, options, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "names.txt").write_text("one\n")
     places = {"MODEL": run[0] / "last.keras", "PICTURES": pictures, "EMPTY": tmp_path / "empty"}
-    places["NAMES"] = tmp_path / "names.txt"
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\nb\n")
+    places |= {"NAMES": tmp_path / "names.txt", "LATIN": tmp_path / "latin.txt"}
     with pytest.raises(SystemExit):
         detect.main([str(places.get(option, option)) for option in options])
     assert message in capsys.readouterr().err

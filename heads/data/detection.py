@@ -176,7 +176,7 @@ def detection_training_batches(
         return _prepare_example(source, example, image, geometry, canvas_size, drop_lost=True)
 
     def make_batches(positions, numbers):
-        examples = tf.data.Dataset.zip((source.load(positions), numbers))
+        examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
         examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return _batch_examples(examples, batch_size, drop_remainder=True)
 

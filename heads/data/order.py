@@ -30,10 +30,15 @@ class BatchOrder:
         groups: int (pictures,), the group of each.
         batch_size: Pictures per batch.
         seed: Seed of the order, 0 or more; None keeps the order of the source in each epoch.
+
+    Raises:
+        ValueError: If there are no pictures.
     """
 
     def __init__(self, groups: Sequence[int], batch_size: int, seed: int | None):
         self.groups = np.asarray(groups)
+        if not len(self.groups):
+            raise ValueError("source must hold at least one picture. Received: none")
         self.batch_size = batch_size
         self.seed = seed
         # A batch needs more than two epochs only if they are small.
@@ -125,7 +130,10 @@ def find_training_pictures(
 def find_groups(source, group_by_ratio: bool) -> np.ndarray:
     """Returns the group of each picture of a source: 1 for wide and 0 for tall, or 0 for all."""
     if not group_by_ratio:
-        return np.zeros(len(source.image_ids) if hasattr(source, "image_ids") else len(source), np.int64)
+        pictures = getattr(source, "image_ids", source)
+        if not hasattr(pictures, "__len__"):
+            raise ValueError(f"source must have a length, the number of its pictures. Received: {source!r}")
+        return np.zeros(len(pictures), np.int64)
     heights, widths = np.asarray(source.image_sizes).T
     return (widths >= heights).astype(np.int64)
 
@@ -137,7 +145,9 @@ def continue_batches(
 ) -> tf.data.Dataset:
     """Returns an endless dataset of batches, of which each iterator goes on where the last one stopped.
 
-    Keras makes a new iterator in each `fit`.
+    Keras makes a new iterator in each `fit`. An iterator begins with its first batch, at the step after the
+    farthest that was drawn from the dataset. So two that are used in turns draw some batches twice; and what
+    a buffer behind the dataset (`prefetch`, or Keras's on a GPU with JAX) drew ahead in vain is left out.
 
     Args:
         order: Which pictures a batch holds.

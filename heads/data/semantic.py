@@ -214,7 +214,7 @@ def training_batches(
     generator; make the dataset anew to begin anew.
 
     Args:
-        source: A `SemanticFolder`, or anything of some `len` with `load(indices=None)` that gives the same
+        source: A `SemanticFolder`, or anything with a length and `load(indices=None)` that gives the same
             pairs.
         batch_size: Images per batch.
         augment: Function `(image, label, seed) -> (image, label)` that gives one size; seed is int32 `(2,)`,
@@ -238,7 +238,7 @@ def training_batches(
         return tf.cast(image, tf.float32), tf.cast(label, tf.int32)
 
     def make_batches(positions, numbers):
-        numbered = tf.data.Dataset.zip((source.load(positions), numbers))
+        numbered = tf.data.Dataset.zip((source.load(indices=positions), numbers))
         augmented = numbered.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return prefetch_batches(augmented.batch(batch_size, drop_remainder=True))
 

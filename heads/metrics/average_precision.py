@@ -3,17 +3,25 @@
 import contextlib
 import importlib.util
 import io
-import json
+import math
+import os
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as run_lengths
 
+from heads.coco_annotations import Annotation, judge_boxes, read_annotations, read_box
+from heads.coco_entries import is_id, is_number, is_side, list_briefly, read_entries, read_json, show
+from heads.coco_segmentations import read_segmentation
+
 KINDS = ("bbox", "segm")
 SIZES = ("small", "medium", "large")
 MAX_DETECTIONS = (1, 10, 100)
+MASKS_ARE_NEEDED = (
+    'kinds has "segm", so each entry of the {} must have a "segmentation"; kinds=("bbox",) scores boxes'
+)
 
 
 def evaluate_coco(
@@ -27,8 +35,9 @@ def evaluate_coco(
     """Average precision and recall as COCO defines them, counted by pycocotools or faster-coco-eval.
 
     A picture without results counts as all missed, results on a picture without truth as wrong. Ids may be
-    anything unique, 0 included. A truth without "info", "iscrowd" or "area" is understood; for "bbox" it
-    needs no "segmentation".
+    anything unique, 0 included. A truth without "info", "iscrowd" or "area" is understood, areas that are 0
+    throughout are taken for missing; for "bbox" it needs no "segmentation". "ignore" changes nothing, as in
+    pycocotools. The truth is read as `heads.data.CocoDataset` reads it.
 
     Args:
         truth: COCO JSON of the truth, a path or a dict.
@@ -46,28 +55,33 @@ def evaluate_coco(
         object; means leave it out.
 
     Raises:
-        ValueError: For ids that the truth does not have, for "segm" without masks, or masks of another size
-            than the picture.
+        ValueError: For a truth that `CocoDataset.check` would refuse, listing its annotations by their ids;
+            for results with ids that the truth does not have, without a score, box or mask, or with one that
+            is malformed.
         ImportError: Where `use_fast` is True and faster-coco-eval is not installed.
     """
     check_kinds(kinds)
-    limits = sorted(max_detections)
-    if not limits or limits[0] < 1:
-        raise ValueError(f"max_detections must be numbers from 1 on. Received: {max_detections!r}")
-    truth = read_truth(truth)
-    results = _read_json(results)
-    for key, entries in (("image_id", truth["images"]), ("category_id", truth["categories"])):
-        check_known(f"{key} of the results", [each[key] for each in results], entries)
+    limits = check_limits(max_detections)
+    results = read_json(results, "results")
+    truth = read_objects(truth, kinds)
+    if not isinstance(results, list | tuple) or not all(isinstance(entry, dict) for entry in results):
+        raise ValueError(
+            f"results must be a list of dicts, or the path of its JSON. Received: {show(results)}"
+        )
+    for key, known in (("image_id", truth.image_sizes), ("category_id", truth.class_names)):
+        check_known(f"{key} of the results", [entry.get(key) for entry in results], known)
+    scored = set(truth.image_sizes)
     if image_ids is not None:
-        wanted = set(to_plain_list(image_ids))
-        check_known("image_ids", wanted, truth["images"])
-        truth = {**truth, "images": [image for image in truth["images"] if image["id"] in wanted]}
-    names = _class_names(truth["categories"])
+        scored = set(to_plain_list(image_ids))
+        check_known("image_ids", scored, truth.image_sizes)
     scores = {}
     for kind in kinds:
-        objects, found = _to_datasets(truth, results, kind)
+        objects, found = _to_datasets(truth, results, kind, scored)
         precision, recall = _count(objects, found, kind, limits, use_fast)
-        summary = {**_summarise(precision, recall, limits), **_summarise_classes(precision, names)}
+        summary = {
+            **_summarise(precision, recall, limits),
+            **_summarise_classes(precision, list(truth.class_names.values())),
+        }
         scores.update({f"{kind}_{name}": score for name, score in summary.items()})
     return scores
 
@@ -103,12 +117,62 @@ def read_truth(truth) -> dict:
     Raises:
         ValueError: If "images", "annotations" or "categories" is missing.
     """
-    truth = _read_json(truth)
+    truth = read_json(truth, "truth")
     needed = ("images", "annotations", "categories")
     if not isinstance(truth, dict) or any(key not in truth for key in needed):
         found = list(truth) if isinstance(truth, dict) else type(truth).__name__
         raise ValueError(f"truth must be COCO JSON, a path or a dict with {list(needed)}. Received: {found}")
     return truth
+
+
+class Truth(NamedTuple):
+    """What is to be found.
+
+    Attributes:
+        image_sizes: (height, width) of each image by its id, or None; in the order of the ids.
+        class_names: Name of each category by its id, in the order of the ids; unlike each other.
+        annotations: The objects and crowds.
+    """
+
+    image_sizes: dict
+    class_names: dict
+    annotations: list[Annotation]
+
+
+def read_objects(truth, kinds: Sequence[str]) -> Truth:
+    """The objects of the truth, all of them checked.
+
+    Args:
+        truth: COCO JSON, a path or a dict.
+        kinds: "bbox" and / or "segm": what the objects must have.
+
+    Raises:
+        ValueError: Lists what is wrong with it.
+    """
+    source = f"truth {truth}" if isinstance(truth, str | os.PathLike) else "truth"
+    truth = read_truth(truth)
+    images = read_entries(truth, "images", _find_size_problem, source)
+    categories = read_entries(truth, "categories", lambda category: None, source)
+    # In the order of their ids, as pycocotools takes them.
+    image_sizes = {key: _read_size(images[key]) for key in sorted(images)}
+    if "segm" in kinds:
+        unknown = [key for key, size in image_sizes.items() if size is None]
+        if unknown:
+            raise ValueError(
+                f'images need "height" and "width" for "segm". Received none for ids {unknown[:5]}'
+            )
+    annotations, problems = read_annotations(
+        truth["annotations"], image_sizes, categories, "bbox" in kinds, "segm" in kinds
+    )
+    problems = judge_boxes(annotations, image_sizes) + list_briefly(problems)
+    hint = ""
+    if "segm" in kinds:
+        unread = [show(annotation.key) for annotation in annotations if annotation.segmentation is None]
+        problems += list_briefly([f"annotation {key}: no usable segmentation" for key in unread])
+        hint = f" ({MASKS_ARE_NEEDED.format('truth')})"
+    if problems:
+        raise ValueError(f"{source} has faulty annotations{hint}:\n" + "\n".join(problems))
+    return Truth(image_sizes, _class_names(categories), annotations)
 
 
 def score_names(max_detections: Sequence[int] = MAX_DETECTIONS) -> list[str]:
@@ -123,12 +187,22 @@ def check_kinds(kinds):
         raise ValueError(f"kinds must be a sequence of {' and / or '.join(KINDS)}. Received: {kinds!r}")
 
 
-def check_known(name: str, ids, entries: list[dict]):
-    """Raises ValueError, speaking of `name`, for ids that none of the truth's `entries` has."""
-    unknown = sorted(set(ids) - {entry["id"] for entry in entries}, key=str)
+def check_limits(max_detections) -> list[int]:
+    """The limits in rising order; ValueError for anything but whole numbers from 1 on, or none."""
+    is_list = isinstance(max_detections, list | tuple | range | np.ndarray) and len(max_detections) > 0
+    if not is_list or not all(is_side(limit) for limit in max_detections):
+        raise ValueError(f"max_detections must be whole numbers from 1 on. Received: {max_detections!r}")
+    return sorted(int(limit) for limit in max_detections)
+
+
+def check_known(name: str, ids: Collection, known: Collection):
+    """Raises ValueError, speaking of `name`, for ids that are not among the known ones of the truth."""
+    unknown = [key for key in ids if not is_id(key) or key not in known]
     if unknown:
+        unknown = list(dict.fromkeys(map(show, unknown)))
         raise ValueError(
-            f"{name} must be those of the truth. Received {len(unknown)} that it does not have: {unknown[:5]}"
+            f"{name} must be those of the truth. Received {len(unknown)} that it does not have: "
+            f"[{', '.join(unknown[:5])}]"
         )
 
 
@@ -187,80 +261,93 @@ def _mean(values):
     return float(values.mean()) if values.size else float("nan")
 
 
-def _to_datasets(truth, results, kind):
+def _find_size_problem(image):
+    sides = image.get("height"), image.get("width")
+    if all(side is None or is_side(side) for side in sides):
+        return None
+    return f"no usable height and width. Received: {', '.join(map(show, sides))}"
+
+
+def _read_size(image):
+    sides = image.get("height"), image.get("width")
+    return None if None in sides else tuple(map(int, sides))
+
+
+def _to_datasets(truth, results, kind, scored):
     """Gives truth and results as two COCO data sets of what `kind` needs, with all ids counted from 1.
 
     pycocotools takes a match with the object of id 0 for none, and keeps one object of each id.
     """
-    images = sorted(truth["images"], key=lambda image: image["id"])
-    image_numbers = {image["id"]: number for number, image in enumerate(images, 1)}
-    category_ids = sorted(category["id"] for category in truth["categories"])
-    category_numbers = {category_id: number for number, category_id in enumerate(category_ids, 1)}
-    sizes = ("height", "width") if kind == "segm" else ()
-    unknown = [image["id"] for image in images if any(side not in image for side in sizes)]
-    if unknown:
-        raise ValueError(f'images need "height" and "width" for "segm". Received none for ids {unknown[:5]}')
-    datasets = []
-    for source, entries in (("truth", truth["annotations"]), ("results", results)):
-        annotations = []
-        for entry in entries:
-            image, category = image_numbers.get(entry["image_id"]), category_numbers.get(entry["category_id"])
-            if image is None or category is None:
-                continue  # of a picture that is not scored
-            annotation = {"id": len(annotations) + 1, "image_id": image, "category_id": category}
-            annotation |= _shape(entry, kind, images[image - 1], source)
-            annotation["iscrowd"] = int(entry.get("iscrowd") or 0) if source == "truth" else 0
-            if source == "results":
-                annotation["score"] = float(entry["score"])
-            elif entry.get("area") is not None:
-                annotation["area"] = float(entry["area"])
-            annotations.append(annotation)
-        datasets.append(
-            {
-                "images": [
-                    {"id": number, **{side: image[side] for side in sizes}}
-                    for number, image in enumerate(images, 1)
-                ],
-                "categories": [{"id": number} for number in category_numbers.values()],
-                "annotations": annotations,
-            }
-        )
-    return datasets
+    image_numbers = {
+        key: number for number, key in enumerate(filter(scored.__contains__, truth.image_sizes), 1)
+    }
+    category_numbers = {key: number for number, key in enumerate(truth.class_names, 1)}
+    objects, found = [], []
+    for annotation in truth.annotations:
+        if annotation.image_id in image_numbers:
+            size = truth.image_sizes[annotation.image_id]
+            entry = _to_shape(kind, annotation.box_xywh, annotation.segmentation, size)
+            if annotation.area is not None:
+                entry["area"] = annotation.area
+            numbers = image_numbers[annotation.image_id], category_numbers[annotation.category_id]
+            objects.append((*numbers, {**entry, "iscrowd": int(annotation.is_crowd)}))
+    for position, result in enumerate(results):
+        if result["image_id"] in image_numbers:
+            try:
+                entry = _read_result(result, kind, truth.image_sizes[result["image_id"]])
+            except ValueError as problem:
+                where = f"result at position {position}, of image {show(result['image_id'])}"
+                raise ValueError(f"{where}: {problem}") from None
+            numbers = image_numbers[result["image_id"]], category_numbers[result["category_id"]]
+            found.append((*numbers, {**entry, "iscrowd": 0}))
+    sizes = {image_numbers[key]: truth.image_sizes[key] or (0, 0) for key in image_numbers}
+    return [
+        {
+            "images": [{"id": number, "height": size[0], "width": size[1]} for number, size in sizes.items()],
+            "categories": [{"id": number} for number in category_numbers.values()],
+            "annotations": [
+                {"id": number, "image_id": image, "category_id": category, **entry}
+                for number, (image, category, entry) in enumerate(entries, 1)
+            ],
+        }
+        for entries in (objects, found)
+    ]
 
 
-def _shape(entry, kind, image, source):
-    """Gives the box or the mask of an annotation or result, and its area."""
+def _read_result(result, kind, size):
+    """Gives the score and the shape of a result."""
+    score = result.get("score")
+    if not is_number(score) or not math.isfinite(score):
+        raise ValueError(f'"score" must be a finite number. Received: {show(score)}')
+    box, segmentation = None, None
     if kind == "bbox":
-        box = [float(value) for value in entry["bbox"]]
-        return {"bbox": box, "area": box[2] * box[3]}
-    segmentation = entry.get("segmentation")
-    if not segmentation:
+        box = read_box(result.get("bbox"))
+    elif not result.get("segmentation"):
+        raise ValueError(f"{MASKS_ARE_NEEDED.format('results')}. Received: {sorted(map(str, result))}")
+    else:
+        segmentation = read_segmentation(result["segmentation"], size)
+    return {**_to_shape(kind, box, segmentation, size), "score": float(score)}
+
+
+def _to_shape(kind, box_xywh, segmentation, size):
+    """Gives the box or the mask as pycocotools takes it, and its area."""
+    if kind == "bbox":
+        return {"bbox": list(box_xywh), "area": box_xywh[2] * box_xywh[3]}
+    if math.prod(size) >= 2**32:
         raise ValueError(
-            f'kinds has "segm", so each entry of the {source} must have a "segmentation"; kinds=("bbox",) '
-            f"scores boxes. Received one without, on image {image['id']!r}: {sorted(entry)}"
+            f"pycocotools scores masks of less than 2^32 pixels. Received: (height, width) {size}"
         )
-    size = [image["height"], image["width"]]
+    encoded = run_lengths.frPyObjects(segmentation, *size)
     if isinstance(segmentation, list):
-        segmentation = run_lengths.merge(run_lengths.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = run_lengths.frPyObjects(segmentation, *segmentation["size"])
-    if list(segmentation["size"]) != size:
-        raise ValueError(
-            f"masks of the {source} must have the size of their picture, (height, width) = {size} for image "
-            f"{image['id']!r}. Received: {list(segmentation['size'])}"
-        )
-    return {"segmentation": segmentation, "area": float(run_lengths.area(segmentation))}
+        encoded = run_lengths.merge(encoded)
+    return {"segmentation": encoded, "area": float(run_lengths.area(encoded))}
 
 
 def _class_names(categories):
     """Gives the names in order of the ids; those that several classes share get their id behind them."""
-    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    names = {key: str(categories[key].get("name", key)) for key in sorted(categories)}
     repeated = Counter(names.values())
-    return [f"{names[key]} ({key})" if repeated[names[key]] > 1 else names[key] for key in sorted(names)]
-
-
-def _read_json(source):
-    return json.loads(Path(source).read_text(encoding="utf-8")) if isinstance(source, str | Path) else source
+    return {key: f"{name} ({key})" if repeated[name] > 1 else name for key, name in names.items()}
 
 
 def _percent(value):

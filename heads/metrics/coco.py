@@ -1,6 +1,7 @@
 """Detections as COCO's result lists, and a callback that scores them during `fit`."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from heads.metrics.average_precision import (
     MAX_DETECTIONS,
     check_kinds,
     check_known,
+    check_limits,
     evaluate_coco,
+    read_objects,
     read_truth,
-    score_names,
     to_plain_list,
 )
 
@@ -25,7 +27,8 @@ class CocoScores(keras.callbacks.Callback):
 
     Puts "val_bbox_AP", "val_bbox_AP50" ... into the logs of the epoch, so that callbacks later in the list
     can use them: `CSVLogger`, `ModelCheckpoint(monitor="val_bbox_AP", mode="max", save_best_only=True)`. An
-    epoch that is not scored logs NaN, because `CSVLogger` takes its columns from the first one.
+    epoch that is not scored logs the scores of the last one that was, which are never better than these; what
+    the truth has no object for ("val_bbox_AP_small" without small objects) is not logged.
 
     Only the pictures in `image_ids` are scored; the truth may hold more. The scores per class are in
     `last_scores`, see `evaluate_coco`.
@@ -36,12 +39,13 @@ class CocoScores(keras.callbacks.Callback):
         image_ids: Id of each picture of `dataset`, in its order.
         category_ids: Category id of each label, 0 .. classes - 1.
         kinds: "bbox" and / or "segm".
-        every: Score after each `every`-th epoch.
-        results_path: File for the results of the latest scored epoch. None: not kept.
+        every: Score after the first epoch of a training, and after each `every`-th.
+        results_path: File for the results of the latest scored epoch; its folder is made. None: not kept.
         max_detections: See `evaluate_coco`.
 
     Raises:
-        ValueError: For other kinds, `every` below 1, or ids that the truth does not have.
+        ValueError: For other kinds, `every` below 1, ids that the truth does not have, a truth that
+            `evaluate_coco` refuses, or one without an object on the pictures.
     """
 
     def __init__(
@@ -57,28 +61,56 @@ class CocoScores(keras.callbacks.Callback):
     ):
         super().__init__()
         check_kinds(kinds)
-        if every < 1:
-            raise ValueError(f"every must be at least 1. Received: {every!r}")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of epochs, at least 1. Received: {every!r}")
         self.truth = read_truth(truth)
         self.image_ids, self.category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
-        check_known("image_ids", self.image_ids, self.truth["images"])
-        check_known("category_ids", self.category_ids, self.truth["categories"])
-        self.dataset, self.kinds, self.every, self.results_path = dataset, tuple(kinds), every, results_path
-        self.max_detections = tuple(max_detections)
+        self.dataset, self.kinds, self.every = dataset, tuple(kinds), every
+        self.max_detections = tuple(check_limits(max_detections))
+        self.results_path = None if results_path is None else _prepare_path(results_path)
         self.last_scores = None
+        self._last_logs = None
+        self._check_truth(read_objects(truth, self.kinds))
+
+    def on_train_begin(self, logs=None):
+        self._last_logs = None
+        num_classes = getattr(self.model, "num_classes", None)
+        if num_classes is not None and num_classes != len(self.category_ids):
+            raise ValueError(
+                f"category_ids must have an id for each of the model's {num_classes} classes. "
+                f"Received: {len(self.category_ids)} ids"
+            )
+
+    def _check_truth(self, truth):
+        """Raises ValueError where the ids are not those of the truth, or it has nothing to score."""
+        check_known("image_ids", self.image_ids, truth.image_sizes)
+        check_known("category_ids", self.category_ids, truth.class_names)
+        pictures = set(self.image_ids)
+        if len(pictures) < len(self.image_ids):
+            raise ValueError(
+                f"image_ids must have each picture once. Received: {len(self.image_ids)} ids, "
+                f"{len(pictures)} different ones"
+            )
+        if not any(each.image_id in pictures and not each.is_crowd for each in truth.annotations):
+            raise ValueError(
+                "truth must have annotations of objects, to be scored. Received none, or only crowds, on "
+                f"{len(pictures)} pictures"
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
-        if (epoch + 1) % self.every:
-            names = score_names(self.max_detections)
-            logs.update({f"val_{kind}_{name}": float("nan") for kind in self.kinds for name in names})
+        if (epoch + 1) % self.every and self._last_logs is not None:
+            logs.update(self._last_logs)
             return
         results = predict_coco_results(self.model, self.dataset, self.image_ids, self.category_ids)
         if self.results_path is not None:
             save_results(results, self.results_path)
         scores = evaluate_coco(self.truth, results, self.kinds, self.max_detections, image_ids=self.image_ids)
         self.last_scores = scores
-        logs.update({f"val_{name}": score for name, score in scores.items() if isinstance(score, float)})
+        numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
+        # Keras's callbacks take a first NaN for the best score for ever.
+        self._last_logs = {f"val_{name}": score for name, score in numbers.items() if score == score}
+        logs.update(self._last_logs)
         if self.params.get("verbose", 1):
             parts = [
                 f"{kind} AP {scores[f'{kind}_AP']:.4f}, AP50 {scores[f'{kind}_AP50']:.4f}"
@@ -201,6 +233,8 @@ def encode_mask(mask) -> dict:
 def save_results(results: list[dict], path, kind: str | None = None):
     """Saves a result list as the JSON that COCO's tools and server take.
 
+    It is written beside its place and moved there whole.
+
     Args:
         results: From `to_coco_results`.
         path: Of the file.
@@ -214,7 +248,18 @@ def save_results(results: list[dict], path, kind: str | None = None):
         check_kinds([kind])
         unwanted = "segmentation" if kind == "bbox" else "bbox"
         results = [{key: value for key, value in each.items() if key != unwanted} for each in results]
-    Path(path).write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+    beside = Path(f"{os.fspath(path)}.part")
+    beside.write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _prepare_path(path):
+    """Gives the path of a file to write, in a folder that exists from now on."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"results_path must be a file. Received: the folder {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _picture_sizes(inputs):

@@ -1,0 +1,21 @@
+"""What a training script needs around `fit`: a run that goes on after a kill, checked options."""
+
+from heads.training.callbacks import StepTimer, StopOnNonFinite
+from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
+from heads.training.options import number, whole_number
+from heads.training.run import TrainingRun, interrupt_on_sigterm, plan_rounds
+
+__all__ = [
+    "RunError",
+    "StepTimer",
+    "StopOnNonFinite",
+    "TrainingRun",
+    "hold_folder",
+    "interrupt_on_sigterm",
+    "number",
+    "plan_rounds",
+    "replace_file",
+    "replace_text",
+    "save_model",
+    "whole_number",
+]

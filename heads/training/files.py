@@ -1,0 +1,116 @@
+"""Files that a kill or a full disk cannot tear, and folders that belong to one training at a time."""
+
+import contextlib
+import os
+import pathlib
+
+import keras
+from filelock import FileLock, Timeout
+from keras import ops
+
+
+class RunError(ValueError):
+    """What whoever started a script has to mend; the message says how, and no traceback is needed."""
+
+
+UNFINISHED = ".unfinished-"  # before the suffix counts: Keras wants its own at the end
+
+
+@contextlib.contextmanager
+def replace_file(path):
+    """Writes a file as a whole: whoever opens `path` finds the old or the new content, never a part.
+
+    Args:
+        path: Of the file. Its folder is made.
+
+    Yields:
+        Path beside it to write to. When the block ends it is flushed to the disk and renamed to `path`; where
+        the block fails it is removed, and `path` is as it was.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(UNFINISHED + path.name)
+    try:
+        yield unfinished
+        _flush(unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # Windows opens no folders
+        _flush(path.parent)
+
+
+def replace_text(path, text):
+    """Writes a text file (UTF-8) as a whole, see `replace_file`."""
+    with replace_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="")
+
+
+def save_model(model, path):
+    """Saves a `.keras` file as a whole, see `replace_file`.
+
+    Raises:
+        FloatingPointError: Where a weight is not finite. `path` is as it was.
+    """
+    check_finite(model)
+    with replace_file(path) as unfinished:
+        model.save(unfinished)
+
+
+def check_finite(model):
+    """Raises FloatingPointError where a weight of the model or of its optimizer is NaN or infinite."""
+    variables = [*model.weights, *(model.optimizer.variables if model.optimizer else ())]
+    faulty = [
+        variable.path
+        for variable in variables
+        if "float" in keras.backend.standardize_dtype(variable.dtype)
+        and not bool(ops.all(ops.isfinite(variable)))
+    ]
+    if faulty:
+        raise FloatingPointError(
+            f"the weights are not finite: {len(faulty)} of {len(variables)} variables, the first is "
+            f"{faulty[0]}; nothing was saved"
+        )
+
+
+@contextlib.contextmanager
+def hold_folder(folder):
+    """Keeps a folder for this process until the block ends, or the process does.
+
+    Args:
+        folder: Made where it is missing.
+
+    Yields:
+        The folder's path.
+
+    Raises:
+        RunError: Where another process holds the folder, or nothing can be written into it.
+    """
+    folder = pathlib.Path(folder)
+    lock = FileLock(folder / "run.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"--output must be a folder of no other training that is still running: wait for it, or choose "
+            f"another. Received: {folder}"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"--output must be a folder that can be written to. Received: {folder} ({error})"
+        ) from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _flush(path):
+    """Makes sure that a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

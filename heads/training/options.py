@@ -1,0 +1,37 @@
+"""Types of command line options that refuse what makes no sense, for `add_argument(type=...)`."""
+
+import argparse
+import math
+
+
+def whole_number(at_least: int, at_most: int | None = None):
+    """A whole number within limits."""
+    limits = f"at least {at_least}" if at_most is None else f"{at_least} .. {at_most}"
+
+    def read(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < at_least or (at_most is not None and value > at_most):
+            raise argparse.ArgumentTypeError(f"must be a whole number, {limits}. Received: {text!r}")
+        return value
+
+    return read
+
+
+def number(at_least: float | None = None, above: float | None = None):
+    """A finite number within a limit."""
+    limit = f"at least {at_least}" if above is None else f"above {above}"
+
+    def read(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        fits = math.isfinite(value) and (value >= at_least if above is None else value > above)
+        if not fits:
+            raise argparse.ArgumentTypeError(f"must be a number, {limit}. Received: {text!r}")
+        return value
+
+    return read

@@ -1,0 +1,280 @@
+"""A training in a folder: its models, its log, and the state that it goes on from after a kill."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+import signal
+import threading
+
+import h5py
+import keras
+
+from heads.training.files import UNFINISHED, RunError, check_finite, replace_file, replace_text, save_model
+
+MODELS = ("best.keras", "last.keras", "interrupted.keras")
+NOTES = ("classes.txt", "settings.json")
+RESULTS = ("results.json", "predictions.png", "features.png")  # made of the best model at the end
+SIGTERM_REASON = ("SIGTERM",)
+# Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
+FREE_SETTINGS = {
+    *("output", "resume", "data", "splits", "annotations", "images", "class_names"),
+    *("schedule", "steps", "evaluate_every", "learning_rate", "warm_up", "weight_decay", "clip_norm"),
+    "mixed_precision",
+}
+
+
+class TrainingRun(keras.callbacks.Callback):
+    """Keeps what a training needs to go on after a kill, a full disk or a lost machine.
+
+    After each epoch of `fit` it writes, each as a whole and in this order: `last.keras`; `best.keras` where
+    the score is no lower than the best so far; `log.csv`; and `state/latest.weights.h5`, the weights of the
+    model and its optimizer together with the epoch, the step, the log's rows and the best score. A kill at
+    any moment leaves the state of a finished epoch, and `begin` brings the log in line with it. The state
+    before the latest is kept, in case the disk damages a file.
+
+    Put it after the callback that scores. It also ends `fit` at the last step exactly.
+
+    Args:
+        folder: Where the files lie.
+        steps: Steps of the whole training.
+        settings: JSON dict of what the run is, for `settings.json`; its "categories" is a list of dicts of
+            "id" and "name", one for each class.
+        monitor: Name of the score in the logs; higher is better. An epoch without it, or with NaN, is never
+            the best once another has been scored; until then each epoch is.
+
+    Attributes:
+        epoch: Epochs trained.
+        step: Steps trained.
+    """
+
+    # Not BackupAndRestore: it overwrites its only state in place (two copies with `double_checkpoint`, but
+    # not of its JSON file), before the epoch is scored, and knows neither log nor best score.
+    # tf.train.CheckpointManager and Orbax replace files safely, but the first saves no Keras model on
+    # another backend, the second is not installed, and both would still need all else that is here.
+
+    def __init__(self, folder, steps: int, settings: dict, monitor: str):
+        super().__init__()
+        self.folder = pathlib.Path(folder)
+        self.steps = steps
+        self.settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
+        self.monitor = monitor
+        self.epoch, self.step, self.best, self.rows = 0, 0, None, []
+
+    @property
+    def state_path(self):
+        return self.folder / "state" / "latest.weights.h5"
+
+    @property
+    def previous_path(self):
+        return self.folder / "state" / "previous.weights.h5"
+
+    def restore(self, model) -> bool:
+        """Fills a compiled model from the latest whole state, or says that there is none.
+
+        Returns:
+            Whether there was a state.
+
+        Raises:
+            RunError: Where no state can be read, or it was trained with other settings.
+        """
+        problems = []
+        for path in (self.state_path, self.previous_path):
+            if not path.exists():
+                continue
+            try:
+                record = _read_record(path)
+                self._check_settings(record["settings"])
+                _load_weights(model, path)
+            except RunError:
+                raise
+            except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py and Keras raise
+                problems.append(f"{path} cannot be read: {str(error).strip().splitlines()[0]}")
+                _say(problems[-1])
+                continue
+            self.epoch, self.step = record["epoch"], record["step"]
+            self.best, self.rows = record["best"], record["rows"]
+            _say(f"--resume goes on after epoch {self.epoch}, step {self.step:,}, from {path}")
+            return True
+        if problems:
+            raise RunError(
+                "--resume found no state that is whole:\n"
+                + "\n".join(problems)
+                + f"\nStart anew without --resume: the files in {self.folder} are kept aside then."
+            )
+        _say(f"--resume found no state in {self.state_path.parent}: the training starts anew")
+        return False
+
+    def begin(self, evaluate_every: int) -> dict:
+        """Readies the folder, at the last moment before `fit`: until here it is as it was.
+
+        A new run moves the files of an older one to `older/1`, `older/2` ...: its notes and its models stay
+        together. A resumed run gets the log of its state.
+
+        Args:
+            evaluate_every: Steps of an epoch.
+
+        Returns:
+            Arguments of `fit`: "initial_epoch", "epochs" and "steps_per_epoch".
+        """
+        for path in (*self.folder.glob(f"{UNFINISHED}*"), *self.folder.glob(f"state/{UNFINISHED}*")):
+            path.unlink()
+        if self.epoch:
+            for name in RESULTS:
+                (self.folder / name).unlink(missing_ok=True)
+            if not (self.folder / "best.keras").exists():
+                self.best = None
+        else:
+            self._move_older_run()
+        self.state_path.parent.mkdir(exist_ok=True)
+        self._write_log()
+        names = [category["name"] for category in self.settings["categories"]]
+        replace_text(self.folder / "classes.txt", "\n".join(names) + "\n")
+        replace_text(self.folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
+        rounds = max(0, -(-(self.steps - self.step) // evaluate_every))
+        return {
+            "initial_epoch": self.epoch,
+            "epochs": self.epoch + rounds,
+            "steps_per_epoch": evaluate_every,
+        }
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        if self.step >= self.steps:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        self.epoch = epoch + 1
+        self.rows.append({"epoch": epoch, **logs})
+        score = logs.get(self.monitor, math.nan)
+        # An equal score counts: of models that all score 0 the one that was trained longest is kept.
+        is_best = self.best is None or score >= self.best
+        if is_best:
+            self.best = None if math.isnan(score) else score
+        check_finite(self.model)
+        # The state is written first, so that the disk has room for it, and renamed last.
+        with replace_file(self.state_path) as unfinished:
+            self._write_state(unfinished)
+            save_model(self.model, self.folder / "last.keras")
+            if is_best:
+                save_model(self.model, self.folder / "best.keras")
+            self._write_log()
+            self._keep_previous()
+
+    def save_interrupted(self, model, reason):
+        """Saves `interrupted.keras`, and says how to go on.
+
+        Args:
+            model: The model that was trained.
+            reason: The KeyboardInterrupt: of Ctrl-C, or of `interrupt_on_sigterm`.
+
+        Raises:
+            SystemExit: With a shell's code 143 after a SIGTERM, so that what started the job starts it again.
+        """
+        path = self.folder / "interrupted.keras"
+        save_model(model, path)
+        _say(f"\nStopped. The model is in {path}; --resume goes on from the last finished epoch.")
+        if reason.args == SIGTERM_REASON:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _write_state(self, path):
+        record = {name: getattr(self, name) for name in ("epoch", "step", "best", "rows", "settings")}
+        self.model.save_weights(path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["training"] = json.dumps(record)
+
+    def _keep_previous(self):
+        """Gives the state a second name, before the latest is replaced: there is one at any moment."""
+        if not self.state_path.exists():
+            return
+        self.previous_path.unlink(missing_ok=True)
+        try:
+            os.link(self.state_path, self.previous_path)
+        except OSError:  # no hard links here
+            os.replace(self.state_path, self.previous_path)
+
+    def _write_log(self):
+        """Writes the whole log anew, which leaves each epoch in it once."""
+        text = io.StringIO()
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        writer = csv.DictWriter(text, columns, restval="nan")
+        if self.rows:
+            writer.writeheader()
+        writer.writerows(self.rows)
+        replace_text(self.folder / "log.csv", text.getvalue())
+
+    def _check_settings(self, trained):
+        """Raises RunError at settings that the state does not go with; says which others have changed."""
+        changes = {
+            name: f"{name.replace('_', '-')} {trained[name]!r} became {self.settings[name]!r}"
+            for name in self.settings
+            if trained.get(name, self.settings[name]) != self.settings[name]
+        }
+        refused = [text for name, text in changes.items() if name not in FREE_SETTINGS]
+        if refused:
+            raise RunError(
+                f"--resume must have the settings that the state in {self.folder} was trained with. Give the "
+                "same, or start anew without --resume (the older run is kept aside then). Received:\n"
+                + "\n".join(refused)
+            )
+        told = [text for name, text in changes.items() if name not in ("output", "resume")]
+        if told:
+            _say("Since the state was saved, " + ", ".join(told))
+
+    def _move_older_run(self):
+        names = (*MODELS, *NOTES, *RESULTS, "state", "log.csv", "tensorboard")
+        found = [name for name in names if (self.folder / name).exists()]
+        if not found:
+            return
+        older = self.folder / "older"
+        number = 1 + max((int(path.name) for path in older.glob("*") if path.name.isdigit()), default=0)
+        place = older / str(number)
+        place.mkdir(parents=True)
+        for name in found:
+            os.replace(self.folder / name, place / name)
+        _say(f"{self.folder} held an older run: it is in {place} now")
+
+
+@contextlib.contextmanager
+def interrupt_on_sigterm():
+    """Makes SIGTERM (a job's time is over, a machine is taken away) do what Ctrl-C does, once."""
+
+    def interrupt(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the saving
+        raise KeyboardInterrupt(*SIGTERM_REASON)
+
+    if threading.current_thread() is not threading.main_thread():  # only there Python hears of signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def plan_rounds(steps: int, evaluate_every: int) -> int:
+    """Steps between two scores: at most `evaluate_every`, and of equal rounds as far as the steps divide."""
+    rounds = -(-steps // evaluate_every)
+    return -(-steps // rounds)
+
+
+def _read_record(path):
+    with h5py.File(path) as file:
+        if "training" not in file.attrs:
+            raise ValueError("it holds no epoch and no step; an earlier version may have written it")
+        return json.loads(file.attrs["training"])
+
+
+def _load_weights(model, path):
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+
+
+def _say(text):
+    print(text, flush=True)  # noqa: T201

@@ -1,0 +1,429 @@
+"""What `heads.training` keeps of a run, without a real training: a model of two weights stands for any."""
+
+import argparse
+import csv
+import json
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from heads.training import (
+    RunError,
+    StopOnNonFinite,
+    TrainingRun,
+    hold_folder,
+    interrupt_on_sigterm,
+    number,
+    plan_rounds,
+    replace_file,
+    replace_text,
+    save_model,
+    whole_number,
+)
+
+SETTINGS = {
+    "head": "retinanet",
+    "sizes": {"image_size": (64, 64)},
+    "steps": 8,
+    "output": "run",
+    "categories": [{"id": 3, "name": "square"}, {"id": 7, "name": "bär"}],
+}
+
+
+def build_model(value=0.0):
+    """A model of two weights, all of `value`, and its optimizer."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(momentum=0.9), "mse")
+    model.optimizer.build(model.trainable_variables)
+    set_weights(model, value)
+    return model
+
+
+def set_weights(model, value):
+    for weight in model.weights:
+        weight.assign(np.full(weight.shape, value))
+
+
+def read_weight(model):
+    return float(np.asarray(model.weights[0])[0, 0])
+
+
+def start(folder, model, settings=SETTINGS, steps=8):
+    run = TrainingRun(folder, steps, settings, monitor="val_score")
+    run.set_model(model)
+    return run
+
+
+def train_epoch(run, score, steps=2):
+    """What `fit` calls; the weights become the number of the last step."""
+    for batch in range(steps):
+        run.on_train_batch_end(batch, {"loss": 1.0})
+    set_weights(run.model, run.step)
+    run.on_epoch_end(run.epoch, {"loss": 1 / run.step, **({} if score is None else {"val_score": score})})
+
+
+def read_log(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return [(int(row["epoch"]), row.get("val_score")) for row in csv.DictReader(file)]
+
+
+def read_saved(path):
+    return read_weight(keras.saving.load_model(path))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run of three epochs of two steps, the second of which is the best."""
+    run = start(tmp_path, build_model())
+    assert run.begin(2) == {"initial_epoch": 0, "epochs": 4, "steps_per_epoch": 2}
+    for score in (0.1, 0.5, 0.3):
+        train_epoch(run, score)
+    return run
+
+
+# The state, and what goes on from it.
+
+
+def test_a_run_goes_on_from_its_state(trained, tmp_path, capsys):
+    run = start(tmp_path, build_model())
+    assert run.restore(run.model)
+    assert (run.epoch, run.step, run.best) == (3, 6, 0.5)
+    assert read_weight(run.model) == 6
+    assert "after epoch 3, step 6" in capsys.readouterr().out
+    assert run.begin(2) == {"initial_epoch": 3, "epochs": 4, "steps_per_epoch": 2}
+    train_epoch(run, 0.4)
+    assert run.model.stop_training
+    assert read_log(tmp_path) == [(0, "0.1"), (1, "0.5"), (2, "0.3"), (3, "0.4")]
+    assert read_saved(tmp_path / "best.keras") == 4
+    assert read_saved(tmp_path / "last.keras") == 8
+
+
+@pytest.mark.parametrize("name", ["last.keras", "best.keras", "log.csv", "latest.weights.h5"])
+def test_an_epoch_that_cannot_be_saved_is_trained_again(trained, tmp_path, monkeypatch, name):
+    """The disk is full at each of the four files in turn; what was there stays whole."""
+    replace = os.replace
+
+    def fail(source, target):
+        if os.fspath(target).endswith(name):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="No space left"):
+            train_epoch(trained, 0.9)
+    assert not list(tmp_path.rglob(".unfinished-*"))
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
+    run.begin(2)
+    assert (run.epoch, run.best, read_weight(run.model)) == (3, 0.5, 6)
+    assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1, 2]
+    train_epoch(run, 0.9)
+    assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1, 2, 3]
+    assert read_saved(tmp_path / "best.keras") == 8
+
+
+@pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_broken_state_gives_way_to_the_one_before(trained, tmp_path, capsys, damage):
+    damage(trained.state_path)
+    run = start(tmp_path, build_model())
+    assert run.restore(run.model)
+    assert (run.epoch, run.step, read_weight(run.model)) == (2, 4, 4)
+    assert "previous.weights.h5" in capsys.readouterr().out
+    run.begin(2)
+    assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1]
+
+
+def test_a_state_that_only_hdf5_can_read_gives_way_too(trained, tmp_path, capsys):
+    """One of Keras alone, as the version before wrote it: without epoch and step."""
+    trained.model.save_weights(trained.state_path)
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
+    assert run.epoch == 2
+    assert "holds no epoch" in capsys.readouterr().out
+
+
+def test_no_state_that_is_whole_is_an_error(trained, tmp_path):
+    cut(trained.state_path)
+    cut(trained.previous_path)
+    with pytest.raises(RunError, match=r"(?s)no state that is whole.*latest.*previous.*without --resume"):
+        start(tmp_path, build_model()).restore(build_model())
+
+
+def test_nothing_to_resume_starts_anew(tmp_path, capsys):
+    run = start(tmp_path, build_model())
+    assert not run.restore(run.model)
+    assert "starts anew" in capsys.readouterr().out
+    assert run.begin(3)["epochs"] == 3
+
+
+@pytest.mark.parametrize("content", ["", "epoch,lo", "epoch,loss\n0,1\n0,1\n5,2\n", None])
+def test_the_log_is_that_of_the_state(trained, tmp_path, content):
+    before = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").unlink() if content is None else (tmp_path / "log.csv").write_text(content)
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
+    run.begin(2)
+    assert (tmp_path / "log.csv").read_text() == before
+
+
+def test_a_long_log_fits_into_the_state(trained, tmp_path):
+    """More than the 64 KiB that an HDF5 attribute of fixed length may have."""
+    trained.rows += [{"epoch": epoch, "loss": 1 / 3, "val_score": 1 / 7} for epoch in range(3, 3000)]
+    trained._write_state(trained.state_path)
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
+    assert run.rows == trained.rows
+
+
+def test_weights_that_are_not_finite_are_never_saved(trained, tmp_path):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    set_weights(trained.model, np.nan)
+    for save in (
+        lambda: trained.on_epoch_end(3, {"val_score": 0.9}),
+        lambda: trained.save_interrupted(trained.model, KeyboardInterrupt()),
+        lambda: save_model(trained.model, tmp_path / "last.keras"),
+    ):
+        with pytest.raises(FloatingPointError, match=r"not finite.*kernel"):
+            save()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    # Nor what an optimizer has overflown to: the weights never move again.
+    set_weights(trained.model, 1.0)
+    trained.model.optimizer.variables[-1].assign(np.full(trained.model.optimizer.variables[-1].shape, np.inf))
+    with pytest.raises(FloatingPointError, match="momentum"):
+        save_model(trained.model, tmp_path / "last.keras")
+
+
+# The best model.
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ((0.1, 0.5, 0.3), 4),
+        ((float("nan"), 0.2, 0.1), 4),
+        ((None, 0.2, None), 4),
+        ((0.2, float("nan"), 0.3), 6),
+        ((0.3, None, float("nan")), 2),
+        ((float("nan"), None, float("nan")), 6),
+        ((0.0, 0.0, 0.0), 6),
+    ],
+)
+def test_the_best_model(tmp_path, scores, best):
+    """What was not scored is the best until something is; of equal scores the later is."""
+    run = start(tmp_path, build_model())
+    run.begin(2)
+    for score in scores:
+        train_epoch(run, score)
+    assert read_saved(tmp_path / "best.keras") == best
+
+
+def test_a_best_model_that_was_lost_is_replaced(trained, tmp_path):
+    (tmp_path / "best.keras").unlink()
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
+    run.begin(2)
+    train_epoch(run, 0.2)
+    assert read_saved(tmp_path / "best.keras") == 8
+
+
+# Notes beside the models.
+
+
+def test_notes_belong_to_the_models(trained, tmp_path, capsys):
+    assert (tmp_path / "classes.txt").read_text(encoding="utf-8") == "square\nbär\n"
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["categories"] == SETTINGS["categories"]
+    assert settings["sizes"] == {"image_size": [64, 64]}
+    (tmp_path / "mine.txt").write_text("not ours")
+    (tmp_path / "results.json").write_text("[]")
+
+    other = {**SETTINGS, "categories": [{"id": 1, "name": "wheel"}]}
+    run = start(tmp_path, build_model(), other)
+    assert (tmp_path / "classes.txt").read_text(encoding="utf-8") == "square\nbär\n"  # until it begins
+    run.begin(2)
+    older = tmp_path / "older" / "1"
+    assert str(older) in capsys.readouterr().out
+    assert (older / "classes.txt").read_text(encoding="utf-8") == "square\nbär\n"
+    assert read_saved(older / "best.keras") == 4
+    assert (tmp_path / "classes.txt").read_text() == "wheel\n"
+    here = {path.name for path in tmp_path.iterdir()}
+    assert here == {"older", "mine.txt", "classes.txt", "settings.json", "log.csv", "state"}
+    # What was put aside can be gone on with, and the next one is put beside it.
+    moved = start(older, build_model())
+    assert moved.restore(moved.model)
+    train_epoch(run, 0.1)
+    start(tmp_path, build_model()).begin(2)
+    assert {path.name for path in (tmp_path / "older").iterdir()} == {"1", "2"}
+
+
+def test_results_of_an_older_best_model_do_not_stay(trained, tmp_path):
+    for name in ("results.json", "predictions.png"):
+        (tmp_path / name).write_text("of the model before")
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
+    run.begin(2)
+    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "predictions.png").exists()
+    assert (tmp_path / "best.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head": "mask_rcnn"}, "head 'retinanet' became 'mask_rcnn'"),
+        ({"sizes": {"image_size": (96, 96)}}, r"sizes \{'image_size': \[64, 64\]\} became"),
+        ({"categories": [{"id": 1, "name": "wheel"}]}, "categories .*square.* became .*wheel"),
+    ],
+)
+def test_other_settings_are_refused(trained, tmp_path, change, message):
+    before = (tmp_path / "settings.json").read_text()
+    run = start(tmp_path, build_model(5.0), {**SETTINGS, **change})
+    with pytest.raises(RunError, match=message):
+        run.restore(run.model)
+    assert read_weight(run.model) == 5
+    assert (tmp_path / "settings.json").read_text() == before
+
+
+def test_settings_that_may_change_are_told(trained, tmp_path, capsys):
+    run = start(tmp_path, build_model(), {**SETTINGS, "steps": 12, "output": "elsewhere"}, steps=12)
+    assert run.restore(run.model)
+    printed = capsys.readouterr().out
+    assert "steps 8 became 12" in printed
+    assert "elsewhere" not in printed
+    assert run.begin(2)["epochs"] == 6
+
+
+# Steps.
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [(250, 200, 125), (3, 2, 2), (600, 200, 200), (5, 9, 5), (1, 1, 1), (7, 3, 3)],
+)
+def test_rounds(steps, every, expected):
+    assert plan_rounds(steps, every) == expected <= every
+
+
+def test_fit_ends_at_the_last_step(tmp_path):
+    model = build_model()
+    run = start(tmp_path, model, steps=3)
+    batches = np.ones((20, 1), "float32")
+    model.fit(batches, batches, batch_size=1, verbose=0, callbacks=[run], **run.begin(2))
+    assert int(model.optimizer.iterations) == run.step == 3
+    assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1]
+    resumed = start(tmp_path, build_model(), steps=3)
+    resumed.restore(resumed.model)
+    plan = resumed.begin(2)
+    assert plan["epochs"] == plan["initial_epoch"] == 2
+
+
+# What is not a number, and signals.
+
+
+def test_a_loss_that_is_not_finite_ends_training(tmp_path):
+    stop = StopOnNonFinite(10, lambda step: [f"{step}.png", "b.png"], "Try less.")
+    stop.set_model(build_model())
+    stop.on_train_batch_end(0, {"loss": 1.0, "box_loss": 0.5})
+    with pytest.raises(FloatingPointError) as caught:
+        stop.on_train_batch_end(1, {"loss": float("nan"), "box_loss": 0.25, "mean_iou": float("nan")})
+    for part in ("not finite at step 12", "loss nan", "box_loss 0.25", "11.png", "b.png", "Try less."):
+        assert part in str(caught.value)
+    with pytest.raises(FloatingPointError, match="loss inf"):
+        stop.on_train_batch_end(1, {"loss": float("inf")})
+    stop.on_epoch_end(0, {})
+    set_weights(stop.model, np.inf)
+    with pytest.raises(FloatingPointError, match=r"(?s)after step 13 the weights are not finite.*12.png"):
+        stop.on_epoch_end(0, {})
+
+
+def test_sigterm_is_a_ctrl_c(trained, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupt_on_sigterm():
+        with pytest.raises(KeyboardInterrupt) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one does not disturb the saving
+        with pytest.raises(SystemExit) as left:
+            trained.save_interrupted(trained.model, caught.value)
+    assert left.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert read_saved(tmp_path / "interrupted.keras") == 6
+    trained.save_interrupted(trained.model, KeyboardInterrupt())  # Ctrl-C ends without an error
+
+
+# Files, folders and options.
+
+
+def test_files_are_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    replace_text(path, "old\r\n")
+    with replace_file(path) as unfinished:
+        unfinished.write_text("half")
+        assert path.read_bytes() == b"old\r\n"
+    assert path.read_text() == "half"
+
+    def stop_in_the_middle():
+        with replace_file(path) as unfinished:
+            unfinished.write_text("never")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_middle()
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+    assert path.read_text() == "half"
+
+
+def test_what_a_kill_left_unfinished_is_removed(trained, tmp_path):
+    (tmp_path / ".unfinished-best.keras").write_bytes(b"half")
+    (tmp_path / "state" / ".unfinished-latest.weights.h5").write_bytes(b"half")
+    run = start(tmp_path, build_model())
+    run.restore(run.model)
+    run.begin(2)
+    assert not list(tmp_path.rglob(".unfinished-*"))
+
+
+def test_a_folder_is_held_once(tmp_path):
+    with hold_folder(tmp_path / "run") as folder:
+        assert folder.is_dir()
+        with pytest.raises(RunError, match="still running"), hold_folder(folder):
+            pass
+        with hold_folder(tmp_path / "another"):
+            pass
+    with hold_folder(folder):
+        pass
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunError, match="can be written to"), hold_folder(path):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "expected"),
+    [
+        (whole_number(0), "0", 0),
+        (whole_number(1), "0", None),
+        (whole_number(1), "-5", None),
+        (whole_number(1), "2.5", None),
+        (whole_number(0, 4), "5", None),
+        (number(at_least=0), "0", 0.0),
+        (number(at_least=0), "1e-3", 0.001),
+        (number(at_least=0), "-1", None),
+        (number(above=0), "0", None),
+        (number(at_least=0), "nan", None),
+        (number(at_least=0), "inf", None),
+        (number(at_least=0), "much", None),
+    ],
+)
+def test_options_within_limits(read, text, expected):
+    if expected is not None:
+        assert read(text) == expected
+        return
+    with pytest.raises(argparse.ArgumentTypeError, match=f"must be a .*Received: '{text}'"):
+        read(text)
