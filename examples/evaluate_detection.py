@@ -47,12 +47,11 @@ def main(argv=None):
 
     truth, limits = dataset.to_coco(), (1, 10, model.max_detections)
     try:
-        dataset.check()
-        evaluate_coco(truth, [], kinds, limits)  # for the faults of the truth: now, and not after hours
+        if not dataset.check().any():
+            raise ValueError(f"{annotations} has no annotations of objects, so there is nothing to score")
+        evaluate_coco(truth, [], kinds, limits)  # finds faults of the truth now, and not after hours
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    if not any((labels >= 0).any() for labels in dataset.labels):
-        raise SystemExit(f"{annotations} has no annotations of objects, so there is nothing to score")
     batches = detection_evaluation_batches(dataset, arguments.batch_size, **choose_sizes(arguments, notes))
     results = predict_coco_results(model, batches, dataset.image_ids, category_ids, progress=True)
     save_results(results, arguments.output)

@@ -59,7 +59,7 @@ def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, 
     share = measure(segmentation, slack)
     if share is None:
         raise ValueError("the mask is empty")
-    if share < 0.7:
+    if share < 0.8:
         exchanged = measure(segmentation, slack, is_exchanged=True) > 0.9
         if exchanged or share < 0.5:
             box = [round(float(side), 1) for side in box_xyxy]

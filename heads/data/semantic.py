@@ -23,8 +23,6 @@ from heads.data.order import BatchOrder, continue_batches, find_groups
 from heads.data.pictures import DATA_FORMATS, decode_picture, named_faults, show_path
 from heads.data.prefetching import prefetch_batches
 
-IMAGE_FORMATS = DATA_FORMATS
-
 
 class SemanticFolder:
     """A folder of images and label pictures, paired by their names without suffix.
