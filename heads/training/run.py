@@ -167,8 +167,8 @@ class TrainingRun(keras.callbacks.Callback):
                 self._keep_previous()
         except OSError as error:
             raise RunError(
-                f"epoch {self.epoch} could not be saved to {self.folder}. What was saved before is whole: make "
-                f"room there, and go on with --resume. Received: {error}"
+                f"epoch {self.epoch} could not be saved to {self.folder}. What was saved before is whole: "
+                f"make room there, and go on with --resume. Received: {error}"
             ) from error
 
     def save_interrupted(self, model, reason):
