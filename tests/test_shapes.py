@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from heads.data.shapes import (
     CLASS_NAMES,

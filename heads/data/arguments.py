@@ -38,13 +38,13 @@ def read_flag(name: str, value) -> bool:
 
 
 def read_size(name: str, value, smallest: int = 1) -> tuple[int, int]:
-    """Returns (height, width); one whole number stands for a square."""
+    """Returns (height, width); a whole number stands for a square."""
     sides = _as_sequence(value)
     sides = sides * 2 if _is_whole(value) else sides
     if len(sides) != 2 or not all(_is_whole(side) and side >= smallest for side in sides):
         raise ValueError(
-            f"{name} must be (height, width) or one whole number for a square, each at least {smallest}. "
-            f"Received: {value!r}"
+            f"{name} must be (height, width), or a whole number for a square, at least {smallest} on each "
+            f"side. Received: {value!r}"
         )
     return int(sides[0]), int(sides[1])
 

@@ -1,5 +1,9 @@
 """The end of every pipeline."""
 
+import atexit
+import gc
+import sys
+
 import tensorflow as tf
 
 # Batches with masks are large: a few wait for the model, not as many as fit into memory.
@@ -16,3 +20,14 @@ def prefetch_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.autotune.enabled = False
     return batches.prefetch(WAITING_BATCHES).with_options(options)
+
+
+@atexit.register
+def _drop_last_error():
+    """Lets a program end that was stopped by an error in the midst of its batches.
+
+    Python keeps the error with its frames, hence the iterator, until no thread may enter Python any more. The
+    iterator would then wait for its threads, and those for Python, for ever.
+    """
+    sys.last_exc = sys.last_type = sys.last_value = sys.last_traceback = None
+    gc.collect()

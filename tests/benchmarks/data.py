@@ -90,9 +90,9 @@ def build_pipelines(folder, batch_size):
 
 
 def time_batches(dataset, num_batches):
-    """Gives a `Turn` of batches, of a pass that begins anew and has given its first.
+    """Gives a `Turn` of batches, of a new iterator that has given its first.
 
-    A pass that went on in the background between its turns would take the time from others'.
+    An iterator that went on in the background between its turns would take the time from others'.
     """
     batches = iter(dataset)
     next(batches)
