@@ -1,6 +1,5 @@
 """What `heads.training` keeps of a run, without a real training: a model of two weights stands for any."""
 
-import argparse
 import csv
 import json
 import os
@@ -15,14 +14,9 @@ from heads.training import (
     RunError,
     StopOnNonFinite,
     TrainingRun,
-    hold_folder,
     interrupt_on_sigterm,
-    number,
     plan_rounds,
-    replace_file,
-    replace_text,
     save_model,
-    whole_number,
 )
 
 SETTINGS = {
@@ -369,28 +363,6 @@ def test_sigterm_is_a_ctrl_c(trained, tmp_path):
     trained.save_interrupted(trained.model, KeyboardInterrupt())  # Ctrl-C ends without an error
 
 
-# Files, folders and options.
-
-
-def test_files_are_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "new" / "a.txt"
-    replace_text(path, "old\r\n")
-    with replace_file(path) as unfinished:
-        unfinished.write_text("half")
-        assert path.read_bytes() == b"old\r\n"
-    assert path.read_text() == "half"
-
-    def stop_in_the_middle():
-        with replace_file(path) as unfinished:
-            unfinished.write_text("never")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop_in_the_middle()
-    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
-    assert path.read_text() == "half"
-
-
 def test_what_a_kill_left_unfinished_is_removed(trained, tmp_path):
     (tmp_path / ".unfinished-best.keras").write_bytes(b"half")
     (tmp_path / "state" / ".unfinished-latest.weights.h5").write_bytes(b"half")
@@ -398,43 +370,3 @@ def test_what_a_kill_left_unfinished_is_removed(trained, tmp_path):
     run.restore(run.model)
     run.begin(2)
     assert not list(tmp_path.rglob(".unfinished-*"))
-
-
-def test_a_folder_is_held_once(tmp_path):
-    with hold_folder(tmp_path / "run") as folder:
-        assert folder.is_dir()
-        with pytest.raises(RunError, match="still running"), hold_folder(folder):
-            pass
-        with hold_folder(tmp_path / "another"):
-            pass
-    with hold_folder(folder):
-        pass
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RunError, match="can be written to"), hold_folder(path):
-            pass
-
-
-@pytest.mark.parametrize(
-    ("read", "text", "expected"),
-    [
-        (whole_number(0), "0", 0),
-        (whole_number(1), "0", None),
-        (whole_number(1), "-5", None),
-        (whole_number(1), "2.5", None),
-        (whole_number(0, 4), "5", None),
-        (number(at_least=0), "0", 0.0),
-        (number(at_least=0), "1e-3", 0.001),
-        (number(at_least=0), "-1", None),
-        (number(above=0), "0", None),
-        (number(at_least=0), "nan", None),
-        (number(at_least=0), "inf", None),
-        (number(at_least=0), "much", None),
-    ],
-)
-def test_options_within_limits(read, text, expected):
-    if expected is not None:
-        assert read(text) == expected
-        return
-    with pytest.raises(argparse.ArgumentTypeError, match=f"must be a .*Received: '{text}'"):
-        read(text)
