@@ -84,7 +84,7 @@ def test_other_codes_behind_outer_modules(tmp_path):
     for names, format in (
         ([f"model.{name}" for name in arrays], "mmsegmentation"),
         (
-            ["model.van.encoder.stages.0.embeddings.convolution.weight", "model.classifier.bias"],
+            ["model.van.encoder.stages.0.embeddings.convolution.weight"],
             "Hugging Face",
         ),
         (["model.backbone.patch_embed1.projection.weight", "model.head.fc.bias"], "mmpretrain"),
@@ -103,9 +103,7 @@ def test_arrays_outside_of_the_model_are_told(tmp_path):
     assert set(found.arrays) == FOUND
     assert "criterion.weight" in found.ignored
     save_file(prefixed("first.") | prefixed("second."), path)
-    with pytest.raises(
-        ValueError, match=r"must hold one VAN.*weights\.safetensors|safetensors.*must hold one"
-    ):
+    with pytest.raises(ValueError, match=r"weights\.safetensors.*must hold one VAN"):
         read_state_dict(path)
     save_file(prefixed("") | prefixed("_orig_mod."), path)
     with pytest.raises(ValueError, match="twice"):
@@ -133,9 +131,7 @@ def test_wrappers(tmp_path, wrap):
 def test_folders(tmp_path):
     folder = tmp_path / "van-tiny"
     folder.mkdir()
-    with pytest.raises(
-        ValueError, match=r"folder must hold one of.*model\.safetensors.*Received: .*van-tiny"
-    ):
+    with pytest.raises(ValueError, match=r"folder must hold one of.*Received: .*van-tiny"):
         read_state_dict(folder)
     for number, name in enumerate(ARRAYS, 1):
         save_file({name: ARRAYS[name]}, folder / f"model-0000{number}-of-00002.safetensors")
@@ -293,9 +289,7 @@ def test_links_to_other_files_are_refused(tmp_path, files, target):
     path.write_bytes(files[".weights.h5"].read_bytes())
     with h5py.File(path, "r+") as file:
         del file["classifier/conv/vars/1"]
-        file["classifier/conv/vars/1"] = h5py.ExternalLink(
-            str(files[".weights.h5"]), "classifier/conv/vars/1"
-        )
+        file["classifier/conv/vars/1"] = h5py.ExternalLink(str(files[".weights.h5"]), "classifier")
     with pytest.raises(ValueError, match=r"missing: decode_head\.conv_seg\.bias"):
         load_checkpoint(target, path)
 
@@ -313,10 +307,12 @@ def test_damaged_files(tmp_path, files, target, suffix):
             for place in random.integers(0, min(len(damaged), 8000), 20):
                 damaged[place] = random.integers(256)
         path.write_bytes(damaged)
+        message = path.name  # a change of a number alone is not seen
         try:
             load_checkpoint(target, path)
         except ValueError as error:
-            assert path.name in str(error)
+            message = str(error)
+        assert path.name in message
 
 
 def test_writing_leaves_the_old_file_or_the_new_one(tmp_path):
