@@ -260,7 +260,7 @@ def test_own_files(tmp_path, segmenter, files, suffix):
     before = larger.get_weights()
     with pytest.raises(ValueError, match=r"does not fit") as caught:
         load_checkpoint(larger, files[suffix])
-    assert "missing: backbone.block2.1." in str(caught.value)
+    assert "missing: backbone.block4.0." in str(caught.value)
     for one, two in zip(before, larger.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -298,7 +298,7 @@ def test_links_to_other_files_are_refused(tmp_path, files, target):
 def test_damaged_files(tmp_path, files, target, suffix):
     content, random = files[suffix].read_bytes(), np.random.default_rng(0)
     path = tmp_path / f"damaged{suffix}"
-    for trial in range(40):
+    for trial in range(10):
         damaged = bytearray(content)
         if trial % 2:
             del damaged[random.integers(len(damaged)) :]
