@@ -289,7 +289,8 @@ def _convert_all(variables, arrays, fresh, convert):
         elif _is_float(variables[name].dtype) and not np.isfinite(array).all():
             problems.append(f"not finite: {name} holds NaN or infinite values: the training diverged")
         converted[name] = array
-    return converted, sorted(problems)
+    # Shapes first: of another variant's thousand differences they tell the most.
+    return converted, sorted(problems, key=lambda problem: (not problem.startswith("wrong shape"), problem))
 
 
 def _is_float(dtype):
