@@ -56,7 +56,8 @@ def load_checkpoint(model, path):
     """
     path = os.fspath(path)
     backbone = getattr(model, "backbone", model)
-    if not os.path.exists(path):
+    # A data set's folder may have the shorthand's name.
+    if not os.path.exists(path) or (path == "imagenet" and os.path.isdir(path)):
         if os.path.splitext(path)[1] or os.path.basename(path) != path:
             raise ValueError(f"weights file not found. Received: {path!r}")
         release = releases.find_release(path, getattr(backbone, "variant", None))
