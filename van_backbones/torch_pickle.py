@@ -95,6 +95,12 @@ def _load_zip(file, size):
         if len(folders) != 1:
             raise CheckpointError(f"the zip file has {len(folders)} members `<name>/data.pkl` instead of one")
 
+        if f"{folders[0]}constants.pkl" in members:
+            raise CheckpointError(
+                "the file is TorchScript, a program: load it with `torch.jit.load`, and `torch.save` its "
+                "state_dict()"
+            )
+
         def read(name):
             if folders[0] + name not in members:
                 raise CheckpointError(f"the zip file has no {describe(folders[0] + name)}")
