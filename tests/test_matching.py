@@ -60,7 +60,7 @@ def match_by_loop(anchors, boxes, labels, positive, negative, min_positive, low_
             matches[i] = -2
     for j in objects if low_quality and used else []:
         best = max(ious[i, j] for i in used)
-        if best >= min_positive and best > 0:
+        if best >= min_positive:
             matches[[i for i in used if ious[i, j] == best]] = j
     if inside is not None:
         matches[~inside] = -2
