@@ -94,7 +94,7 @@ def check_mask_size(masks, finest_level):
     """
     sizes, expected = ops.shape(masks)[2:4], ops.shape(finest_level)[1:3]
     faulty = [(side + 3) // 4 != length for side, length in zip(sizes, expected, strict=True)]
-    if any(fault is True for fault in faulty):  # known sizes
+    if True in faulty:
         raise ValueError(
             f"masks must have the images' size, about {tuple(4 * length for length in expected)}. "
             f"Received: (height, width) {tuple(sizes)}"

@@ -5,7 +5,6 @@
 """
 
 import json
-import warnings
 
 import keras
 import numpy as np
@@ -266,8 +265,7 @@ def check_evaluate(make_model, batch, names):
     assert scores["loss"] == pytest.approx(float(sum(losses.values())), rel=1e-4)
     # A smaller last batch, and a length that only the end tells: each batch still counts once, by its size.
     batches = tf.data.Dataset.from_tensor_slices((images, targets)).batch(2).filter(lambda *batch: True)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # Keras tells of the early end
-        scores = model.evaluate(batches, verbose=0, return_dict=True)
+    scores = model.evaluate(batches, verbose=0, return_dict=True)
     named = sum(scores[name] for name in model.loss_trackers if name in scores)
     assert scores["loss"] == pytest.approx(named, rel=1e-4)
     history = model.fit(

@@ -123,15 +123,15 @@ def test_earlier_boxes_win_above_the_threshold():
     assert match_one([box], [box, box], [0, 3], *RULES["rcnn"]) == [1]
 
 
-def test_a_box_far_from_all_anchors_takes_none():
-    """Not as in mmdetection, where with a threshold of zero it takes all of them."""
+def test_a_box_far_from_all_anchors_takes_them_with_threshold_zero():
     anchors, far = [[0, 0, 10, 10], [10, 0, 20, 10]], [100, 100, 110, 110]
-    assert match_one(anchors, [far], [0], *RULES["retina"]) == [-1, -1]
+    assert match_one(anchors, [far], [0], *RULES["retina"]) == [0, 0]
     assert match_one(anchors, [far], [0], *RULES["rpn"]) == [-1, -1]
+    # Padding, crowds and boxes after it do not.
     assert match_one(anchors, [far, [0, 0, 0, 0]], [-2, -1], *RULES["retina"]) == [-1, -1]
-    assert match_one(anchors, [far, [0, 0, 10, 10]], [0, 1], *RULES["retina"]) == [1, -1]
+    assert match_one(anchors, [far, [0, 0, 10, 10]], [0, 1], *RULES["retina"]) == [1, 0]
     inside = np.array([[True, False]])
-    assert match_one(anchors, [far], [0], *RULES["retina"], inside=inside) == [-1, -2]
+    assert match_one(anchors, [far], [0], *RULES["retina"], inside=inside) == [0, -2]
 
 
 def test_best_anchor_outside_leaves_the_next_best():

@@ -184,7 +184,7 @@ def test_arguments_out_of_range_raise(make_head, option):
         make_head(contracts.PooledBackbone(), **option)
 
 
-def test_compiled_metrics_get_labels_and_logits(make_head):
+def test_compiled_metrics_get_labels_and_logits(make_head, make_batch):
     images, labels = make_batch()
     model = make_head(contracts.PooledBackbone())
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="right")
