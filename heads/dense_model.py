@@ -1,8 +1,6 @@
 """The base class of all heads: what `fit`, `evaluate` and `predict` need."""
 
 import keras
-import numpy as np
-from keras import ops
 
 
 class DenseModel(keras.Model):
@@ -53,58 +51,6 @@ class DenseModel(keras.Model):
         """Gives what `predict` returns, from what `call` returned."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(predictions)")
 
-    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, **kwargs):
-        """Configures the model for training, as in any Keras model; the losses are the model's own.
-
-        Args:
-            optimizer: name or instance of an optimizer.
-            loss: must be None.
-            loss_weights: must be None.
-            metrics: for segmenters; they get label maps, in which 255 is a label like any other unless the
-                metric ignores it, and logits.
-            **kwargs: further arguments of `keras.Model.compile`.
-
-        Raises:
-            ValueError: for a loss, or metrics of a head that has none.
-        """
-        if loss is not None or loss_weights is not None:
-            raise ValueError(
-                f"loss and loss_weights must be None: a {type(self).__name__} minimises its own "
-                f"{list(self.loss_trackers)}; define `compute_losses` in a subclass to change them. "
-                f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
-            )
-        given = [name for name in ("metrics", "weighted_metrics") if {"metrics": metrics, **kwargs}.get(name)]
-        if given and type(self).compute_metrics is keras.Model.compute_metrics:
-            raise ValueError(
-                f"{' and '.join(given)} must be None: a {type(self).__name__} predicts no single tensor that "
-                "Keras's metrics could take; score it with a callback such as `heads.metrics.CocoScores`. "
-                f"Received: {', '.join(f'{name}={kwargs.get(name, metrics)!r}' for name in given)}"
-            )
-        super().compile(optimizer=optimizer, metrics=metrics, **kwargs)
-
-    def compile_from_config(self, config):
-        # Keras leaves this to classes that define `compile`.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
-
-    def fit(self, *args, class_weight=None, **kwargs):
-        if class_weight is not None:
-            raise ValueError(
-                "class_weight must be None: weigh the classes in `compute_losses` of a subclass. "
-                f"Received: class_weight={class_weight!r}"
-            )
-        return super().fit(*args, **kwargs)
-
-    def predict(self, x, *args, **kwargs):
-        arrays = keras.tree.flatten(x)
-        if all(isinstance(array, np.ndarray) for array in arrays) and 0 in (len(array) for array in arrays):
-            # Keras asks for one batch at least. What comes of no picture has the shapes of what comes of one.
-            one = keras.tree.map_structure(lambda array: np.ones((1, *array.shape[1:]), array.dtype), x)
-            outputs = self.predict_on_batch(one)
-            return keras.tree.map_structure(lambda output: np.asarray(output)[:0], outputs)
-        return super().predict(x, *args, **kwargs)
-
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if sample_weight is not None:
             raise ValueError(
@@ -112,14 +58,9 @@ class DenseModel(keras.Model):
                 f"targets themselves. Received: sample_weight={sample_weight!r}"
             )
         losses = self.compute_losses(y, y_pred)
-        # Weighted like Keras's own mean of the loss: batches may differ in size, and the step that finds the
-        # end of a dataset of unknown length must not count.
-        batch_size = ops.shape(next(value for value in keras.tree.flatten((x, y)) if value is not None))[0]
         for name, loss in losses.items():
-            self.loss_trackers[name].update_state(loss, sample_weight=batch_size)
-        # Keras's hook for additional losses: under tf.distribute the replicas' gradients are summed, so that
-        # each replica's losses must be its share.
-        return sum(self._aggregate_additional_loss(loss) for loss in (*losses.values(), *self.losses))
+            self.loss_trackers[name].update_state(loss)
+        return sum(losses.values())
 
     def make_train_function(self, force=False):
         # Otherwise TensorFlow traces the training step twice, the first time to create the variables.
@@ -167,17 +108,3 @@ class DenseModel(keras.Model):
             if part is not self.backbone and part is not self.pyramid and part.weights:
                 yield f"{prefix}{part.name}", part
                 yield from self._walk_parts(part, f"{prefix}{part.name}/")
-
-
-def check_counts(smallest=1, **values):
-    """Raises a ValueError unless the named values are whole numbers of at least `smallest`."""
-    for name, value in values.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < smallest:
-            raise ValueError(f"{name} must be at least {smallest}. Received: {value!r}")
-
-
-def check_shares(**values):
-    """Raises a ValueError unless the named values lie in 0 .. 1."""
-    for name, value in values.items():
-        if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-            raise ValueError(f"{name} must be 0 .. 1. Received: {value!r}")

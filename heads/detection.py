@@ -4,7 +4,6 @@ from keras import ops
 
 from heads.boxes import clip_boxes, rescale_boxes
 from heads.suppression import suppress_boxes
-from heads.targets import poison_faulty
 
 INPUT_NAMES = ("images", "image_sizes", "original_sizes")
 
@@ -19,12 +18,10 @@ def read_inputs(inputs):
 
     Returns:
         (images, sizes): `sizes` is a dict of "image_sizes", float32 (batch, 2), and, where given,
-        "original_sizes", float32 (batch, 2). In graphs, sizes out of range become NaN: so does the loss, and
-        nothing is detected.
+        "original_sizes", float32 (batch, 2).
 
     Raises:
-        ValueError: at a dict without "images" or with unknown keys; outside of graphs, at image sizes that
-            are not positive or above that of the tensor.
+        ValueError: at a dict without "images" or with unknown keys.
     """
     if not isinstance(inputs, dict):
         inputs = {"images": inputs}
@@ -35,15 +32,50 @@ def read_inputs(inputs):
         )
     images = inputs["images"]
     sizes = {name: ops.cast(inputs[name], "float32") for name in INPUT_NAMES[1:] if name in inputs}
-    batch, height, width = ops.shape(images)[:3]
-    limit = ops.broadcast_to(ops.cast(ops.stack([height, width]), "float32")[None], (batch, 2))
     if "image_sizes" not in sizes:
-        return images, {"image_sizes": limit, **sizes}
-    image_sizes = sizes["image_sizes"]
-    faulty = ops.logical_not((image_sizes >= 1) & (image_sizes <= limit))
-    rule = "image_sizes must be (height, width) of at least 1, not above that of the images"
-    poison_faulty(faulty, image_sizes, rule)
-    return images, {**sizes, "image_sizes": ops.where(faulty, float("nan"), image_sizes)}
+        batch, height, width = ops.shape(images)[:3]
+        size = ops.cast(ops.stack([height, width]), "float32")
+        sizes["image_sizes"] = ops.broadcast_to(size[None], (batch, 2))
+    return images, sizes
+
+
+def read_targets(targets, num_classes, with_masks=False):
+    """Gives checked targets of a detector by name.
+
+    Args:
+        targets: a dict of "boxes" (batch, n, 4), xyxy pixels; "labels" (batch, n), integers, -1 for padding
+            and -2 for a crowd; with `with_masks` also "masks" (batch, n, height, width), 0 or 1.
+        num_classes: number of classes.
+        with_masks: whether "masks" are needed.
+
+    Returns:
+        (targets, poison): a dict of "boxes" float32, "labels" int32 and perhaps "masks"; and 0, or NaN where
+        a label is out of range: a graph cannot raise, and a loss that is not a number is not overlooked.
+
+    Raises:
+        ValueError: at missing keys or other shapes.
+    """
+    needed = ("boxes", "labels", "masks")[: 3 if with_masks else 2]
+    if not isinstance(targets, dict) or not set(needed) <= set(targets):
+        received = sorted(targets) if isinstance(targets, dict) else type(targets).__name__
+        raise ValueError(f"targets must be a dict with {list(needed)}. Received: {received}")
+    shapes = {name: tuple(targets[name].shape) for name in needed}
+    ranks = {"boxes": 3, "labels": 2, "masks": 4}
+    if any(len(shape) != ranks[name] for name, shape in shapes.items()) or shapes["boxes"][-1] not in (
+        4,
+        None,
+    ):
+        raise ValueError(
+            "targets must have boxes (batch, n, 4), labels (batch, n)"
+            f"{' and masks (batch, n, height, width)' if with_masks else ''}. Received shapes: {shapes}"
+        )
+    labels = ops.cast(targets["labels"], "int32")
+    wrong = ops.any((labels >= num_classes) | (labels < -2))
+    poison = ops.where(wrong, float("nan"), 0.0)
+    checked = {"boxes": ops.cast(targets["boxes"], "float32"), "labels": labels}
+    if with_masks:
+        checked["masks"] = targets["masks"]
+    return checked, ops.cast(poison, "float32")
 
 
 def select_best(scores, num_best):

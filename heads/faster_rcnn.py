@@ -4,9 +4,10 @@ import keras
 from keras import ops
 
 from heads.boxes import decode_boxes, encode_boxes
-from heads.dense_model import DenseModel, check_counts, check_shares
+from heads.dense_model import DenseModel
 from heads.detection import (
     read_inputs,
+    read_targets,
     restore_boxes,
     select_detections,
     select_pairs,
@@ -16,7 +17,6 @@ from heads.fpn import FPN
 from heads.matching import match_boxes, sample_matches
 from heads.roi_align import align_regions
 from heads.rpn import RegionProposalNetwork, compute_proposal_losses, select_proposals
-from heads.targets import read_targets
 
 LEVELS = ("P2", "P3", "P4", "P5")
 CANDIDATES_PER_LEVEL = 1000
@@ -47,7 +47,7 @@ class FasterRCNN(DenseModel):
         channels: channels of the pyramid and the heads.
         num_proposals: proposals of each image that the second stage looks at.
         num_samples: proposals of each image that the second stage learns from, at most a quarter of them
-            objects; 4 or more.
+            objects.
         score_threshold: detections below are left out.
         iou_threshold: of two detections of one class that overlap by more, the better one stays.
         max_detections: rows of `predict`'s result.
@@ -78,15 +78,13 @@ class FasterRCNN(DenseModel):
         max_detections=100,
         **kwargs,
     ):
-        check_counts(
-            num_classes=num_classes,
-            channels=channels,
-            num_proposals=num_proposals,
-            max_detections=max_detections,
-        )
-        # A quarter of the samples are objects: of fewer, none would be.
-        check_counts(round(1 / POSITIVE_FRACTION), num_samples=num_samples)
-        check_shares(score_threshold=score_threshold, iou_threshold=iou_threshold)
+        for name, value in (
+            ("num_classes", num_classes),
+            ("num_proposals", num_proposals),
+            ("num_samples", num_samples),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {value}")
         super().__init__(backbone, LEVELS, self.loss_names, **kwargs)
         # Each batch has its own number of objects: XLA would compile anew for each.
         self.supports_jit = keras.backend.backend() != "tensorflow"
@@ -145,10 +143,10 @@ class FasterRCNN(DenseModel):
             predictions: what `call` gave.
 
         Returns:
-            A dict of float32 scalars "objectness_loss", "proposal_loss", "class_loss" and "box_loss"; in
-            graphs NaN where a target is faulty: see `heads.targets`.
+            A dict of float32 scalars "objectness_loss", "proposal_loss", "class_loss" and "box_loss"; NaN
+            where a label is out of range.
         """
-        targets, poison = read_targets(targets, self.num_classes, predictions["image_sizes"], self.with_masks)
+        targets, poison = read_targets(targets, self.num_classes, self.with_masks)
         losses = compute_proposal_losses(targets, predictions, self.draw_priorities)
         samples = self.sample_regions(targets, predictions)
         losses |= self.compute_region_losses(targets, predictions, samples)

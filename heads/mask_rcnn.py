@@ -8,7 +8,6 @@ from heads.faster_rcnn import POSITIVE_FRACTION, FasterRCNN, flatten_regions
 from heads.losses import binary_cross_entropy
 from heads.masks import crop_masks
 from heads.roi_align import align_regions
-from heads.targets import check_mask_size
 
 POOLED_SIZE = 14
 MASK_SIZE = 28
@@ -52,11 +51,10 @@ class MaskRCNN(FasterRCNN):
         labels = ops.maximum(take_rows(targets["labels"], samples["matches"]), 0)
         labels = ops.minimum(labels, self.num_classes - 1)
         logits = self.segment_regions(predictions["pyramid"], samples["boxes"], labels)
-        poison = check_mask_size(targets["masks"], predictions["pyramid"][0])
         truth = crop_masks(targets["masks"], samples["boxes"], samples["matches"], MASK_SIZE)
         entropies = ops.where(positive[:, :, None, None], binary_cross_entropy(truth, logits), 0.0)
         num_values = ops.sum(ops.cast(positive, "float32")) * MASK_SIZE**2
-        return {**losses, "mask_loss": ops.sum(entropies) / ops.maximum(num_values, 1.0) + poison}
+        return {**losses, "mask_loss": ops.sum(entropies) / ops.maximum(num_values, 1.0)}
 
     def segment_regions(self, pyramid, boxes, labels):
         """Gives mask logits (batch, n, 28, 28) of boxes (batch, n, 4), each for its own label (batch, n)."""

@@ -20,9 +20,9 @@ def match_boxes(
     Faster R-CNN (arXiv 1506.01497, Sec. 3.1.2) as in mmdetection's MaxIoUAssigner. An anchor learns the box
     that it overlaps most, if their IoU reaches `positive_threshold`; it is background if its best IoU is
     below `negative_threshold`, and ignored in between. With `match_low_quality` each box also takes all the
-    anchors that reach its own best IoU exactly, if that is above 0 and at least `min_positive_iou`, whatever
-    they had before; later boxes win. (In mmdetection a box that touches no anchor takes all of them if
-    `min_positive_iou` is 0.)
+    anchors that reach its own best IoU exactly, if that is at least `min_positive_iou`, whatever they had
+    before; later boxes win. With `min_positive_iou=0` a box that touches no anchor thereby takes all of
+    them.
 
     Crowd regions (label -2) are no objects. An anchor that would be background but has more than half of its
     area in one of them is ignored.
@@ -94,7 +94,7 @@ def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
         iou = overlap / (areas + box_area - overlap)
         if min_positive_iou is not None:
             own_best = ops.max(iou, axis=1, keepdims=True, initial=0.0)
-            takes = (label >= 0) & (own_best > 0) & (own_best >= min_positive_iou)
+            takes = ops.logical_and(label >= 0, own_best >= min_positive_iou)
             forced = ops.where(ops.equal(iou, ops.where(takes, own_best, -1.0)), index, forced)
         match = ops.where(iou > best, index, match)
         crowd_overlap = ops.maximum(crowd_overlap, ops.where(ops.equal(label, -2), overlap, 0.0))

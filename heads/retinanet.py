@@ -7,9 +7,10 @@ from keras import ops
 
 from heads.anchors import make_anchors, mark_inside
 from heads.boxes import decode_boxes, encode_boxes
-from heads.dense_model import DenseModel, check_counts, check_shares
+from heads.dense_model import DenseModel
 from heads.detection import (
     read_inputs,
+    read_targets,
     restore_boxes,
     select_detections,
     select_pairs,
@@ -18,7 +19,6 @@ from heads.detection import (
 from heads.fpn import FPN
 from heads.losses import sigmoid_focal_loss
 from heads.matching import match_boxes
-from heads.targets import read_targets
 
 LEVELS = ("P3", "P4", "P5")
 STRIDES = (8, 16, 32, 64, 128)
@@ -72,9 +72,8 @@ class RetinaNet(DenseModel):
         max_detections=100,
         **kwargs,
     ):
-        check_counts(num_classes=num_classes, channels=channels, max_detections=max_detections)
-        check_counts(0, num_convs=num_convs)
-        check_shares(score_threshold=score_threshold, iou_threshold=iou_threshold)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
         super().__init__(backbone, LEVELS, ("class_loss", "box_loss"), **kwargs)
         # Each batch has its own number of objects: XLA would compile anew for each.
         self.supports_jit = keras.backend.backend() != "tensorflow"
@@ -123,9 +122,9 @@ class RetinaNet(DenseModel):
             predictions: what `call` gave.
 
         Returns:
-            A dict of float32 scalars; in graphs NaN where a target is faulty: see `heads.targets`.
+            A dict of float32 scalars; NaN where a label is out of range.
         """
-        targets, poison = read_targets(targets, self.num_classes, predictions["image_sizes"])
+        targets, poison = read_targets(targets, self.num_classes)
         boxes, labels = targets["boxes"], targets["labels"]
         anchors = ops.concatenate(predictions["anchors"], axis=0)
         inside = mark_inside(anchors, predictions["image_sizes"])

