@@ -24,9 +24,9 @@ def read_inputs(inputs):
         "original_sizes", float32 (batch, 2).
 
     Raises:
-        ValueError: at a dict without "images" or with unknown keys, and, outside of graphs, at a size below 1
-            or, without the padding, above that of the images. Inside of a graph all sizes become NaN, and with
-            them the losses and the scores.
+        ValueError: at a dict without "images" or with unknown keys, and, outside of graphs, at a size below
+            1 or an image size above that of the array. Inside of a graph all sizes become NaN, and with them
+            the losses and the scores.
     """
     if not isinstance(inputs, dict):
         inputs = {"images": inputs}
