@@ -51,8 +51,12 @@ def read_labels(labels, logits, ignore_label=255):
         raise ValueError(f"labels must be one array (batch, height, width). Received: {received}")
     labels = ops.convert_to_tensor(labels)
     *size, num_classes = logits.shape
-    if len(labels.shape) == len(size) + 1 and labels.shape[-1] == 1:
-        labels = labels[..., 0]
+    try:
+        has_channel = len(labels.shape) == len(size) + 1 and labels.shape[-1] == 1
+    except ValueError:  # TensorFlow no longer knows the rank after label maps with and without a channel
+        has_channel = True
+    if has_channel:
+        labels = ops.reshape(labels, ops.shape(logits)[:-1])
     shape = tuple(labels.shape)
     same = len(shape) == len(size) and all(
         ours == theirs or None in (ours, theirs) for ours, theirs in zip(shape, size, strict=True)
