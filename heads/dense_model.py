@@ -1,6 +1,9 @@
 """The base class of all heads: what `fit`, `evaluate` and `predict` need."""
 
+import numbers
+
 import keras
+import numpy as np
 
 
 class DenseModel(keras.Model):
@@ -9,6 +12,10 @@ class DenseModel(keras.Model):
     A head writes `call` (images -> raw predictions), `compute_losses` (targets, predictions -> a dict of
     named losses) and `decode` (predictions -> what a user wants). This class makes `fit` minimise the sum of
     the losses and log each by name, and `predict` give decoded results, on every backend of Keras.
+
+    What else Keras's `compile` and `fit` take works as in any Keras model, or raises: losses of layers
+    (regularizers, `add_loss`) are part of the loss; `loss`, `loss_weights`, `class_weight` and
+    `sample_weight` are refused, `metrics` and `weighted_metrics` where `takes_metrics` is False.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs`, a dict level -> symbolic output.
@@ -21,6 +28,9 @@ class DenseModel(keras.Model):
     Raises:
         ValueError: if the backbone has no `pyramid_outputs` or lacks a level.
     """
+
+    # Whether `compute_metrics` gives metrics of `compile` what they can compare.
+    takes_metrics = False
 
     def __init__(self, backbone, levels, loss_names, folded=False, **kwargs):
         super().__init__(**kwargs)
@@ -51,16 +61,75 @@ class DenseModel(keras.Model):
         """Gives what `predict` returns, from what `call` returned."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(predictions)")
 
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
+        way_out = f"the losses are {list(self.loss_trackers)}; override `compute_losses` for others"
+        _refuse(way_out, loss=loss, loss_weights=loss_weights)
+        if not self.takes_metrics:
+            way_out = "predictions are not compared with targets one by one; score with a callback"
+            _refuse(way_out, metrics=metrics, weighted_metrics=weighted_metrics)
+        for metric in keras.tree.flatten([metrics, weighted_metrics]):
+            if isinstance(metric, keras.metrics.IoU) and (metric.sparse_y_pred or not metric.sparse_y_true):
+                raise ValueError(
+                    "metrics must take class numbers and logits: sparse_y_true=True, sparse_y_pred=False. "
+                    f"Received: {metric!r} with {metric.sparse_y_true} and {metric.sparse_y_pred}"
+                )
+        super().compile(optimizer, metrics=metrics, weighted_metrics=weighted_metrics, **kwargs)
+
+    def compile_from_config(self, config):
+        # As Keras's own, which does nothing where `compile` is overridden.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, class_weight=None, validation_data=None, **kwargs):
+        _refuse_weights(class_weight=class_weight)
+        if isinstance(validation_data, (tuple, list)) and len(validation_data) == 3:
+            _refuse_weights(sample_weight=validation_data[2])
+        _refuse_nothing(x)
+        history = super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+        if history.epoch and not history.history:
+            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none")
+        return history
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        _refuse_weights(class_weight=class_weight)
+        return super().train_on_batch(x, y, sample_weight=sample_weight, return_dict=return_dict)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        _refuse_nothing(x)
+        results = super().evaluate(x, *args, **kwargs)
+        if isinstance(results, (dict, list)) and not results:
+            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none")
+        return results
+
+    def predict(self, x, *args, **kwargs):
+        if _count_rows(x) == 0:
+            # No network is made for nothing: the results of a blank image show the shapes and dtypes.
+            blank = keras.tree.map_structure(lambda array: np.ones((1, *array.shape[1:]), array.dtype), x)
+            return keras.tree.map_structure(lambda array: np.asarray(array)[:0], self.predict_on_batch(blank))
+        try:
+            return super().predict(x, *args, **kwargs)
+        except UnboundLocalError as problem:  # what Keras makes of no batch at all
+            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none") from problem
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if sample_weight is not None:
-            raise ValueError(
-                "sample_weight is not supported: give (images, targets) and mark what must not count in the "
-                f"targets themselves. Received: sample_weight={sample_weight!r}"
-            )
+        _refuse_weights(sample_weight=sample_weight)
         losses = self.compute_losses(y, y_pred)
+        # Weighted, as Keras's own tracker: a last batch may be smaller, and where a dataset's length is
+        # unknown, a step without a batch is begun.
+        batch_size = keras.ops.shape(keras.tree.flatten(y)[0])[0]
         for name, loss in losses.items():
-            self.loss_trackers[name].update_state(loss)
-        return sum(losses.values())
+            self.loss_trackers[name].update_state(loss, sample_weight=batch_size)
+        # Keras's way to add a loss: divided by the number of replicas, whose gradients are summed.
+        return sum(self._aggregate_additional_loss(loss) for loss in (*losses.values(), *self.losses))
 
     def make_train_function(self, force=False):
         # Otherwise TensorFlow traces the training step twice, the first time to create the variables.
@@ -108,3 +177,48 @@ class DenseModel(keras.Model):
             if part is not self.backbone and part is not self.pyramid and part.weights:
                 yield f"{prefix}{part.name}", part
                 yield from self._walk_parts(part, f"{prefix}{part.name}/")
+
+
+def check_counts(least=1, **counts):
+    """Raises a ValueError that names the first argument that is no integer, or below `least`."""
+    for name, value in counts.items():
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(f"{name} must be at least {least}. Received: {value!r}")
+
+
+def check_shares(with_one=False, **shares):
+    """Raises a ValueError that names the first argument that is no number from 0 to 1, or is 1 itself."""
+    for name, value in shares.items():
+        if not isinstance(value, numbers.Real) or not 0 <= value <= 1 or (value == 1 and not with_one):
+            limit = "to 1" if with_one else "to below 1"
+            raise ValueError(f"{name} must be a number from 0 {limit}. Received: {value!r}")
+
+
+def _refuse(way_out, **options):
+    """Raises at an option of Keras's that is given."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{name} must be None: {way_out}. Received: {name}={value!r}")
+
+
+def _refuse_weights(**weights):
+    for name, value in weights.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is not supported: give (images, targets) and mark what must not count in the "
+                f"targets themselves, or override `compute_losses`. Received: {name}={value!r}"
+            )
+
+
+def _count_rows(x):
+    """Gives the number of images of arrays; None for datasets, generators and no input."""
+    arrays = keras.tree.flatten(x) if isinstance(x, (dict, list, tuple)) else [x]
+    shape = getattr(arrays[0], "shape", None) if arrays else None
+    return None if not shape else shape[0]
+
+
+def _refuse_nothing(x):
+    if _count_rows(x) == 0:
+        raise ValueError(
+            f"x must hold at least one image. Received: shape {keras.tree.map_structure(np.shape, x)}"
+        )

@@ -1,8 +1,11 @@
 """What the detectors share: their inputs, and the way from scored boxes to detections."""
 
+import functools
+
 from keras import ops
 
 from heads.boxes import clip_boxes, rescale_boxes
+from heads.losses import poison_faults
 from heads.suppression import suppress_boxes
 
 INPUT_NAMES = ("images", "image_sizes", "original_sizes")
@@ -21,7 +24,9 @@ def read_inputs(inputs):
         "original_sizes", float32 (batch, 2).
 
     Raises:
-        ValueError: at a dict without "images" or with unknown keys.
+        ValueError: at a dict without "images" or with unknown keys, and, outside of graphs, at a size below
+            1 or an image size above that of the array. Inside of a graph all sizes become NaN, and with them
+            the losses and the scores.
     """
     if not isinstance(inputs, dict):
         inputs = {"images": inputs}
@@ -32,14 +37,31 @@ def read_inputs(inputs):
         )
     images = inputs["images"]
     sizes = {name: ops.cast(inputs[name], "float32") for name in INPUT_NAMES[1:] if name in inputs}
+    batch, height, width = ops.shape(images)[:3]
+    size = ops.cast(ops.stack([height, width]), "float32")
+    for name, values in sizes.items():
+        faults = ops.logical_not(values >= 1.0)
+        if name == "image_sizes":
+            faults = ops.logical_or(faults, values > size)
+        sizes[name] = values + poison_faults(faults, functools.partial(_describe_size, name, values, size))
     if "image_sizes" not in sizes:
-        batch, height, width = ops.shape(images)[:3]
-        size = ops.cast(ops.stack([height, width]), "float32")
         sizes["image_sizes"] = ops.broadcast_to(size[None], (batch, 2))
     return images, sizes
 
 
-def read_targets(targets, num_classes, with_masks=False):
+def _describe_size(name, values, size, index):
+    limit = " and not above that of the padded images" if name == "image_sizes" else ""
+    return (
+        f"{name} must be (height, width), at least 1 each{limit}. Received: {_show(values[index[0]])} for "
+        f"image {index[0]} of the batch, in a batch of {_show(size)}"
+    )
+
+
+def _show(values):
+    return ops.convert_to_numpy(values).tolist()
+
+
+def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
     """Gives checked targets of a detector by name.
 
     Args:
@@ -47,13 +69,16 @@ def read_targets(targets, num_classes, with_masks=False):
             and -2 for a crowd; with `with_masks` also "masks" (batch, n, height, width), 0 or 1.
         num_classes: number of classes.
         with_masks: whether "masks" are needed.
+        image_sizes: (batch, 2), (height, width) without padding, in which the boxes must lie. Default: no
+            limit.
 
     Returns:
-        (targets, poison): a dict of "boxes" float32, "labels" int32 and perhaps "masks"; and 0, or NaN where
-        a label is out of range: a graph cannot raise, and a loss that is not a number is not overlooked.
+        (targets, poisons): a dict of "boxes" float32, "labels" int32 and perhaps "masks"; and a dict of what
+        to add to the losses "class_loss" and "box_loss": 0, or NaN where a label, or a box or size, is faulty
+        and values are not known: see `heads.losses.poison_faults`.
 
     Raises:
-        ValueError: at missing keys or other shapes.
+        ValueError: at missing keys or other shapes, and, outside of graphs, at a faulty label or box.
     """
     needed = ("boxes", "labels", "masks")[: 3 if with_masks else 2]
     if not isinstance(targets, dict) or not set(needed) <= set(targets):
@@ -69,13 +94,60 @@ def read_targets(targets, num_classes, with_masks=False):
             "targets must have boxes (batch, n, 4), labels (batch, n)"
             f"{' and masks (batch, n, height, width)' if with_masks else ''}. Received shapes: {shapes}"
         )
-    labels = ops.cast(targets["labels"], "int32")
-    wrong = ops.any((labels >= num_classes) | (labels < -2))
-    poison = ops.where(wrong, float("nan"), 0.0)
-    checked = {"boxes": ops.cast(targets["boxes"], "float32"), "labels": labels}
+    labels, boxes = ops.cast(targets["labels"], "int32"), ops.cast(targets["boxes"], "float32")
+    poisons = {
+        "class_loss": _check_labels(targets["labels"], labels, num_classes),
+        "box_loss": _check_boxes(boxes, labels, image_sizes),
+    }
+    checked = {"boxes": boxes, "labels": labels}
     if with_masks:
         checked["masks"] = targets["masks"]
-    return checked, ops.cast(poison, "float32")
+    return checked, poisons
+
+
+def _check_labels(given, labels, num_classes):
+    """Returns 0, or NaN at a label that is no class, padding or crowd."""
+    given = ops.convert_to_tensor(given)
+    faults = (labels >= num_classes) | (labels < -2) | ops.not_equal(ops.cast(labels, given.dtype), given)
+    return poison_faults(
+        faults,
+        lambda index: (
+            f"labels must be class numbers 0 .. {num_classes - 1}, -1 for padding or -2 for a crowd. "
+            f"Received: {_show(given[index])} for box {index[1]} of image {index[0]} of the batch"
+        ),
+    )
+
+
+def _check_boxes(boxes, labels, image_sizes):
+    """Returns 0, or NaN at a box without area or outside of its image, or boxes that cannot be pixels."""
+    exists = ops.not_equal(labels, -1)
+    # Written so that NaN is a fault.
+    valid = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1) & ops.all(ops.isfinite(boxes), axis=-1)
+    if image_sizes is not None:
+        # Rounded sizes may be up to a pixel smaller than the boxes that were scaled with them.
+        valid &= ops.all(ops.abs(clip_boxes(boxes, image_sizes) - boxes) <= 1.0, axis=-1)
+
+    def describe(index):
+        image, row = index
+        size = "" if image_sizes is None else f", whose (height, width) is {_show(image_sizes[image])}"
+        return (
+            "boxes must be (x1, y1, x2, y2) in pixels, x1 < x2 and y1 < y2, inside of their image: convert "
+            "other formats, clip what reaches out, give padding the label -1. Received: "
+            f"{_show(boxes[index])} as box {row} of image {image} of the batch{size}"
+        )
+
+    poison = poison_faults(exists & ops.logical_not(valid), describe)
+    # All boxes in the first pixel, though they do not start at its corner as what a crop leaves there does.
+    in_first_pixel = ops.all(boxes <= 1.0, axis=-1) & ops.any(boxes[..., :2] > 0.0, axis=-1)
+    normalized = ops.any(exists) & ops.all(in_first_pixel | ops.logical_not(exists))
+    poison += poison_faults(
+        exists & normalized,
+        lambda index: (
+            "boxes must be in pixels: multiply boxes of 0 .. 1 by the width and height of their image. "
+            f"Received: {_show(boxes[index])} as box {index[1]} of image {index[0]} of the batch"
+        ),
+    )
+    return poison if image_sizes is None else poison + 0.0 * ops.sum(image_sizes)
 
 
 def select_best(scores, num_best):
@@ -136,7 +208,8 @@ def select_detections(boxes, scores, labels, image_sizes, iou_threshold, max_det
     rows = ops.maximum(chosen, 0)
     return {
         "boxes": ops.where(exists[..., None], take_rows(boxes, rows), 0.0),
-        "scores": ops.where(exists, take_rows(scores, rows), 0.0),
+        # NaN where the sizes are: see `read_inputs`.
+        "scores": ops.where(exists, take_rows(scores, rows), 0.0) + 0.0 * image_sizes[:, :1],
         "labels": ops.where(exists, take_rows(labels, rows), -1),
     }
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from heads.boxes import decode_boxes, encode_boxes
-from heads.dense_model import DenseModel
+from heads.dense_model import DenseModel, check_counts, check_shares
 from heads.detection import (
     read_inputs,
     read_targets,
@@ -47,7 +47,7 @@ class FasterRCNN(DenseModel):
         channels: channels of the pyramid and the heads.
         num_proposals: proposals of each image that the second stage looks at.
         num_samples: proposals of each image that the second stage learns from, at most a quarter of them
-            objects.
+            objects; at least 4.
         score_threshold: detections below are left out.
         iou_threshold: of two detections of one class that overlap by more, the better one stays.
         max_detections: rows of `predict`'s result.
@@ -78,13 +78,16 @@ class FasterRCNN(DenseModel):
         max_detections=100,
         **kwargs,
     ):
-        for name, value in (
-            ("num_classes", num_classes),
-            ("num_proposals", num_proposals),
-            ("num_samples", num_samples),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1. Received: {value}")
+        check_counts(
+            num_classes=num_classes,
+            channels=channels,
+            num_proposals=num_proposals,
+            max_detections=max_detections,
+        )
+        check_shares(score_threshold=score_threshold)
+        check_shares(with_one=True, iou_threshold=iou_threshold)
+        # Fewer have no place for an object: see POSITIVE_FRACTION.
+        check_counts(least=4, num_samples=num_samples)
         super().__init__(backbone, LEVELS, self.loss_names, **kwargs)
         # Each batch has its own number of objects: XLA would compile anew for each.
         self.supports_jit = keras.backend.backend() != "tensorflow"
@@ -144,13 +147,14 @@ class FasterRCNN(DenseModel):
 
         Returns:
             A dict of float32 scalars "objectness_loss", "proposal_loss", "class_loss" and "box_loss"; NaN
-            where a label is out of range.
+            where a target is faulty: see `heads.detection.read_targets`.
         """
-        targets, poison = read_targets(targets, self.num_classes, self.with_masks)
+        image_sizes = predictions["image_sizes"]
+        targets, poisons = read_targets(targets, self.num_classes, self.with_masks, image_sizes)
         losses = compute_proposal_losses(targets, predictions, self.draw_priorities)
         samples = self.sample_regions(targets, predictions)
         losses |= self.compute_region_losses(targets, predictions, samples)
-        return {**losses, "class_loss": losses["class_loss"] + poison}
+        return {name: loss + poisons.get(name, 0.0) for name, loss in losses.items()}
 
     def sample_regions(self, targets, predictions):
         """Gives regions to learn from: the true boxes and the proposals, matched and sampled.

@@ -1,14 +1,16 @@
 """Mask R-CNN (arXiv 1703.06870)."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from heads.detection import restore_boxes, take_rows
 from heads.faster_rcnn import POSITIVE_FRACTION, FasterRCNN, flatten_regions
-from heads.losses import binary_cross_entropy
+from heads.losses import binary_cross_entropy, poison_faults
 from heads.masks import crop_masks
 from heads.roi_align import align_regions
 
+FINEST_STRIDE = 4  # of P2
 POOLED_SIZE = 14
 MASK_SIZE = 28
 
@@ -41,6 +43,7 @@ class MaskRCNN(FasterRCNN):
     def compute_region_losses(self, targets, predictions, samples):
         """Gives "class_loss", "box_loss" and "mask_loss" of sampled regions: see `sample_regions`."""
         losses = super().compute_region_losses(targets, predictions, samples)
+        poison = _check_masks(targets["masks"], predictions["pyramid"][0])
         # Objects come first, so only so many places can hold one.
         places = int(self.num_samples * POSITIVE_FRACTION)
         if keras.backend.backend() != "jax":  # JAX must know shapes beforehand
@@ -54,7 +57,7 @@ class MaskRCNN(FasterRCNN):
         truth = crop_masks(targets["masks"], samples["boxes"], samples["matches"], MASK_SIZE)
         entropies = ops.where(positive[:, :, None, None], binary_cross_entropy(truth, logits), 0.0)
         num_values = ops.sum(ops.cast(positive, "float32")) * MASK_SIZE**2
-        return {**losses, "mask_loss": ops.sum(entropies) / ops.maximum(num_values, 1.0)}
+        return {**losses, "mask_loss": ops.sum(entropies) / ops.maximum(num_values, 1.0) + poison}
 
     def segment_regions(self, pyramid, boxes, labels):
         """Gives mask logits (batch, n, 28, 28) of boxes (batch, n, 4), each for its own label (batch, n)."""
@@ -78,6 +81,28 @@ class MaskRCNN(FasterRCNN):
         """Gives mmdetection's names: name -> layer or variable."""
         parts = self.mask_head.reference_layers().items()
         return super().reference_layers() | {f"roi_head.mask_head.{name}": layer for name, layer in parts}
+
+
+def _check_masks(masks, finest_level):
+    """Returns 0, or NaN where masks are not as large as the images (but for the stride) or exceed 1."""
+    size, cells = ops.shape(masks)[2:], ops.shape(finest_level)[1:3]
+    differs = [-(-side // FINEST_STRIDE) != number for side, number in zip(size, cells, strict=True)]
+    known = all(isinstance(each, bool) for each in differs)
+    poison = poison_faults(
+        np.array(differs) if known else ops.stack(differs),
+        lambda index: (
+            "masks must have the (height, width) of the padded images, in multiples of "
+            f"{FINEST_STRIDE} {tuple(FINEST_STRIDE * int(side) for side in cells)}. "
+            f"Received: {tuple(map(int, size))}"
+        ),
+    )
+    masks = ops.convert_to_tensor(masks)
+    if keras.backend.standardize_dtype(masks.dtype) == "bool":
+        return poison
+    return poison + poison_faults(
+        ops.max(masks, initial=0) > 1,
+        lambda index: f"masks must be 0 or 1. Received: values up to {float(ops.max(masks))}",
+    )
 
 
 @keras.saving.register_keras_serializable(package="heads")

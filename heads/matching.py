@@ -21,8 +21,8 @@ def match_boxes(
     that it overlaps most, if their IoU reaches `positive_threshold`; it is background if its best IoU is
     below `negative_threshold`, and ignored in between. With `match_low_quality` each box also takes all the
     anchors that reach its own best IoU exactly, if that is at least `min_positive_iou`, whatever they had
-    before; later boxes win. With `min_positive_iou=0` a box that touches no anchor thereby takes all of
-    them.
+    before; later boxes win. A box that touches no anchor takes none; mmdetection gives it all of them where
+    `min_positive_iou` is 0.
 
     Crowd regions (label -2) are no objects. An anchor that would be background but has more than half of its
     area in one of them is ignored.
@@ -94,7 +94,7 @@ def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
         iou = overlap / (areas + box_area - overlap)
         if min_positive_iou is not None:
             own_best = ops.max(iou, axis=1, keepdims=True, initial=0.0)
-            takes = ops.logical_and(label >= 0, own_best >= min_positive_iou)
+            takes = (label >= 0) & (own_best >= min_positive_iou) & (own_best > 0.0)
             forced = ops.where(ops.equal(iou, ops.where(takes, own_best, -1.0)), index, forced)
         match = ops.where(iou > best, index, match)
         crowd_overlap = ops.maximum(crowd_overlap, ops.where(ops.equal(label, -2), overlap, 0.0))

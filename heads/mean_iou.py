@@ -10,14 +10,14 @@ IGNORE_LABEL = 255
 
 @keras.saving.register_keras_serializable(package="heads")
 class MeanIoU(keras.metrics.Metric):
-    """Mean IoU over the classes that occur in the truth or in the predictions.
+    """Mean IoU over the classes that occur in the truth or in the predictions; 0 where no pixel has a truth.
 
     `heads.metrics` gives the scores per class. Unlike `keras.metrics.MeanIoU` it takes logits and label maps
-    alike, counts a prediction outside the
-    classes as wrong instead of leaving its pixel out, and does not overflow at 2^31 pixels.
+    alike, counts a prediction outside the classes as wrong instead of leaving its pixel out, and does not
+    overflow at 2^31 pixels.
 
     Args:
-        num_classes: Number of classes.
+        num_classes: Number of classes, 1 .. 255.
         name: Name of the metric.
     """
 
@@ -31,8 +31,8 @@ class MeanIoU(keras.metrics.Metric):
 
     def __init__(self, num_classes: int, name: str = "mean_iou"):
         super().__init__(name=name)
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+        if not 1 <= num_classes <= IGNORE_LABEL:
+            raise ValueError(f"num_classes must be between 1 and {IGNORE_LABEL}. Received: {num_classes}")
         self.num_classes = num_classes
         # One more column than classes: predictions that are no class.
         shape = (num_classes, num_classes + 1)

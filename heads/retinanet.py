@@ -7,7 +7,7 @@ from keras import ops
 
 from heads.anchors import make_anchors, mark_inside
 from heads.boxes import decode_boxes, encode_boxes
-from heads.dense_model import DenseModel
+from heads.dense_model import DenseModel, check_counts, check_shares
 from heads.detection import (
     read_inputs,
     read_targets,
@@ -72,8 +72,10 @@ class RetinaNet(DenseModel):
         max_detections=100,
         **kwargs,
     ):
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+        check_counts(num_classes=num_classes, channels=channels, max_detections=max_detections)
+        check_shares(score_threshold=score_threshold)
+        check_shares(with_one=True, iou_threshold=iou_threshold)
+        check_counts(least=0, num_convs=num_convs)
         super().__init__(backbone, LEVELS, ("class_loss", "box_loss"), **kwargs)
         # Each batch has its own number of objects: XLA would compile anew for each.
         self.supports_jit = keras.backend.backend() != "tensorflow"
@@ -122,12 +124,13 @@ class RetinaNet(DenseModel):
             predictions: what `call` gave.
 
         Returns:
-            A dict of float32 scalars; NaN where a label is out of range.
+            A dict of float32 scalars; NaN where a target is faulty: see `heads.detection.read_targets`.
         """
-        targets, poison = read_targets(targets, self.num_classes)
+        image_sizes = predictions["image_sizes"]
+        targets, poisons = read_targets(targets, self.num_classes, image_sizes=image_sizes)
         boxes, labels = targets["boxes"], targets["labels"]
         anchors = ops.concatenate(predictions["anchors"], axis=0)
-        inside = mark_inside(anchors, predictions["image_sizes"])
+        inside = mark_inside(anchors, image_sizes)
         matches = match_boxes(anchors, boxes, labels, 0.5, 0.4, inside=inside)
         positive = matches >= 0
         rows = ops.maximum(matches, 0)
@@ -144,7 +147,8 @@ class RetinaNet(DenseModel):
         deltas = encode_boxes(take_rows(boxes, rows), anchors)
         distances = ops.abs(predictions["box_deltas"] - deltas)
         box_loss = ops.sum(ops.where(positive[..., None], distances, 0.0))
-        return {"class_loss": class_loss / num_objects + poison, "box_loss": box_loss / num_objects}
+        losses = {"class_loss": class_loss / num_objects, "box_loss": box_loss / num_objects}
+        return {name: loss + poisons[name] for name, loss in losses.items()}
 
     def decode(self, predictions):
         """Gives detections of raw predictions.

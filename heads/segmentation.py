@@ -1,9 +1,20 @@
 """Label maps from a semantic segmenter: whole images or windows, one view or many."""
 
+import numbers
+
 import numpy as np
 from keras import ops
 
 from heads.resizing import resize_bilinear
+
+
+def check_num_classes(num_classes):
+    """Raises a ValueError unless a segmenter can tell that many classes apart in its label maps."""
+    if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= 255:
+        raise ValueError(
+            "num_classes must be between 2 and 255: label 255 is ignored, and a single class has nothing to "
+            f"be told from, so count the background as a class. Received: {num_classes!r}"
+        )
 
 
 def label_pixels(logits):

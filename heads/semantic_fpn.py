@@ -4,12 +4,12 @@ import keras
 from keras import ops
 
 from heads.convolution import ConvolutionBlock, PixelClassifier
-from heads.dense_model import DenseModel
+from heads.dense_model import DenseModel, check_counts, check_shares
 from heads.fpn import FPN
-from heads.losses import semantic_cross_entropy
-from heads.mean_iou import MeanIoU
+from heads.losses import read_labels, semantic_cross_entropy
+from heads.mean_iou import IGNORE_LABEL, MeanIoU
 from heads.resizing import resize_bilinear
-from heads.segmentation import label_pixels, segment_images
+from heads.segmentation import check_num_classes, label_pixels, segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -20,27 +20,33 @@ class SemanticFPN(DenseModel):
 
     `model(images)` gives logits at the images' size, float32 (batch, height, width, classes);
     `model.predict` gives label maps, int32 (batch, height, width). `fit` takes label maps in which 255 is
-    ignored.
+    ignored, (batch, height, width) or (batch, height, width, 1). Metrics of `compile` compare them with the
+    logits: `metrics` see all pixels, `weighted_metrics` count those of label 255 with weight 0.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
-        num_classes: number of classes.
+        num_classes: number of classes, the background among them where there is one: 2 .. 255.
         channels: channels of the head.
         pyramid_channels: channels of the feature pyramid network.
         dropout_rate: share of the last map's channels that are dropped in training.
         **kwargs: `name`, `trainable`, `dtype`.
+
+    Raises:
+        ValueError: at an argument out of range or a backbone that lacks a level.
 
     Reference:
         - Kirillov et al., "Panoptic Feature Pyramid Networks", arXiv 1901.02446, section 3.1; the numbers are
           mmsegmentation's `FPN` and `FPNHead`, as VAN's authors configured them.
     """
 
+    takes_metrics = True
     # The reference names of the layers that depend on the number of classes.
     class_layers = ("decode_head.conv_seg",)
 
     def __init__(self, backbone, num_classes, channels=128, pyramid_channels=256, dropout_rate=0.1, **kwargs):
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+        check_num_classes(num_classes)
+        check_counts(channels=channels, pyramid_channels=pyramid_channels)
+        check_shares(dropout_rate=dropout_rate)
         super().__init__(backbone, LEVELS, ("segmentation_loss",), **kwargs)
         self.num_classes = num_classes
         self.channels = channels
@@ -90,8 +96,10 @@ class SemanticFPN(DenseModel):
         return label_pixels(predictions)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.mean_iou.update_state(y, self.decode(y_pred))
-        return self.get_metrics_result()
+        labels, _ = read_labels(y, y_pred)
+        self.mean_iou.update_state(labels, self.decode(y_pred))
+        known = ops.cast(ops.not_equal(labels, IGNORE_LABEL), "float32")
+        return super().compute_metrics(x, labels, y_pred, known)
 
     def segment(self, images, crop=None, stride=None, scales=(1.0,), flip=False):
         """Gives label maps with sliding windows and several views: see `heads.segment_images`."""

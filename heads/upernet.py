@@ -4,12 +4,12 @@ import keras
 from keras import ops
 
 from heads.convolution import ConvolutionBlock, PixelClassifier
-from heads.dense_model import DenseModel
-from heads.losses import semantic_cross_entropy
-from heads.mean_iou import MeanIoU
+from heads.dense_model import DenseModel, check_counts, check_shares
+from heads.losses import read_labels, semantic_cross_entropy
+from heads.mean_iou import IGNORE_LABEL, MeanIoU
 from heads.pyramid_pooling import PyramidPooling
 from heads.resizing import resize_bilinear
-from heads.segmentation import label_pixels, segment_images
+from heads.segmentation import check_num_classes, label_pixels, segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -20,11 +20,13 @@ class UPerNet(DenseModel):
 
     `model(images)` gives logits at the images' size, float32 (batch, height, width, classes); with
     `training=True` it gives `{"logits", "auxiliary_logits"}`, both at that size. `model.predict` gives label
-    maps, int32 (batch, height, width). `fit` takes label maps in which 255 is ignored.
+    maps, int32 (batch, height, width). `fit` takes label maps in which 255 is ignored,
+    (batch, height, width) or (batch, height, width, 1). Metrics of `compile` compare them with the logits:
+    `metrics` see all pixels, `weighted_metrics` count those of label 255 with weight 0.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
-        num_classes: number of classes.
+        num_classes: number of classes, the background among them where there is one: 2 .. 255.
         channels: channels of the head. Cost grows with their square: 512 takes 77 GFLOP per 256 x 256 image
             for the last fusion alone.
         auxiliary_channels: channels of the auxiliary head, which reads "P4".
@@ -32,11 +34,15 @@ class UPerNet(DenseModel):
         dropout_rate: share of the last map's channels that are dropped in training.
         **kwargs: `name`, `trainable`, `dtype`.
 
+    Raises:
+        ValueError: at an argument out of range or a backbone that lacks a level.
+
     Reference:
         - Xiao et al., "Unified Perceptual Parsing for Scene Understanding", arXiv 1807.10221, section 3; the
           numbers are mmsegmentation's `UPerHead` and `FCNHead`, as VAN's authors configured them.
     """
 
+    takes_metrics = True
     # The reference names of the layers that depend on the number of classes.
     class_layers = ("decode_head.conv_seg", "auxiliary_head.conv_seg")
 
@@ -50,8 +56,11 @@ class UPerNet(DenseModel):
         dropout_rate=0.1,
         **kwargs,
     ):
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1. Received: {num_classes}")
+        check_num_classes(num_classes)
+        check_counts(channels=channels, auxiliary_channels=auxiliary_channels)
+        check_shares(dropout_rate=dropout_rate)
+        if not 0 <= auxiliary_weight < float("inf"):
+            raise ValueError(f"auxiliary_weight must be 0 or more. Received: {auxiliary_weight}")
         super().__init__(backbone, LEVELS, ("segmentation_loss", "auxiliary_loss"), **kwargs)
         self.num_classes = num_classes
         self.channels = channels
@@ -141,8 +150,11 @@ class UPerNet(DenseModel):
         return label_pixels(logits)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.mean_iou.update_state(y, self.decode(y_pred))
-        results = self.get_metrics_result()
+        logits = y_pred["logits"] if isinstance(y_pred, dict) else y_pred
+        labels, _ = read_labels(y, logits)
+        self.mean_iou.update_state(labels, label_pixels(logits))
+        known = ops.cast(ops.not_equal(labels, IGNORE_LABEL), "float32")
+        results = super().compute_metrics(x, labels, logits, known)
         if not isinstance(y_pred, dict):
             results.pop("auxiliary_loss")  # the auxiliary head only runs in training
         return results

@@ -278,6 +278,42 @@ def check_sample_weight(make_model, batch):
         model.fit(images, targets, sample_weight=np.ones(len(images)), batch_size=len(images), verbose=0)
 
 
+def check_refused_options(make_model, batch, **options):
+    """What `compile` and `fit` cannot use is refused by name; `options` are more of `compile`'s."""
+    images, targets = batch
+    model = make_model()
+    for name, value in {"loss": "mse", "loss_weights": {"class_loss": 2.0}, **options}.items():
+        with pytest.raises(ValueError, match=rf"^{name} must be None: .*Received: {name}="):
+            model.compile("sgd", **{name: value})
+    model.compile("sgd")
+    for train in (model.fit, model.train_on_batch):
+        with pytest.raises(ValueError, match=r"class_weight is not supported"):
+            train(images, targets, class_weight={0: 1.0})
+    with pytest.raises(ValueError, match=r"sample_weight is not supported"):
+        model.fit(images, targets, validation_data=(images, targets, np.ones(len(images))))
+
+
+def check_no_images(make_model, batch):
+    """No image gives no predictions, of the right shapes; training and scoring on nothing raise."""
+    nothing = tf.nest.map_structure(lambda array: array[:0], batch)
+    model = make_model()
+    model.compile("sgd")
+    for empty, full in zip(
+        flatten(model.predict(nothing[0], verbose=0)),
+        flatten(model.predict(batch[0], verbose=0)),
+        strict=True,
+    ):
+        assert empty.shape == (0, *full.shape[1:])
+        assert empty.dtype == full.dtype
+    for use in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match="x must hold at least one image"):
+            use(*nothing, verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(1).take(0)
+    for use in (model.fit, model.evaluate, model.predict):
+        with pytest.raises(ValueError, match="x must hold at least one batch"):
+            use(dataset, verbose=0)
+
+
 def check_backbones_without_pyramid(make_head):
     """A backbone that lacks the pyramid or a level is refused; `make_head(backbone)` gives a head."""
     images = keras.Input((None, None, 3))

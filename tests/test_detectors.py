@@ -63,7 +63,9 @@ def make_scenes(size=(64, 64), count=3, with_masks=True):
         (0, 1, 2, (0.5, 0.3, 0.95, 0.98)),
         (count - 1, 0, 0, (0.2, 0.3, 0.9, 0.8)),
     ):
-        boxes[image, row], labels[image, row] = np.ceil(np.array(box) * limits), label
+        corners = np.array(box) * limits
+        boxes[image, row] = np.concatenate([np.floor(corners[:2]), np.ceil(corners[2:])])
+        labels[image, row] = label
         left, top, right, bottom = boxes[image, row].astype(int)
         images[image, top:bottom, left:right] += 100.0
         masks[image, row, top:bottom, left:right] = 1
@@ -255,11 +257,48 @@ def test_crowds_are_no_background(make_on_pooled_backbone, make_batch):
 
 
 @pytest.mark.parametrize("label", [NUM_CLASSES, -3])
-def test_labels_out_of_range_are_not_overlooked(small_model, make_batch, label):
+def test_labels_out_of_range_raise(small_model, make_batch, label):
     images, targets = make_batch()
     targets["labels"][0, 0] = label
-    losses = small_model.compute_losses(targets, small_model(images, training=False))
-    assert np.isnan(float(losses["class_loss"]))
+    with pytest.raises(ValueError, match=rf"labels must be .*Received: {label} for box 0 of image 0"):
+        small_model.compute_losses(targets, small_model(images, training=False))
+
+
+def test_faulty_targets_poison_the_loss_of_a_graph(small_model, make_batch):
+    images, targets = make_batch()
+    small_model.compile("sgd")
+    for name, value, loss in (("labels", NUM_CLASSES, "class_loss"), ("boxes", (9, 9, 9, 20), "box_loss")):
+        faulty = {**targets, name: targets[name].copy()}
+        faulty[name][0, 0] = value
+        scores = small_model.evaluate(images, faulty, verbose=0, return_dict=True)
+        assert np.isnan([scores["loss"], scores[loss]]).all()
+
+
+def test_keras_options_are_refused_by_name(make_on_pooled_backbone, make_batch):
+    options = {"metrics": ["accuracy"], "weighted_metrics": ["accuracy"]}
+    contracts.check_refused_options(make_on_pooled_backbone, make_batch(), **options)
+
+
+def test_no_images(make_on_pooled_backbone, make_batch):
+    contracts.check_no_images(make_on_pooled_backbone, make_batch())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("channels", 0),
+        ("max_detections", 0),
+        ("max_detections", 1.5),
+        ("iou_threshold", 50),
+        ("iou_threshold", -0.1),
+        ("score_threshold", 50),
+        ("score_threshold", 1.0),
+        ("score_threshold", float("nan")),
+    ],
+)
+def test_arguments_out_of_range_raise(head, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be .*Received: {value}"):
+        HEADS[head](contracts.PooledBackbone(), **{name: value})
 
 
 def test_faulty_targets_and_inputs_raise(small_model, make_batch):

@@ -60,7 +60,7 @@ def match_by_loop(anchors, boxes, labels, positive, negative, min_positive, low_
             matches[i] = -2
     for j in objects if low_quality and used else []:
         best = max(ious[i, j] for i in used)
-        if best >= min_positive:
+        if best >= min_positive and best > 0:
             matches[[i for i in used if ious[i, j] == best]] = j
     if inside is not None:
         matches[~inside] = -2
@@ -123,15 +123,17 @@ def test_earlier_boxes_win_above_the_threshold():
     assert match_one([box], [box, box], [0, 3], *RULES["rcnn"]) == [1]
 
 
-def test_a_box_far_from_all_anchors_takes_them_with_threshold_zero():
+def test_a_box_far_from_all_anchors_takes_none():
+    # Unlike mmdetection's, which gives it all anchors with threshold zero.
     anchors, far = [[0, 0, 10, 10], [10, 0, 20, 10]], [100, 100, 110, 110]
-    assert match_one(anchors, [far], [0], *RULES["retina"]) == [0, 0]
+    assert match_one(anchors, [far], [0], *RULES["retina"]) == [-1, -1]
+    assert match_one(anchors, [[5, 0, 5, 10], anchors[1]], [0, 1], *RULES["retina"]) == [-1, 1]
     assert match_one(anchors, [far], [0], *RULES["rpn"]) == [-1, -1]
     # Padding, crowds and boxes after it do not.
     assert match_one(anchors, [far, [0, 0, 0, 0]], [-2, -1], *RULES["retina"]) == [-1, -1]
-    assert match_one(anchors, [far, [0, 0, 10, 10]], [0, 1], *RULES["retina"]) == [1, 0]
+    assert match_one(anchors, [far, [0, 0, 10, 10]], [0, 1], *RULES["retina"]) == [1, -1]
     inside = np.array([[True, False]])
-    assert match_one(anchors, [far], [0], *RULES["retina"], inside=inside) == [0, -2]
+    assert match_one(anchors, [far], [0], *RULES["retina"], inside=inside) == [-1, -2]
 
 
 def test_best_anchor_outside_leaves_the_next_best():

@@ -171,7 +171,33 @@ def test_training_drops_channels_of_the_classifier(make_head):
     np.testing.assert_array_equal(model(images, training=False), model(images))
 
 
-@pytest.mark.parametrize("num_classes", [0, -1])
-def test_too_few_classes_raise(make_head, num_classes):
-    with pytest.raises(ValueError, match=rf"num_classes must be at least 1\. Received: {num_classes}"):
+@pytest.mark.parametrize("num_classes", [-1, 0, 1, 256, 2.5])
+def test_numbers_of_classes_that_cannot_be_learned_raise(make_head, num_classes):
+    with pytest.raises(ValueError, match=rf"num_classes must be between 2 and 255.*Received: {num_classes}"):
         make_head(contracts.PooledBackbone(), num_classes=num_classes)
+
+
+@pytest.mark.parametrize(("name", "value"), [("channels", 0), ("channels", 2.5), ("dropout_rate", 1.0)])
+def test_arguments_out_of_range_raise(make_head, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be .*Received: {value}"):
+        make_head(contracts.PooledBackbone(), **{name: value})
+
+
+def test_keras_options_are_refused_by_name(make_on_pooled_backbone):
+    contracts.check_refused_options(make_on_pooled_backbone, make_batch())
+
+
+def test_no_images(make_on_pooled_backbone):
+    contracts.check_no_images(make_on_pooled_backbone, make_batch())
+
+
+def test_metrics_of_compile_see_the_logits(small_model):
+    images, labels = make_batch()
+    metric = keras.metrics.SparseCategoricalAccuracy
+    small_model.compile("sgd", metrics=[metric(name="all")], weighted_metrics=[metric(name="known")])
+    scores = small_model.evaluate(images, labels, batch_size=2, verbose=0, return_dict=True)
+    right = small_model.predict(images, verbose=0) == labels
+    assert scores["all"] == pytest.approx(right.mean(), abs=1e-3)
+    assert scores["known"] == pytest.approx(right[labels != 255].mean(), abs=1e-3)
+    with pytest.raises(ValueError, match=r"metrics must take class numbers and logits.*sparse_y_pred=False"):
+        small_model.compile("sgd", metrics=[keras.metrics.MeanIoU(NUM_CLASSES)])
