@@ -125,7 +125,7 @@ class DenseModel(keras.Model):
         losses = self.compute_losses(y, y_pred)
         # Weighted, as Keras's own tracker: a last batch may be smaller, and where a dataset's length is
         # unknown, a step without a batch is begun.
-        batch_size = keras.ops.shape(keras.tree.flatten(y)[0])[0]
+        batch_size = keras.ops.shape(keras.tree.flatten(y if x is None else x)[0])[0]
         for name, loss in losses.items():
             self.loss_trackers[name].update_state(loss, sample_weight=batch_size)
         # Keras's way to add a loss: divided by the number of replicas, whose gradients are summed.
