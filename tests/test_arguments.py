@@ -54,7 +54,7 @@ def test_other_sizes_are_refused(size):
     }
     for name, each in calls.items():
         for call in each:
-            with pytest.raises(ValueError, match=rf"{name} must be \(height, width\) , or a .*Received"):
+            with pytest.raises(ValueError, match=rf"{name} must be \(height, width\), or a .*Received"):
                 call()
 
 
