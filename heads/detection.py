@@ -40,7 +40,7 @@ def read_inputs(inputs):
     batch, height, width = ops.shape(images)[:3]
     size = ops.cast(ops.stack([height, width]), "float32")
     for name, values in sizes.items():
-        faults = ops.logical_not(values >= 1.0)
+        faults = ops.logical_or(values < 1.0, ops.isnan(values))
         if name == "image_sizes":
             faults = ops.logical_or(faults, values > size)
         sizes[name] = values + poison_faults(faults, functools.partial(_describe_size, name, values, size))
@@ -95,11 +95,10 @@ def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
             f"{' and masks (batch, n, height, width)' if with_masks else ''}. Received shapes: {shapes}"
         )
     labels, boxes = ops.cast(targets["labels"], "int32"), ops.cast(targets["boxes"], "float32")
-    poisons = {
-        "class_loss": _check_labels(targets["labels"], labels, num_classes),
-        "box_loss": _check_boxes(boxes, labels, image_sizes),
-    }
-    checked = {"boxes": boxes, "labels": labels}
+    faults, poison = _check_boxes(boxes, labels, image_sizes)
+    poisons = {"class_loss": _check_labels(targets["labels"], labels, num_classes), "box_loss": poison}
+    # Faulty boxes become padding: what samples a map under a box must not meet a NaN.
+    checked = {"boxes": ops.where(faults[..., None], 0.0, boxes), "labels": ops.where(faults, -1, labels)}
     if with_masks:
         checked["masks"] = targets["masks"]
     return checked, poisons
@@ -119,7 +118,7 @@ def _check_labels(given, labels, num_classes):
 
 
 def _check_boxes(boxes, labels, image_sizes):
-    """Returns 0, or NaN at a box without area or outside of its image, or boxes that cannot be pixels."""
+    """Returns which boxes have no area or lie outside of their image; and 0, or NaN where there are any."""
     exists = ops.not_equal(labels, -1)
     # Written so that NaN is a fault.
     valid = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1) & ops.all(ops.isfinite(boxes), axis=-1)
@@ -136,7 +135,8 @@ def _check_boxes(boxes, labels, image_sizes):
             f"{_show(boxes[index])} as box {row} of image {image} of the batch{size}"
         )
 
-    poison = poison_faults(exists & ops.logical_not(valid), describe)
+    faults = exists & ops.logical_not(valid)
+    poison = poison_faults(faults, describe)
     # All boxes in the first pixel, though they do not start at its corner as what a crop leaves there does.
     in_first_pixel = ops.all(boxes <= 1.0, axis=-1) & ops.any(boxes[..., :2] > 0.0, axis=-1)
     normalized = ops.any(exists) & ops.all(in_first_pixel | ops.logical_not(exists))
@@ -147,7 +147,7 @@ def _check_boxes(boxes, labels, image_sizes):
             f"Received: {_show(boxes[index])} as box {index[1]} of image {index[0]} of the batch"
         ),
     )
-    return poison if image_sizes is None else poison + 0.0 * ops.sum(image_sizes)
+    return faults, poison if image_sizes is None else poison + 0.0 * ops.sum(image_sizes)
 
 
 def select_best(scores, num_best):

@@ -37,7 +37,9 @@ def test_faulty_boxes(box, label):
     targets = make_targets(box, label)
     with pytest.raises(ValueError, match=r"boxes must be .*Received: .* as box 1 of image 0 of the batch"):
         read_targets(targets, 2, image_sizes=SIZES)
-    _, poisons = tf.function(lambda: read_targets(targets, 2, image_sizes=SIZES))()
+    checked, poisons = tf.function(lambda: read_targets(targets, 2, image_sizes=SIZES))()
+    assert checked["labels"].numpy().tolist() == [[1, -1]]
+    assert np.isfinite(checked["boxes"]).all()
     assert np.isnan(poisons["box_loss"])
     assert not np.isnan(poisons["class_loss"])
     read_targets({**targets, "labels": np.array([[1, -1]])}, 2, image_sizes=SIZES)  # padding
@@ -137,6 +139,7 @@ def make_numbers():
     return np.ones((5, 4, 4, 1), "float32"), np.arange(5, dtype="float32")
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # of a dataset whose length is not known
 def test_named_losses_equal_the_loss():
     """A smaller last batch, and a dataset whose length is not known."""
     model = make_shift()
@@ -152,12 +155,11 @@ def test_losses_of_layers_count():
     images, targets = make_numbers()
     for options, expected in (
         ({"kernel_regularizer": keras.regularizers.L2(0.5)}, 0.5),
-        ({"activity_regularizer": keras.regularizers.L2(0.5)}, 0.5 * 16 * 5),
+        ({"activity_regularizer": keras.regularizers.L2(0.5)}, 0.5 * 16),
     ):
         model = make_shift(**options)
         model.compile(keras.optimizers.SGD(0.1))
         scores = model.evaluate(images, targets, batch_size=5, verbose=0, return_dict=True)
-        assert scores["loss"] - scores["distance"] == pytest.approx(float(sum(model.losses)), rel=1e-4)
         assert scores["loss"] - scores["distance"] == pytest.approx(expected, rel=1e-4)
     kernel = model.backbone.layers[-1].kernel
     model.fit(images, targets, batch_size=5, verbose=0)
