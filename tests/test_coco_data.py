@@ -298,7 +298,7 @@ def test_check_lists_files_and_annotations_at_once(tmp_path):
     assert lines[1].startswith("image 2: ")
     assert "truncated" in lines[1]
     assert lines[2].startswith("image 1000: ")
-    assert "must have (height, width) (16, 16). Received: (17, 16)" in lines[2]
+    assert "must have the (height, width) of its annotation, (16, 16). Received: (17, 16)" in lines[2]
     assert lines[3].startswith("annotation 100: unknown category id 4")
     assert lines[-1] == "and 3 more"
 
