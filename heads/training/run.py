@@ -191,7 +191,7 @@ class TrainingRun(keras.callbacks.Callback):
         record = {name: getattr(self, name) for name in ("epoch", "step", "best", "rows", "settings")}
         self.model.save_weights(path)
         with h5py.File(path, "r+") as file:
-            file["training"] = json.dumps(record)  # no attribute: these end at 64 KB, a long log does not
+            file.attrs["training"] = json.dumps(record)  # a text has no limit of 64 KB
 
     def _keep_previous(self):
         """Gives the state a second name, before the latest is replaced: there is one at any moment."""
@@ -271,9 +271,9 @@ def plan_rounds(steps: int, evaluate_every: int) -> int:
 
 def _read_record(path):
     with h5py.File(path) as file:
-        if "training" not in file:
+        if "training" not in file.attrs:
             raise ValueError("it holds no epoch and no step; an earlier version may have written it")
-        return json.loads(file["training"][()])
+        return json.loads(file.attrs["training"])
 
 
 def _load_weights(model, path):
