@@ -172,9 +172,8 @@ def open_data(arguments):
         SemanticFolder(arguments.data, split, arguments.class_names, arguments.reduce_zero_label)
         for split in ("train", "val")
     ]
-    counts = [folder.check() for folder in folders]
-    if not counts[1].any():
-        print("The validation split has no labelled pixel: it cannot be scored, best.keras will be the last")
+    for folder in folders:
+        folder.check()
     return folders
 
 
