@@ -74,7 +74,10 @@ def test_evaluation_finds_the_classes_by_their_names(tmp_path, capsys):
     ("fault", "message"),
     [
         (lambda folder: (folder / "images/val/1.png").unlink(), r"1\.png: cannot be read \(No such file"),
-        (lambda folder: change_truth(folder, '"height": 48', '"height": 47'), r"height, width\) \(47, 64\)"),
+        (
+            lambda folder: change_truth(folder, '"height": 48', '"height": 47'),
+            r"of its annotation, \(47, 64\)",
+        ),
         (
             lambda folder: change_truth(folder, '"category_id": 3', '"category_id": 4'),
             "unknown category id 4",
