@@ -103,7 +103,7 @@ def test_tensorflow_is_in_the_data_door_alone():
     assert importers(BACKBONES, "tensorflow") <= {
         "van_backbones.activations",
         "van_backbones.convolutions",
-        "van_backbones.deployment",
+        "van_backbones.exporting",
         "van_backbones.normalization",
         "van_backbones.runtimes",
     }
