@@ -72,6 +72,14 @@ def test_preprocessing_equals_pillow():
         assert np.abs(images[0] - expected).mean() < 0.3
 
 
+def test_preprocessing_of_a_single_image_gives_a_batch_of_one():
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype("uint8")
+    np.testing.assert_array_equal(preprocess_images(image, 32), preprocess_images(image[None], 32))
+    for shape in ((60, 80), (60, 80, 1), (1, 1, 60, 80, 3)):
+        with pytest.raises(ValueError, match=r"images must be \(batch, height, width, 3\)\. Received"):
+            preprocess_images(np.zeros(shape))
+
+
 def test_decode_predictions_names_the_best(monkeypatch):
     names = {str(index): [f"n{index:08d}", f"class {index}"] for index in range(1000)}
     monkeypatch.setattr(keras.src.applications.imagenet_utils, "CLASS_INDEX", names)
