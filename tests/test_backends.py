@@ -72,7 +72,7 @@ def reference():
     return backbone, images, backbone(images)
 
 
-@pytest.fixture(scope="module", params=["jax", "torch"])
+@pytest.fixture(scope="module", params=[pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def backend(request, reference, tmp_path_factory):
     """Gives a backend's name, its pyramid, that of the deployed backbone and its report."""
     pytest.importorskip(request.param)

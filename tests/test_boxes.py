@@ -217,7 +217,7 @@ def run_all_nouns():
     return [keras.ops.convert_to_numpy(part) for part in compute(*inputs)]
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def test_all_nouns_on_other_backends(backend, tmp_path):
     script = f"{inspect.getsource(run_all_nouns)}\nimport numpy as np\nnp.savez('parts', *run_all_nouns())\n"
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}

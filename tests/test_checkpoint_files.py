@@ -69,7 +69,10 @@ def test_segmenters_take_every_wrapper(tmp_path, head):
 
 
 @needs_golden
-@pytest.mark.parametrize(("name", "head"), [("semfpn_b0", SemanticFPN), ("upernet_b0", UPerNet)])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("semfpn_b0", SemanticFPN), pytest.param("upernet_b0", UPerNet, marks=pytest.mark.slow)],
+)
 def test_reference_segmenters_from_files(tmp_path, name, head):
     arrays = checkpoint(name)
     model = head(VANBackbone("b0", normalization=None), num_classes=150)

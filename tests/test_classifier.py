@@ -36,7 +36,12 @@ def make_reference(variant, seed=0):
 
 @pytest.mark.parametrize(
     ("variant", "sizes"),
-    [("b0", [(224, 224), (97, 131), (64, 256)]), ("b1", [(96, 64)]), ("b2", [(64, 96)]), ("b3", [(64, 64)])],
+    [
+        ("b0", [(224, 224), (97, 131), (64, 256)]),
+        ("b1", [(96, 64)]),
+        pytest.param("b2", [(64, 96)], marks=pytest.mark.slow),
+        pytest.param("b3", [(64, 64)], marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_logits_equal_hugging_face(tmp_path, variant, sizes):
@@ -91,6 +96,7 @@ def test_decode_predictions_names_the_best(monkeypatch):
     assert best[2] > second[2] > 0
 
 
+@pytest.mark.slow
 def test_parameters_and_round_trip(tmp_path):
     model = VANClassifier("b0", num_classes=10, input_shape=(64, 64, 3))
     trained = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)

@@ -27,7 +27,10 @@ def build_backbone():
     return VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("name", MODELS)
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name != "SemanticFPN")) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_files_give_the_same_numbers_under_channels_first(name, channels_first, tmp_path):
     images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
     model = MODELS[name](build_backbone())
@@ -47,6 +50,3 @@ def test_models_are_built_under_channels_first(name, channels_first):
     channels_first()
     model = MODELS[name](build_backbone())
     assert keras.tree.flatten(model(images, training=True))
-    if name == "SemanticFPN":
-        model.compile("sgd")
-        assert np.isfinite(model.fit(images, np.zeros((1, 64, 64), "int32"), verbose=0).history["loss"]).all()

@@ -82,6 +82,15 @@ def mask_run(tmp_path_factory):
             keras.config.set_dtype_policy(policy)
 
 
+@pytest.fixture(scope="module")
+def mask_model(tmp_path_factory):
+    """The path of an untrained Mask R-CNN of seven classes, whose scores are about an eighth."""
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("mask_model") / "model.keras"
+    MaskRCNN(TinyVAN("b0"), 7, channels=8, num_proposals=20).save(path)
+    return path
+
+
 @contextlib.contextmanager
 def without_scores():
     """Leaves out what only prints and draws, to save time."""
@@ -137,6 +146,7 @@ def test_training_prints_scores(run):
         assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == 2, name
 
 
+@pytest.mark.slow
 def test_mask_rcnn_writes_masks(mask_run):
     output, printed = mask_run
     assert isinstance(keras.saving.load_model(output / "best.keras"), MaskRCNN)
@@ -147,6 +157,7 @@ def test_mask_rcnn_writes_masks(mask_run):
     assert "7 classes: ball, box" in printed
 
 
+@pytest.mark.slow
 def test_resuming_goes_on(run, data_folder, tmp_path):
     """Four steps, then eight with --resume: exactly four more, and the log and the optimizer go on."""
     output = shutil.copytree(run[0], tmp_path / "run")
@@ -167,6 +178,7 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     np.testing.assert_allclose(rates, [2e-3, 2e-4, 2e-5], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_trains_nothing(run, data_folder, tmp_path):
     output = shutil.copytree(run[0], tmp_path / "run")
     before, log = read_weights(output), read_log(output)
@@ -186,6 +198,7 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_model(data_folder, tmp_path):
     """Frozen stages, COCO's layout and pictures of two sizes, to have them run once."""
     data = tmp_path / "coco"
@@ -257,6 +270,7 @@ def test_evaluation_gives_the_results_of_the_training(run, data_folder, tmp_path
     assert "segm" not in printed
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
     """A file of reference names gives what the model gives; sizes and kinds are taken from the options."""
     keras.utils.set_random_seed(3)
@@ -298,10 +312,10 @@ def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
         (["MODEL", "--output", "DATA"], "--output must be a file. Received: the folder"),
     ],
 )
-def test_evaluation_refuses(run, mask_run, data_folder, tmp_path, capsys, options, message):
+def test_evaluation_refuses(run, mask_model, data_folder, tmp_path, capsys, options, message):
     (tmp_path / "van.pth").touch()
     places = {"MODEL": run[0] / "last.keras", "CHECKPOINT": tmp_path / "van.pth"}
-    places |= {"MASK_MODEL": mask_run[0] / "last.keras", "DATA": data_folder}
+    places |= {"MASK_MODEL": mask_model, "DATA": data_folder}
     with pytest.raises(SystemExit):
         evaluate("--data", data_folder, *(places.get(option, option) for option in options))
     assert message in capsys.readouterr().err
@@ -333,12 +347,21 @@ def detect_objects(model, *options):
     )
 
 
-def test_detect_writes_pictures_and_coco(mask_run, pictures, tmp_path, capsys):
+def test_detect_writes_pictures_and_coco(mask_model, pictures, tmp_path, capsys):
     output = tmp_path / "out"
-    options = (pictures, "--output", output, "--score-threshold", "0.05", "--class-names")
+    options = (
+        pictures,
+        "--image-size",
+        "64",
+        "--output",
+        output,
+        "--score-threshold",
+        "0.05",
+        "--class-names",
+    )
     names = tmp_path / "names.txt"
     names.write_text("\n".join("abcdefg"))
-    code, content = detect_objects(mask_run[0] / "last.keras", *options, names)
+    code, content = detect_objects(mask_model, *options, names)
     assert code == 1
     assert {path.name for path in output.iterdir()} == {"colour.png", "grey.png", "detections.json"}
     for name in ("colour", "grey"):

@@ -30,6 +30,15 @@ def head(request):
     return request.param
 
 
+# Tracing a step of an R-CNN takes half a minute. The fast suite shows with RetinaNet what all heads share.
+rcnns_are_slow = pytest.mark.parametrize(
+    "head",
+    ["retinanet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "faster_rcnn"))],
+    indirect=True,
+    scope="module",
+)
+
+
 @pytest.fixture(scope="module")
 def make_small_van(head):
     return lambda: seeded(HEADS[head], lambda: VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1)))
@@ -84,7 +93,13 @@ def test_every_weight_gets_a_gradient(make_small_van, make_batch):
     contracts.check_every_weight_gets_a_gradient(make_small_van, make_batch(), WITHOUT_GRADIENT)
 
 
-def test_fit(make_small_van, make_batch):
+@rcnns_are_slow
+def test_fit(make_on_pooled_backbone, make_batch):
+    contracts.check_fit(make_on_pooled_backbone, make_batch())
+
+
+@pytest.mark.slow
+def test_fit_with_van(make_small_van, make_batch):
     contracts.check_fit(make_small_van, make_batch())
 
 
@@ -93,18 +108,22 @@ def test_targets_without_objects(make_on_pooled_backbone, make_batch):
     contracts.check_targets_without_truth(make_on_pooled_backbone, images, empty(targets))
 
 
+@rcnns_are_slow
 def test_image_sizes(make_on_pooled_backbone, make_batch):
     contracts.check_image_sizes(make_on_pooled_backbone, make_batch)
 
 
+@pytest.mark.slow
 def test_unknown_sizes(make_on_pooled_backbone, make_batch):
     contracts.check_unknown_sizes(make_on_pooled_backbone, make_batch)
 
 
-def test_saving(make_small_van, make_batch, tmp_path):
-    contracts.check_saving(make_small_van, make_batch(), tmp_path / "model.keras")
+@rcnns_are_slow
+def test_saving(make_on_pooled_backbone, make_batch, tmp_path):
+    contracts.check_saving(make_on_pooled_backbone, make_batch(), tmp_path / "model.keras")
 
 
+@rcnns_are_slow
 def test_deployment(make_small_van, make_batch, tmp_path):
     images, _ = make_batch((49, 64))
     contracts.check_deployment(make_small_van, images, tmp_path / "model.keras")
@@ -114,6 +133,7 @@ def test_config(make_small_van):
     contracts.check_config(make_small_van)
 
 
+@pytest.mark.slow
 def test_mixed_precision(head, make_small_van, make_batch):
     # The maps under the regions stay in half precision: nobody reads them but the second stage.
     detections = contracts.check_mixed_precision(make_small_van, make_batch(), inner=("pyramid",))
@@ -123,10 +143,12 @@ def test_mixed_precision(head, make_small_van, make_batch):
     assert ("masks" in detections) == (head == "mask_rcnn")
 
 
+@rcnns_are_slow
 def test_frozen_backbone(make_on_pooled_backbone, make_batch, tmp_path):
     contracts.check_frozen_backbone(make_on_pooled_backbone, make_batch(), tmp_path / "model.keras")
 
 
+@rcnns_are_slow
 def test_evaluate(make_on_pooled_backbone, make_batch):
     def make_model():
         model = make_on_pooled_backbone()
@@ -156,6 +178,7 @@ def small_model(make_small_van):
     return make_small_van()
 
 
+@rcnns_are_slow
 def test_detections_are_sorted_and_inside(small_model, make_batch):
     images, _ = make_batch((49, 70))
     detections = small_model.predict(images, verbose=0)
@@ -178,6 +201,7 @@ def test_detections_are_sorted_and_inside(small_model, make_batch):
         assert not detections["masks"][~found].any()
 
 
+@rcnns_are_slow
 def test_sizes_clip_and_rescale(small_model, make_batch):
     images, _ = make_batch()
     sizes = np.array([[64, 64], [40, 64], [64, 30]], "int32")
@@ -192,6 +216,7 @@ def test_sizes_clip_and_rescale(small_model, make_batch):
     np.testing.assert_allclose(large["boxes"], small["boxes"] * [3, 2, 3, 2], rtol=1e-5)
 
 
+@rcnns_are_slow
 def test_sizes_of_full_images_change_nothing(small_model, make_batch):
     images, _ = make_batch()
     plain = small_model.predict_on_batch(images)
@@ -200,6 +225,7 @@ def test_sizes_of_full_images_change_nothing(small_model, make_batch):
         np.testing.assert_array_equal(sized[name], values)
 
 
+@rcnns_are_slow
 def test_a_higher_threshold_leaves_the_best(head, make_batch):
     images, _ = make_batch()
     models = []
@@ -214,6 +240,7 @@ def test_a_higher_threshold_leaves_the_best(head, make_batch):
     np.testing.assert_array_equal(predictions[1]["boxes"][few], predictions[0]["boxes"][few])
 
 
+@rcnns_are_slow
 def test_padding_rows_count_nothing(small_model, make_batch):
     images, targets = make_batch()
     first_n(small_model)
@@ -264,6 +291,7 @@ def test_labels_out_of_range_raise(small_model, make_batch, label):
         small_model.compute_losses(targets, small_model(images, training=False))
 
 
+@rcnns_are_slow
 def test_faulty_targets_poison_the_loss_of_a_graph(small_model, make_batch):
     images, targets = make_batch()
     small_model.compile("sgd")
@@ -279,6 +307,7 @@ def test_keras_options_are_refused_by_name(make_on_pooled_backbone, make_batch):
     contracts.check_refused_options(make_on_pooled_backbone, make_batch(), **options)
 
 
+@pytest.mark.slow
 def test_no_images(make_on_pooled_backbone, make_batch):
     contracts.check_no_images(make_on_pooled_backbone, make_batch())
 
@@ -322,6 +351,7 @@ def test_too_few_classes_raise(head, name):
         HEADS[head](contracts.PooledBackbone(), **{name: 0})
 
 
+@rcnns_are_slow
 def test_symbolic_call(small_model):
     predictions = small_model(keras.Input((None, None, 3)))
     last = 4 if predictions["box_deltas"].ndim == 3 else NUM_CLASSES

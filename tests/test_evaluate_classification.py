@@ -43,6 +43,7 @@ def run(capsys, *arguments):
     return code, capsys.readouterr()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[str(label) for label in range(NUM_CLASSES)], list("gfedcba")[::-1]])
 def test_scores_equal_a_loop(classifier, tmp_path, capsys, names):
     model, path = classifier

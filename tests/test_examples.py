@@ -137,6 +137,7 @@ def test_finetune_prints_scores(run):
         assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_resuming_goes_on(run, data_folder, tmp_path):
     """Four steps, then eight with --resume: exactly four more, and the log and the optimizer go on."""
     output = shutil.copytree(run[0], tmp_path / "run")
@@ -175,6 +176,7 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_model(tmp_path):
     """Embedded data, UPerNet and mixed precision, to have them run once."""
     policy = keras.config.dtype_policy()

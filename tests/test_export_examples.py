@@ -50,6 +50,7 @@ def models(tmp_path_factory):
 # Exporting.
 
 
+@pytest.mark.slow
 def test_detector(models, tmp_path, capsys):
     need("openvino")
     path = tmp_path / "new" / "detector.xml"
@@ -261,6 +262,7 @@ def read_rows(printed):
     return {name: [float(cell) for cell in cells] for name, *cells in lines[2:]}
 
 
+@pytest.mark.slow
 def test_benchmark_of_a_variant(capsys):
     need("openvino", "onnxruntime", "onnx", "tf2onnx")
     keras.utils.set_random_seed(0)

@@ -54,7 +54,11 @@ def export_to(tmp_path, model, format, **arguments):
     return load_export(path)
 
 
-@pytest.mark.parametrize("format", list(FORMATS))
+# OpenVINO and LiteRT run in test_runtimes.py, in the fast suite.
+@pytest.mark.parametrize(
+    "format",
+    ["saved_model", "onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "litert"))],
+)
 def test_export_of_a_backbone(format, tmp_path):
     backbone = build()
     run = export_to(tmp_path, backbone, format)
@@ -70,11 +74,8 @@ def test_export_of_a_backbone(format, tmp_path):
     assert backbone.trainable_variables
 
 
-# Of the other formats, the backbone's exports are in the fast suite.
-SLOWER = [pytest.param(format, marks=pytest.mark.slow) for format in ("saved_model", "litert")]
-
-
-@pytest.mark.parametrize("format", ["onnx", "openvino", *SLOWER])
+@pytest.mark.slow  # the backbone's exports are in the fast suite
+@pytest.mark.parametrize("format", list(FORMATS))
 def test_export_of_a_segmenter(format, tmp_path):
     model = build(UPerNet, num_classes=4, channels=8, auxiliary_channels=8)
     # At its start the classifier gives one class everywhere, that of the largest bias.
@@ -95,6 +96,7 @@ def test_export_of_every_head(head, format, tmp_path):
     check_export_of_a_head(head, format, tmp_path)
 
 
+@pytest.mark.slow
 def test_export_of_a_detector_with_frozen_weights(tmp_path):
     check_export_of_a_head(RetinaNet, "saved_model", tmp_path, freeze_weights=True)
 
@@ -145,7 +147,7 @@ def test_saved_model_takes_encoded_pictures(freeze_weights, tmp_path):
 
 
 @pytest.mark.parametrize("freeze_weights", [True, False])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_saved_model_holds_its_weights_once(policy, freeze_weights, tmp_path):
     model = VANBackbone("b0", (64, 96, 3), **{**SMALL, "widths": (64, 64, 128, 128)}, dtype=policy)
     contracts.shake_weights(model)
@@ -178,6 +180,7 @@ def test_normalized_images_are_exported_as_numbers(tmp_path):
     assert relative_error(outputs["P5"], backbone(images)["P5"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_half_precision_is_exported_in_float32(tmp_path):
     pytest.importorskip("openvino")
     half = VANBackbone("b0", **SMALL, dtype="mixed_bfloat16")

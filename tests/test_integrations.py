@@ -53,6 +53,7 @@ def assert_equal_after_loading(model, inputs, path):
 
 
 # KerasCV's model takes {"images": ...}, and its own training step gives it the array.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match the expected:UserWarning")
 def test_keras_cv_retinanet_trains_predicts_and_saves(eager, backbone, images, boxes, tmp_path):
     keras_cv = pytest.importorskip("keras_cv")
@@ -81,6 +82,7 @@ def test_keras_cv_deeplab_trains_predicts_and_saves(eager, backbone, images, tmp
 
 
 # KerasHub compiles every model with an optimizer of its own, which is not the saved one.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
 def test_keras_hub_retinanet_trains_predicts_and_saves(eager, backbone, images, boxes, tmp_path):
     keras_hub = pytest.importorskip("keras_hub")

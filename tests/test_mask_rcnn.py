@@ -82,6 +82,7 @@ def make_square():
     return image, {"boxes": boxes, "labels": np.array([[1, -1]], "int32"), "masks": masks}, model
 
 
+@pytest.mark.slow
 def test_it_learns_one_picture():
     image, targets, model = make_square()
     model.compile(optimizer=keras.optimizers.Adam(2e-3))
@@ -323,6 +324,7 @@ def compare_losses(losses, reference, prefix):
         assert float(losses[ours]) == pytest.approx(expected, rel=tolerance), ours
 
 
+@pytest.mark.slow
 @needs_golden
 @pytest.mark.parametrize("kind", ["pred", "pred_rescaled"])
 def test_detections_equal_mmdetections(model, kind):
@@ -337,6 +339,7 @@ def test_detections_equal_mmdetections(model, kind):
             assert union == 0 or (theirs[row] & ours[other]).sum() / union >= 0.99
 
 
+@pytest.mark.slow
 @needs_golden
 def test_training_equals_mmdetections():
     model = make_reference_model()

@@ -269,6 +269,7 @@ np.savez(sys.argv[2], crops=keras.ops.convert_to_numpy(crops), empty=empty.shape
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends(tmp_path, backend):
     pytest.importorskip(backend)

@@ -130,6 +130,7 @@ np.save(sys.argv[2], np.asarray(metric.high_digit).astype("int64") * 2**24 + np.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_metric_on_other_backends(tmp_path, backend):
     pytest.importorskip(backend)

@@ -85,7 +85,7 @@ MODES = {"eager": {"run_eagerly": True}, "graph": {"jit_compile": False}, "xla":
         ("float32", "eager"),
         ("half", "eager"),
         ("frozen norms", "eager"),
-        ("float32", "graph"),
+        pytest.param("float32", "graph", marks=pytest.mark.slow),
         pytest.param("half", "graph", marks=pytest.mark.slow),
         pytest.param("float32", "xla", marks=pytest.mark.slow),
     ],
@@ -154,6 +154,7 @@ def test_blocks_run_again_in_the_backward_pass(recompute, monkeypatch):
     assert calls == (names + names[::-1] if recompute else names)
 
 
+@pytest.mark.slow
 def test_training_takes_images_of_another_size():
     backbone = build_small(recompute=True)
     pooled = keras.layers.GlobalAveragePooling2D()(backbone.pyramid_outputs["P5"])

@@ -413,6 +413,7 @@ sys.exit(main(["download", "b0_imagenet"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_from_the_hub_to_the_logits(serve, tmp_path):
     """What a user calls: `weights="imagenet"`, then the same from the cache, then the command line."""

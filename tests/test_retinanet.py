@@ -210,7 +210,7 @@ def test_losses_equal_mmdetections(model, predictions, case):
 
 
 @needs_golden
-@pytest.mark.parametrize("kind", ["pred", "pred_rescaled"])
+@pytest.mark.parametrize("kind", [pytest.param("pred", marks=pytest.mark.slow), "pred_rescaled"])
 def test_detections_equal_mmdetections(model, kind):
     inputs = make_inputs(load_case("loss_eval"), original=kind == "pred_rescaled")
     detections = model.predict(inputs, verbose=0)

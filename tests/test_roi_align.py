@@ -152,7 +152,7 @@ def test_weights_of_inner_bins_sum_to_the_samples():
         assert start <= touched[0] <= touched[-1] < start + size <= touched[-1] + 2
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "jit"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("graph", marks=pytest.mark.slow), "jit"])
 def test_gradient_is_the_transpose(mode):
     # <align(a), b> = <a, gradient for b> for every a, since RoIAlign is linear in its features.
     shape = (2, 13, 17, 2)
@@ -358,6 +358,7 @@ np.savez(sys.argv[2], pooled=keras.ops.convert_to_numpy(pooled), empty=empty.sha
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends(tmp_path, backend):
     pytest.importorskip(backend)

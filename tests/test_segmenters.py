@@ -24,6 +24,15 @@ def make_head(request):
     return HEADS[request.param]
 
 
+# Of what all heads share, Semantic FPN is the fast suite's example.
+upernet_is_slow = pytest.mark.parametrize(
+    "make_head",
+    ["semantic_fpn", pytest.param("upernet", marks=pytest.mark.slow)],
+    indirect=True,
+    scope="module",
+)
+
+
 @pytest.fixture(scope="module")
 def make_small_van(make_head):
     return lambda: seeded(make_head, lambda: VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1)))
@@ -71,8 +80,14 @@ def test_every_weight_gets_a_gradient(make_model):
     contracts.check_every_weight_gets_a_gradient(make_model, make_batch(), ("_embedding/proj/bias",))
 
 
-def test_fit(make_model):
-    contracts.check_fit(make_model, make_batch(), ["mean_iou"])
+@upernet_is_slow
+def test_fit(make_on_pooled_backbone):
+    contracts.check_fit(make_on_pooled_backbone, make_batch(), ["mean_iou"])
+
+
+@pytest.mark.slow
+def test_fit_with_van(make_small_van):
+    contracts.check_fit(make_small_van, make_batch(), ["mean_iou"])
 
 
 def test_labels_without_truth(make_on_pooled_backbone):
@@ -80,16 +95,19 @@ def test_labels_without_truth(make_on_pooled_backbone):
     contracts.check_targets_without_truth(make_on_pooled_backbone, images, np.full_like(labels, 255))
 
 
+@upernet_is_slow
 def test_image_sizes(make_on_pooled_backbone):
     contracts.check_image_sizes(make_on_pooled_backbone, make_batch)
 
 
+@pytest.mark.slow
 def test_unknown_sizes(make_on_pooled_backbone):
     contracts.check_unknown_sizes(make_on_pooled_backbone, make_batch)
 
 
-def test_saving(make_small_van, tmp_path):
-    contracts.check_saving(make_small_van, make_batch(), tmp_path / "model.keras")
+@upernet_is_slow
+def test_saving(make_on_pooled_backbone, tmp_path):
+    contracts.check_saving(make_on_pooled_backbone, make_batch(), tmp_path / "model.keras")
 
 
 def test_deployment(make_model, tmp_path):
@@ -101,14 +119,16 @@ def test_config(make_model):
     contracts.check_config(make_model)
 
 
+@upernet_is_slow
 def test_mixed_precision(make_small_van):
     label_maps = contracts.check_mixed_precision(make_small_van, make_batch())
     assert label_maps.dtype == np.int32
     assert label_maps.shape == (3, 64, 64)
 
 
-def test_frozen_backbone(make_small_van, tmp_path):
-    contracts.check_frozen_backbone(make_small_van, make_batch(), tmp_path / "model.keras")
+@upernet_is_slow
+def test_frozen_backbone(make_on_pooled_backbone, tmp_path):
+    contracts.check_frozen_backbone(make_on_pooled_backbone, make_batch(), tmp_path / "model.keras")
 
 
 def test_evaluate(make_on_pooled_backbone):
@@ -124,6 +144,7 @@ def test_backbones_without_pyramid(make_head):
     contracts.check_backbones_without_pyramid(make_head)
 
 
+@upernet_is_slow
 def test_on_keras_hub_backbone(make_head):
     contracts.check_fit(lambda: seeded(make_head, make_keras_hub_backbone), make_batch(), ["mean_iou"])
 
@@ -152,6 +173,7 @@ def test_symbolic_call(small_model):
     assert logits.dtype == "float32"
 
 
+@upernet_is_slow
 def test_segment_is_segment_images(small_model):
     images, _ = make_batch((33, 40), count=1)
     options = {"crop": (32, 32), "stride": (20, 20), "scales": (1.0, 0.9), "flip": True}
@@ -187,10 +209,12 @@ def test_keras_options_are_refused_by_name(make_on_pooled_backbone):
     contracts.check_refused_options(make_on_pooled_backbone, make_batch())
 
 
+@upernet_is_slow
 def test_no_images(make_on_pooled_backbone):
     contracts.check_no_images(make_on_pooled_backbone, make_batch())
 
 
+@upernet_is_slow
 def test_metrics_of_compile_see_the_logits(small_model):
     images, labels = make_batch()
     metric = keras.metrics.SparseCategoricalAccuracy

@@ -242,6 +242,7 @@ def make_random_file(chance):
     return make(chance.choice(FUNCTIONS) + b"(" + arguments + b"tR.")
 
 
+@pytest.mark.slow
 def test_random_files_give_values_or_checkpoint_errors():
     chance, messages, loaded = random.Random(0), set(), 0
     tracemalloc.start()
