@@ -4,6 +4,7 @@ import contracts
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from detection_reference import compare_detections, compute_gradients, make_inputs, make_targets
 from golden_reference import check, checkpoint, compare_training, load, needs_golden
 from keras import ops
@@ -284,7 +285,8 @@ def test_sampled_regions_and_mask_targets_equal_mmdetections(model, predictions)
     targets = make_targets(reference, with_masks=True)
     samples = model.sample_regions(read_targets(targets, 80, True)[0], predictions)
     kinds, boxes = np.asarray(samples["kinds"]), np.asarray(samples["boxes"])
-    crops = np.asarray(crop_masks(targets["masks"], samples["boxes"], samples["matches"]))
+    # In a graph, as in `fit`: the loop over a thousand regions takes TensorFlow a minute outside of one.
+    crops = np.asarray(tf.function(crop_masks)(targets["masks"], samples["boxes"], samples["matches"]))
     positive = kinds == 1
     for image in range(2):
         num_positive = len(reference[f"roi{image}_pos_inds"])
