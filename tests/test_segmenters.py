@@ -85,11 +85,6 @@ def test_fit(make_on_pooled_backbone):
     contracts.check_fit(make_on_pooled_backbone, make_batch(), ["mean_iou"])
 
 
-@pytest.mark.slow
-def test_fit_with_van(make_small_van):
-    contracts.check_fit(make_small_van, make_batch(), ["mean_iou"])
-
-
 def test_labels_without_truth(make_on_pooled_backbone):
     images, labels = make_batch()
     contracts.check_targets_without_truth(make_on_pooled_backbone, images, np.full_like(labels, 255))
