@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from heads.coco_annotations import clip_box, judge_boxes, read_annotations
 from heads.coco_entries import is_side, list_briefly, read_entries, read_json, show
+from heads.coco_segmentations import _decode_counts  # noqa: F401  a case of issue 11 times it by this name
 from heads.data.pictures import DATA_FORMATS, decode_picture, load_picture
 
 CROWD_LABEL = -2
