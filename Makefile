@@ -24,7 +24,7 @@ test: .venv/installed-test
 	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: .venv/installed-test
-	$(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile
+	$(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
