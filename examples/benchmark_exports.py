@@ -20,11 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
-from heads.data.shapes import draw_scene
+from heads.data.shapes.scenes import draw_scene
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.deployment import FORMATS, ServedModel, deploy, export
-from van_backbones.exporting import name_outputs
-from van_backbones.runtimes import load_export, measure_export
+from van_backbones.deployment import deploy
+from van_backbones.exporting import export
+from van_backbones.exporting.export import FORMATS, ServedModel, name_outputs
+from van_backbones.exporting.runtimes import load_export, measure_export
 
 
 def main(argv=None):

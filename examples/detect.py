@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 import van_backbones  # noqa: F401  (the same for the backbone)
-from heads.coco_entries import is_id, is_side, read_json
-from heads.data.detection import MEAN_PIXEL, SIZE_DIVISOR, fit_sides, fit_size
-from heads.data.geometry import move_image, resize_geometry
+from heads.coco.entries import is_id, is_side, read_json
+from heads.data.detection_moves import MEAN_PIXEL, SIZE_DIVISOR, fit_sides, fit_size, make_resize, move_image
 from heads.data.pictures import read_picture
-from heads.drawing_objects import draw_detections
+from heads.drawing.objects import draw_detections
 from heads.metrics import to_coco_results
 from heads.training import number, whole_number
 
@@ -231,7 +230,7 @@ def detect_objects(model, image, sizes, score_threshold):
         canvas_size = [-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in resized_size]
     height, width = (int(side) for side in resized_size)
     images = np.full((1, *canvas_size, 3), MEAN_PIXEL, "float32")
-    images[0, :height, :width] = move_image(image, resize_geometry(original_size, resized_size))
+    images[0, :height, :width] = move_image(image, make_resize(original_size, resized_size))
     inputs = {
         "images": images,
         "image_sizes": np.array([[height, width]], "int32"),

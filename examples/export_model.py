@@ -21,11 +21,12 @@ from PIL import Image, ImageOps
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 from heads.data.pictures import read_picture
-from heads.data.shapes import draw_scene
+from heads.data.shapes.scenes import draw_scene
 from van_backbones import VARIANTS, VANClassifier
-from van_backbones.deployment import FORMATS, ServedModel, deploy, export
-from van_backbones.exporting import check_path, name_outputs
-from van_backbones.runtimes import load_export, measure_export
+from van_backbones.deployment import deploy
+from van_backbones.exporting import export
+from van_backbones.exporting.export import FORMATS, ServedModel, check_path, name_outputs
+from van_backbones.exporting.runtimes import load_export, measure_export
 
 NUM_CALLS = 5
 # Differences that rounding explains: relative to the largest value, the share of other labels, and the share

@@ -17,12 +17,12 @@ from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
     SemanticFolder,
-    ShapesDataset,
-    evaluation_batches,
+    SemanticShapes,
     find_training_pictures,
-    training_batches,
+    semantic_evaluation_batches,
+    semantic_training_batches,
 )
-from heads.drawing import draw_comparison
+from heads.drawing.label_maps import draw_comparison
 from heads.metrics import count_confusion, format_scores, score_confusion
 from heads.training import (
     RunError,
@@ -36,8 +36,8 @@ from heads.training import (
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
+from van_backbones.checkpoints.releases import find_release
 from van_backbones.feature_maps import draw_feature_maps
-from van_backbones.releases import find_release
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
 RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
@@ -78,21 +78,21 @@ def train_and_draw(arguments, output):
 
     augment = SemanticAugmentation(arguments.crop_size, base_size=arguments.base_size)
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches = training_batches(train, augment=augment, first_step=run.step, **options)
+    batches = semantic_training_batches(train, augment=augment, first_step=run.step, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
     timer = StepTimer()
     with interrupt_on_sigterm():
         try:
             model.fit(
                 batches,
-                validation_data=evaluation_batches(validation),
+                validation_data=semantic_evaluation_batches(validation),
                 callbacks=[
                     StopOnNonFinite(run.step, find_pictures, ADVICE),
                     run,
                     *build_callbacks(output),
                     timer,
                 ],
-                shuffle=False,  # `training_batches` did it
+                shuffle=False,  # `semantic_training_batches` did it
                 **run.begin(plan_rounds(arguments.steps, arguments.evaluate_every)),
             )
         except KeyboardInterrupt as reason:
@@ -165,7 +165,7 @@ def check_weights(arguments):
 def open_data(arguments):
     """Gives the training and the validation data, checked."""
     if arguments.data is None:
-        return ShapesDataset(2000, arguments.crop_size, seed=0), ShapesDataset(
+        return SemanticShapes(2000, arguments.crop_size, seed=0), SemanticShapes(
             100, arguments.crop_size, seed=1
         )
     folders = [
@@ -215,14 +215,14 @@ def build_callbacks(output):
 def print_scores(title, model, source):
     """Prints IoU per class on `source`."""
     confusion = 0
-    for images, labels in evaluation_batches(source).as_numpy_iterator():
+    for images, labels in semantic_evaluation_batches(source).as_numpy_iterator():
         confusion += count_confusion(labels, model.predict_on_batch(images), model.num_classes)
     print(f"\n{title}\n{format_scores(score_confusion(confusion), source.class_names)}", flush=True)
 
 
 def draw_pictures(model, source, output, num_pictures=6):
     """Draws image, truth and prediction of some examples, and the features of the first."""
-    dataset = evaluation_batches(source)
+    dataset = semantic_evaluation_batches(source)
     examples = [(image[0], label[0]) for image, label in dataset.take(num_pictures).as_numpy_iterator()]
     images = [image.astype("uint8") for image, _ in examples]
     predictions = [model.predict_on_batch(image[None])[0] for image, _ in examples]

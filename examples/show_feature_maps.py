@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from heads.data.pictures import read_picture
-from heads.data.shapes import draw_scene
+from heads.data.shapes.scenes import draw_scene
 from van_backbones import VARIANTS, VANBackbone
 from van_backbones.feature_maps import draw_feature_maps
 

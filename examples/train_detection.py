@@ -20,12 +20,12 @@ from heads import FasterRCNN, MaskRCNN, RetinaNet, WarmUpStepDecay
 from heads.data import (
     CocoDataset,
     DetectionAugmentation,
-    ShapesDetection,
+    DetectionShapes,
     detection_evaluation_batches,
     detection_training_batches,
     find_training_pictures,
 )
-from heads.drawing_objects import draw_detection_comparison
+from heads.drawing.objects import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
 from heads.training import (
     RunError,
@@ -39,7 +39,7 @@ from heads.training import (
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.releases import find_release
+from van_backbones.checkpoints.releases import find_release
 
 HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 HEAD_OPTIONS = ("channels", "num_convs", "num_samples", "num_proposals", "max_detections")
@@ -213,7 +213,7 @@ def open_data(arguments):
     with_masks = arguments.head == "mask_rcnn"
     if arguments.data is None:
         size = (arguments.image_size or 128,) * 2
-        return [ShapesDetection(number, size, seed, with_masks) for number, seed in ((2000, 0), (100, 1))]
+        return [DetectionShapes(number, size, seed, with_masks) for number, seed in ((2000, 0), (100, 1))]
     datasets = []
     for split in arguments.splits:
         data = pathlib.Path(arguments.data)

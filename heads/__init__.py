@@ -2,13 +2,13 @@
 
 from heads.dense_model import DenseModel
 from heads.faster_rcnn import FasterRCNN
-from heads.fpn import FPN
+from heads.layers.fpn import FPN
+from heads.layers.pyramid_pooling import PyramidPooling
 from heads.mask_rcnn import MaskRCNN
-from heads.pyramid_pooling import PyramidPooling
 from heads.retinanet import RetinaNet
 from heads.schedules import WarmUpPolynomialDecay, WarmUpStepDecay
-from heads.segmentation import segment_images
 from heads.semantic_fpn import SemanticFPN
+from heads.semantic_model import segment_images
 from heads.upernet import UPerNet
 
 __all__ = [

@@ -3,20 +3,15 @@
 import keras
 from keras import ops
 
-from heads.boxes import decode_boxes, encode_boxes
 from heads.dense_model import DenseModel, check_counts, check_shares
-from heads.detection import (
-    read_inputs,
-    read_targets,
-    restore_boxes,
-    select_detections,
-    select_pairs,
-    take_rows,
-)
-from heads.fpn import FPN
-from heads.matching import match_boxes, sample_matches
-from heads.roi_align import align_regions
-from heads.rpn import RegionProposalNetwork, compute_proposal_losses, select_proposals
+from heads.layers.fpn import FPN
+from heads.layers.roi_align import align_regions
+from heads.layers.rpn import RegionProposalNetwork, compute_proposal_losses, select_proposals
+from heads.ops.boxes import decode_boxes, encode_boxes
+from heads.ops.inputs import read_inputs, read_targets
+from heads.ops.matching import match_boxes
+from heads.ops.sampling import sample_matches
+from heads.ops.selection import restore_boxes, select_detections, select_pairs, take_rows
 
 LEVELS = ("P2", "P3", "P4", "P5")
 CANDIDATES_PER_LEVEL = 1000
@@ -32,14 +27,14 @@ NUM_PAIRS = 5000
 class FasterRCNN(DenseModel):
     """Object detection in two stages: proposals, then a classifier of the features under each.
 
-    `model(images)` gives raw predictions: those of `heads.rpn.RegionProposalNetwork`, "pyramid" (the maps
-    P2 .. P5), "image_sizes" (batch, 2), and, except in training, "proposals" (batch, proposals, 4),
+    `model(images)` gives raw predictions: those of `heads.layers.rpn.RegionProposalNetwork`, "pyramid" (the
+    maps P2 .. P5), "image_sizes" (batch, 2), and, except in training, "proposals" (batch, proposals, 4),
     "proposal_scores" (batch, proposals), "class_logits" (batch, proposals, classes + 1), the background last,
     and "box_deltas" (batch, proposals, classes, 4). `model.predict` gives detections, `fit` takes padded
     boxes and labels: see `decode` and `compute_losses`.
 
     Inputs are images (batch, height, width, 3) or a dict, which also tells the sizes: see
-    `heads.detection.read_inputs`.
+    `heads.ops.inputs.read_inputs`.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
@@ -147,7 +142,7 @@ class FasterRCNN(DenseModel):
 
         Returns:
             A dict of float32 scalars "objectness_loss", "proposal_loss", "class_loss" and "box_loss"; NaN
-            where a target is faulty: see `heads.detection.read_targets`.
+            where a target is faulty: see `heads.ops.inputs.read_targets`.
         """
         image_sizes = predictions["image_sizes"]
         targets, poisons = read_targets(targets, self.num_classes, self.with_masks, image_sizes)

@@ -4,11 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from heads.detection import restore_boxes, take_rows
 from heads.faster_rcnn import POSITIVE_FRACTION, FasterRCNN, flatten_regions
-from heads.losses import binary_cross_entropy, poison_faults
-from heads.masks import crop_masks
-from heads.roi_align import align_regions
+from heads.layers.roi_align import align_regions
+from heads.ops.inputs import poison_faults
+from heads.ops.losses import binary_cross_entropy
+from heads.ops.masks import crop_masks
+from heads.ops.selection import restore_boxes, take_rows
 
 FINEST_STRIDE = 4  # of P2
 POOLED_SIZE = 14
@@ -22,7 +23,7 @@ class MaskRCNN(FasterRCNN):
     The arguments are those of `FasterRCNN`. What differs: targets also have "masks"
     (batch, n, height, width), 0 or 1 at the images' size; detections also have "masks"
     (batch, max_detections, 28, 28), float32, the probability of the object at each place of its box, 0 where
-    there is no detection. `heads.masks.paste_masks` lays them into the picture.
+    there is no detection. `heads.ops.masks.paste_masks` lays them into the picture.
 
     Reference:
         - He et al., "Mask R-CNN", arXiv 1703.06870, section 3; the numbers are mmdetection's.

@@ -5,20 +5,14 @@ import math
 import keras
 from keras import ops
 
-from heads.anchors import make_anchors, mark_inside
-from heads.boxes import decode_boxes, encode_boxes
 from heads.dense_model import DenseModel, check_counts, check_shares
-from heads.detection import (
-    read_inputs,
-    read_targets,
-    restore_boxes,
-    select_detections,
-    select_pairs,
-    take_rows,
-)
-from heads.fpn import FPN
-from heads.losses import sigmoid_focal_loss
-from heads.matching import match_boxes
+from heads.layers.fpn import FPN
+from heads.ops.anchors import make_anchors, mark_inside
+from heads.ops.boxes import decode_boxes, encode_boxes
+from heads.ops.inputs import read_inputs, read_targets
+from heads.ops.losses import sigmoid_focal_loss
+from heads.ops.matching import match_boxes
+from heads.ops.selection import restore_boxes, select_detections, select_pairs, take_rows
 
 LEVELS = ("P3", "P4", "P5")
 STRIDES = (8, 16, 32, 64, 128)
@@ -38,7 +32,7 @@ class RetinaNet(DenseModel):
     padded boxes and labels: see `decode` and `compute_losses`.
 
     Inputs are images (batch, height, width, 3) or a dict, which also tells the sizes: see
-    `heads.detection.read_inputs`.
+    `heads.ops.inputs.read_inputs`.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P3" .. "P5".
@@ -124,7 +118,7 @@ class RetinaNet(DenseModel):
             predictions: what `call` gave.
 
         Returns:
-            A dict of float32 scalars; NaN where a target is faulty: see `heads.detection.read_targets`.
+            A dict of float32 scalars; NaN where a target is faulty: see `heads.ops.inputs.read_targets`.
         """
         image_sizes = predictions["image_sizes"]
         targets, poisons = read_targets(targets, self.num_classes, image_sizes=image_sizes)

@@ -3,13 +3,16 @@
 import keras
 from keras import ops
 
-from heads.convolution import ConvolutionBlock, PixelClassifier
 from heads.dense_model import DenseModel, check_counts, check_shares
-from heads.fpn import FPN
-from heads.losses import read_labels, semantic_cross_entropy
-from heads.mean_iou import IGNORE_LABEL, MeanIoU
-from heads.resizing import resize_bilinear
-from heads.segmentation import check_num_classes, label_pixels, segment_images
+from heads.layers.blocks import ConvolutionBlock, PixelClassifier
+from heads.layers.fpn import FPN
+from heads.layers.mean_iou import MeanIoU
+from heads.ops.inputs import read_labels
+from heads.ops.labels import IGNORED_LABEL, check_num_classes
+from heads.ops.losses import semantic_cross_entropy
+from heads.ops.resizing import resize_bilinear
+from heads.ops.selection import label_pixels
+from heads.semantic_model import segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -98,7 +101,7 @@ class SemanticFPN(DenseModel):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         labels, _ = read_labels(y, y_pred)
         self.mean_iou.update_state(labels, self.decode(y_pred))
-        known = ops.cast(ops.not_equal(labels, IGNORE_LABEL), "float32")
+        known = ops.cast(ops.not_equal(labels, IGNORED_LABEL), "float32")
         return super().compute_metrics(x, labels, y_pred, known)
 
     def segment(self, images, crop=None, stride=None, scales=(1.0,), flip=False):

@@ -3,13 +3,16 @@
 import keras
 from keras import ops
 
-from heads.convolution import ConvolutionBlock, PixelClassifier
 from heads.dense_model import DenseModel, check_counts, check_shares
-from heads.losses import read_labels, semantic_cross_entropy
-from heads.mean_iou import IGNORE_LABEL, MeanIoU
-from heads.pyramid_pooling import PyramidPooling
-from heads.resizing import resize_bilinear
-from heads.segmentation import check_num_classes, label_pixels, segment_images
+from heads.layers.blocks import ConvolutionBlock, PixelClassifier
+from heads.layers.mean_iou import MeanIoU
+from heads.layers.pyramid_pooling import PyramidPooling
+from heads.ops.inputs import read_labels
+from heads.ops.labels import IGNORED_LABEL, check_num_classes
+from heads.ops.losses import semantic_cross_entropy
+from heads.ops.resizing import resize_bilinear
+from heads.ops.selection import label_pixels
+from heads.semantic_model import segment_images
 
 LEVELS = ("P2", "P3", "P4", "P5")
 
@@ -153,7 +156,7 @@ class UPerNet(DenseModel):
         logits = y_pred["logits"] if isinstance(y_pred, dict) else y_pred
         labels, _ = read_labels(y, logits)
         self.mean_iou.update_state(labels, label_pixels(logits))
-        known = ops.cast(ops.not_equal(labels, IGNORE_LABEL), "float32")
+        known = ops.cast(ops.not_equal(labels, IGNORED_LABEL), "float32")
         results = super().compute_metrics(x, labels, logits, known)
         if not isinstance(y_pred, dict):
             results.pop("auxiliary_loss")  # the auxiliary head only runs in training

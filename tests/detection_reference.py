@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from van_backbones.checkpoints import name_variables
+from van_backbones.checkpoints.loading import name_variables
 
 
 def make_inputs(reference, original=False):

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from golden_reference import load, needs_golden
 
-from heads.anchors import make_anchors, mark_inside
+from heads.ops.anchors import make_anchors, mark_inside
 
 LEVEL_SIZES = [(7, 9), (4, 5), (2, 3), (1, 2), (1, 1)]
 OCTAVES = tuple(4 * 2 ** (i / 3) for i in range(3))

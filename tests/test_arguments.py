@@ -3,19 +3,19 @@ import pytest
 
 from heads.data import (
     DetectionAugmentation,
+    DetectionShapes,
     SemanticAugmentation,
-    ShapesDataset,
-    ShapesDetection,
+    SemanticShapes,
     detection_evaluation_batches,
     detection_training_batches,
-    evaluation_batches,
     random_crop,
-    training_batches,
+    semantic_evaluation_batches,
+    semantic_training_batches,
 )
-from heads.data.shapes import draw_scene
+from heads.data.shapes.scenes import draw_scene
 
-SCENES = ShapesDataset(2, 32)
-THINGS = ShapesDetection(2, 32)
+SCENES = SemanticShapes(2, 32)
+THINGS = DetectionShapes(2, 32)
 
 
 def test_one_number_stands_for_a_square():
@@ -30,7 +30,7 @@ def test_one_number_stands_for_a_square():
     image, label = random_crop(np.zeros((9, 9, 3)), np.zeros((9, 9), np.int32), (0, 1), 4)
     assert (image.shape, label.shape) == ((4, 4, 3), (4, 4))
     batches = (
-        evaluation_batches(SCENES, 2, image_size=40),
+        semantic_evaluation_batches(SCENES, 2, image_size=40),
         detection_evaluation_batches(THINGS, image_size=40),
     )
     assert batches[0].element_spec[0].shape[1:] == (40, 40, 3)
@@ -44,10 +44,10 @@ def test_other_sizes_are_refused(size):
     calls = {
         "image_size": [
             lambda: DetectionAugmentation(image_size=size),
-            lambda: evaluation_batches(SCENES, image_size=size),
+            lambda: semantic_evaluation_batches(SCENES, image_size=size),
             lambda: detection_evaluation_batches(THINGS, image_size=size),
-            lambda: ShapesDataset(2, size),
-            lambda: ShapesDetection(2, size),
+            lambda: SemanticShapes(2, size),
+            lambda: DetectionShapes(2, size),
             lambda: draw_scene(0, size),
         ],
         "crop_size": [lambda: SemanticAugmentation(size)],
@@ -74,11 +74,11 @@ def test_other_sizes_are_refused(size):
         (SemanticAugmentation, "max_class_share", ["1", None, np.nan, True]),
         (SemanticAugmentation, "flip", [0.1, "no"]),
         (SemanticAugmentation, "photometric", ["no"]),
-        (ShapesDataset, "num_images", [0, 2.5, "2", True]),
-        (ShapesDataset, "seed", [-1, 0.5, None]),
-        (ShapesDetection, "num_images", [0, 2.5]),
-        (training_batches, "batch_size", [0, -1, 2.0, "2", True, None]),
-        (evaluation_batches, "batch_size", [0, 2.0, None]),
+        (SemanticShapes, "num_images", [0, 2.5, "2", True]),
+        (SemanticShapes, "seed", [-1, 0.5, None]),
+        (DetectionShapes, "num_images", [0, 2.5]),
+        (semantic_training_batches, "batch_size", [0, -1, 2.0, "2", True, None]),
+        (semantic_evaluation_batches, "batch_size", [0, 2.0, None]),
         (detection_training_batches, "batch_size", [0, 2.0, "2", True, None]),
         (detection_training_batches, "group_by_ratio", ["no", 0.5]),
         (detection_evaluation_batches, "batch_size", [0, 2.0, None]),
@@ -89,8 +89,8 @@ def test_other_sizes_are_refused(size):
 def test_other_values_are_refused(build, name, values):
     required = {
         SemanticAugmentation: {"crop_size": 8},
-        training_batches: {"source": SCENES, "augment": SemanticAugmentation(8)},
-        evaluation_batches: {"source": SCENES},
+        semantic_training_batches: {"source": SCENES, "augment": SemanticAugmentation(8)},
+        semantic_evaluation_batches: {"source": SCENES},
         detection_training_batches: {"source": THINGS, "augment": DetectionAugmentation(8), "batch_size": 1},
         detection_evaluation_batches: {"source": THINGS},
     }

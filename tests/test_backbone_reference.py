@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from golden_reference import ROOT, check, checkpoint, load, needs_golden
 
-from van_backbones import VANBackbone, checkpoints
+from van_backbones import VANBackbone
+from van_backbones.checkpoints import loading as checkpoints
 
 pytestmark = needs_golden
 

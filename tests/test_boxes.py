@@ -10,7 +10,14 @@ import pytest
 import tensorflow as tf
 from golden_reference import check, load, needs_golden
 
-from heads.boxes import clip_boxes, compute_coverage, compute_iou, decode_boxes, encode_boxes, rescale_boxes
+from heads.ops.boxes import (
+    clip_boxes,
+    compute_coverage,
+    compute_iou,
+    decode_boxes,
+    encode_boxes,
+    rescale_boxes,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEVIATIONS = {"s1": (1.0, 1.0, 1.0, 1.0), "s01": (0.1, 0.1, 0.2, 0.2), "s05": (0.5, 0.5, 1.0, 1.0)}
@@ -182,7 +189,7 @@ def run_all_nouns():
     import keras
     import numpy as np
 
-    from heads import anchors, boxes, losses, matching, suppression
+    from heads.ops import anchors, boxes, losses, matching, suppression
 
     sizes, strides = [(7, 9), (4, 5)], (8, 16)
     random = np.random.default_rng(0)

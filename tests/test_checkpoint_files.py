@@ -11,8 +11,8 @@ from golden_reference import check, checkpoint, load, needs_golden
 
 from heads import SemanticFPN, UPerNet
 from van_backbones import VANBackbone, VANClassifier, load_checkpoint
-from van_backbones.checkpoints import load_state_dict, name_variables, save_state_dict, to_state_dict
-from van_backbones.command_line import main
+from van_backbones.checkpoints.__main__ import main
+from van_backbones.checkpoints.loading import load_state_dict, name_variables, save_state_dict, to_state_dict
 
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
 

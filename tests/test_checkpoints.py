@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from golden_reference import checkpoint, needs_golden
 
-from van_backbones import VANBackbone, checkpoints
+from van_backbones import VANBackbone
+from van_backbones.checkpoints import loading as checkpoints
 
 SMALL = {"widths": (8, 8, 16, 16), "depths": (2, 1, 1, 1)}
 

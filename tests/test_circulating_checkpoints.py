@@ -14,12 +14,12 @@ from safetensors.numpy import save_file
 
 from heads import SemanticFPN
 from van_backbones import VANBackbone, VANClassifier, load_checkpoint
-from van_backbones.checkpoints import save_state_dict, to_state_dict
-from van_backbones.command_line import main
-from van_backbones.file_kinds import describe_file
-from van_backbones.file_writing import write_beside
-from van_backbones.keras_files import is_keras_file
-from van_backbones.state_dicts import read_state_dict
+from van_backbones.checkpoints.__main__ import main
+from van_backbones.checkpoints.file_kinds import describe_file
+from van_backbones.checkpoints.file_writing import write_beside
+from van_backbones.checkpoints.formats import read_state_dict
+from van_backbones.checkpoints.keras_files import is_keras_file
+from van_backbones.checkpoints.loading import save_state_dict, to_state_dict
 
 ARRAYS = {"patch_embed1.proj.weight": np.ones((4, 3, 7, 7), "float32"), "head.bias": np.zeros(3, "float32")}
 FOUND = {"backbone.patch_embed1.proj.weight", "head.bias"}

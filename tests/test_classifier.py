@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from van_backbones import VARIANTS, VANClassifier
-from van_backbones.checkpoints import load_checkpoint
+from van_backbones.checkpoints.loading import load_checkpoint
 from van_backbones.classifier import decode_predictions, preprocess_images
 
 

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from heads.data.coco import CocoDataset
-from heads.data.geometry import Geometry, draw_masks
+from heads.data.detection_moves import Move, draw_masks
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"needs the data sets in {SHARED_DATA}")
@@ -83,7 +83,7 @@ def write_dataset(folder, annotations=GOOD_ANNOTATIONS, **content):
 
 def draw(dataset, index):
     size = dataset.image_sizes[index]
-    stay = Geometry(size, size, np.zeros(2, int), size, np.array(False))
+    stay = Move(size, size, np.zeros(2, int), size, np.array(False))
     return draw_masks(dataset.load_segmentations(index), stay, tuple(size))
 
 

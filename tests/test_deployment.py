@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from heads import SemanticFPN
 from van_backbones import VANBackbone, VANClassifier
-from van_backbones.activations import fused_gelu
+from van_backbones.cpu_kernels import fused_gelu
 from van_backbones.deployment import DeployedBackbone, deploy
 from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock

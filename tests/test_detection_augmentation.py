@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from heads.data.detection import DetectionAugmentation, fit_size
+from heads.data.detection_moves import DetectionAugmentation, fit_size
 
 
 def augment_often(augment, size, count=24):

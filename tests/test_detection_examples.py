@@ -21,10 +21,10 @@ import train_detection
 from coco_folder import CATEGORY_IDS, NAMES, draw_example, write_coco_folder
 
 from heads import MaskRCNN, RetinaNet
-from heads.data import CocoDataset, ShapesDetection
+from heads.data import CocoDataset, DetectionShapes
 from heads.metrics import evaluate_coco
 from van_backbones import VANBackbone
-from van_backbones.checkpoints import save_state_dict
+from van_backbones.checkpoints.loading import save_state_dict
 
 TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
 
@@ -73,7 +73,7 @@ def mask_run(tmp_path_factory):
     output = tmp_path_factory.mktemp("mask_run")
     policy = keras.config.dtype_policy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_detection, "ShapesDetection", lambda _, *args: ShapesDetection(2, *args))
+        patch.setattr(train_detection, "DetectionShapes", lambda _, *args: DetectionShapes(2, *args))
         try:
             # Resuming where there is nothing to resume leaves out the scores before training: to save time.
             options = ("--head", "mask_rcnn", "--steps", "2", "--mixed-precision", "--resume")

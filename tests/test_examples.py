@@ -19,7 +19,7 @@ import predict_segmentation
 import show_feature_maps
 
 from heads import SemanticFPN, UPerNet
-from heads.data import ShapesDataset
+from heads.data import SemanticShapes
 from van_backbones import VANBackbone
 
 NAMES = ("wall", "window", "door")
@@ -188,7 +188,7 @@ def test_ctrl_c_leaves_a_model(tmp_path):
             lambda output: [*build_callbacks(output), Interruption()],
         )
         patch.setattr(
-            finetune_segmentation, "ShapesDataset", lambda _, *args, **kw: ShapesDataset(4, *args, **kw)
+            finetune_segmentation, "SemanticShapes", lambda _, *args, **kw: SemanticShapes(4, *args, **kw)
         )
         try:
             options = ("--steps", "4", "--head", "upernet", "--mixed-precision")

@@ -12,10 +12,12 @@ import pytest
 import tensorflow as tf
 
 from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
-from van_backbones import VANBackbone, exporting
-from van_backbones.deployment import FORMATS, deploy, export
-from van_backbones.exporting import ServedModel, check_path, name_outputs, write_export
-from van_backbones.runtimes import load_export, measure_export
+from van_backbones import VANBackbone
+from van_backbones.deployment import deploy
+from van_backbones.exporting import export
+from van_backbones.exporting import export as exporting
+from van_backbones.exporting.export import FORMATS, ServedModel, check_path, name_outputs, write_export
+from van_backbones.exporting.runtimes import load_export, measure_export
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1)}

@@ -6,7 +6,7 @@ from golden_reference import check, checkpoint, load, needs_golden
 
 from heads import FPN
 from van_backbones import VANBackbone
-from van_backbones.checkpoints import load_state_dict, name_variables
+from van_backbones.checkpoints.loading import load_state_dict, name_variables
 
 SIZES = ((9, 13), (5, 7), (3, 4), (2, 1))
 WIDTHS = (3, 4, 5, 6)

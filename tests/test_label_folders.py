@@ -10,7 +10,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from heads.data import SemanticAugmentation, SemanticFolder, evaluation_batches, training_batches
+from heads.data import (
+    SemanticAugmentation,
+    SemanticFolder,
+    semantic_evaluation_batches,
+    semantic_training_batches,
+)
 from heads.data.label_folders import read_class_names
 
 NAMES = ("ground", "square")
@@ -80,7 +85,7 @@ def test_names_that_are_not_utf8(tmp_path):
         os.rename(path, os.fsencode(path.parent) + b"/gr\xfcn.png")
     folder = open_folder(tmp_path)
     assert folder.check(progress=False).sum() == 48
-    assert len(list(evaluation_batches(folder))) == 1
+    assert len(list(semantic_evaluation_batches(folder))) == 1
     os.unlink(folder.pairs[0][1])
     with pytest.raises(ValueError, match=r"gr\\xfcn\.png: no label picture"):
         open_folder(tmp_path)
@@ -241,7 +246,7 @@ def test_files_that_change_after_the_check_are_named(tmp_path, position, change)
     with pytest.raises(ValueError, match=f"{path}: ") as found:
         folder.check(progress=False)
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"{path}: "):
-        list(training_batches(folder, 1, lambda image, label, seed: (image, label)).take(1))
+        list(semantic_training_batches(folder, 1, lambda image, label, seed: (image, label)).take(1))
     assert len(str(found.value).splitlines()) == 2
 
 
@@ -259,4 +264,4 @@ def test_images_have_three_bands(bands):
 
     for size in (None, (9, 9)):
         with pytest.raises(ValueError, match="three of its bands"):
-            evaluation_batches(Source(), image_size=size)
+            semantic_evaluation_batches(Source(), image_size=size)

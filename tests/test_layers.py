@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from van_backbones.activations import fused_gelu, gelu
+from van_backbones.cpu_kernels import fused_gelu, gelu
 from van_backbones.layers import (
     ConvolutionalFeedForward,
     LargeKernelAttention,

@@ -4,12 +4,7 @@ import pytest
 import tensorflow as tf
 from golden_reference import load, needs_golden
 
-from heads.losses import (
-    binary_cross_entropy,
-    semantic_cross_entropy,
-    sigmoid_focal_loss,
-    smooth_l1_loss,
-)
+from heads.ops.losses import binary_cross_entropy, semantic_cross_entropy, sigmoid_focal_loss, smooth_l1_loss
 
 
 def make_batch(shape=(2, 5, 7), num_classes=4, ignored=0.3, seed=0):

@@ -10,17 +10,12 @@ from golden_reference import check, checkpoint, compare_training, load, needs_go
 from keras import ops
 
 from heads import FasterRCNN, MaskRCNN
-from heads.detection import read_targets
 from heads.faster_rcnn import flatten_regions
-from heads.masks import crop_masks, paste_masks
-from heads.roi_align import align_regions, assign_levels
+from heads.layers.roi_align import align_regions, assign_levels
+from heads.ops.inputs import read_targets
+from heads.ops.masks import crop_masks, paste_masks
 from van_backbones import VANBackbone
-from van_backbones.checkpoints import (
-    load_checkpoint,
-    load_state_dict,
-    name_variables,
-    to_state_dict,
-)
+from van_backbones.checkpoints.loading import load_checkpoint, load_state_dict, name_variables, to_state_dict
 
 PARAMETERS = {"b0": 23_885_136, "b1": 33_516_208, "b2": 46_232_880, "b3": 64_420_016}
 

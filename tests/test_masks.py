@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from golden_reference import load, needs_golden
 
-from heads.masks import crop_masks, paste_masks
+from heads.ops.masks import crop_masks, paste_masks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -3,8 +3,9 @@ import pytest
 import tensorflow as tf
 from golden_reference import check, load, needs_golden
 
-from heads.anchors import make_anchors, mark_inside
-from heads.matching import match_boxes, sample_matches
+from heads.ops.anchors import make_anchors, mark_inside
+from heads.ops.matching import match_boxes
+from heads.ops.sampling import sample_matches
 
 # name of the reference: positive and negative threshold, smallest best IoU, low quality matches
 RULES = {

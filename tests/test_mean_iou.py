@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from slow_scores import count_by_loop, make_maps, mean_iou_by_loop
 
-from heads.mean_iou import MeanIoU
+from heads.layers.mean_iou import MeanIoU
 from heads.metrics import count_confusion, score_confusion
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 from heads.data import (
     CocoDataset,
     DetectionAugmentation,
+    DetectionShapes,
     SemanticFolder,
-    ShapesDataset,
-    ShapesDetection,
+    SemanticShapes,
     detection_training_batches,
     find_training_pictures,
-    training_batches,
+    semantic_training_batches,
 )
 from heads.data.order import BatchOrder
 
@@ -79,7 +79,7 @@ def test_far_steps_are_found_at_once():
 
 
 def test_pictures_of_a_step():
-    scenes = ShapesDataset(5, 32)
+    scenes = SemanticShapes(5, 32)
     assert find_training_pictures(scenes, 2, 1, shuffle=False) == [2, 3]
     shuffled = [find_training_pictures(scenes, 5, 0, seed=seed) for seed in (0, 1)]
     assert shuffled[0] != shuffled[1]
@@ -132,7 +132,7 @@ def test_pictures_of_a_folder(tmp_path):
 )
 def test_faulty_questions_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        find_training_pictures(**{"source": ShapesDataset(2, 32), "batch_size": 1, "step": 0, **arguments})
+        find_training_pictures(**{"source": SemanticShapes(2, 32), "batch_size": 1, "step": 0, **arguments})
 
 
 # The stream of batches
@@ -143,11 +143,11 @@ def add_noise(image, label, seed):
 
 
 def semantic_batches(**options):
-    return training_batches(ShapesDataset(7, 32), 2, add_noise, **{"seed": 3, **options})
+    return semantic_training_batches(SemanticShapes(7, 32), 2, add_noise, **{"seed": 3, **options})
 
 
 def detection_batches(**options):
-    source = ShapesDetection(7, 32, with_masks=True)
+    source = DetectionShapes(7, 32, with_masks=True)
     augment = DetectionAugmentation((32, 40))
     return detection_training_batches(source, 2, augment, **{"seed": 3, **options})
 
@@ -182,7 +182,7 @@ def test_two_iterators_in_turns():
 
 
 def test_a_failed_picture_moves_nothing():
-    class Failing(ShapesDataset):
+    class Failing(SemanticShapes):
         fails = True
 
         def __getitem__(self, index):
@@ -191,12 +191,12 @@ def test_a_failed_picture_moves_nothing():
             return super().__getitem__(index)
 
     source = Failing(4, 32)
-    batches = training_batches(source, 2, add_noise, seed=3)
+    batches = semantic_training_batches(source, 2, add_noise, seed=3)
     for _ in range(2):
         with pytest.raises(tf.errors.InvalidArgumentError, match="no picture"):
             take(batches, 1)
     source.fails = False
-    expected = training_batches(ShapesDataset(4, 32), 2, add_noise, seed=3)
+    expected = semantic_training_batches(SemanticShapes(4, 32), 2, add_noise, seed=3)
     assert take(batches, 3) == take(expected, 3)
 
 

@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from van_backbones import pickle_machine
-from van_backbones.pickle_machine import CheckpointError, PickleMachine, Placeholder
+from van_backbones.checkpoints import pickle_machine
+from van_backbones.checkpoints.pickle_machine import CheckpointError, PickleMachine, Placeholder
 
 ELEMENTS = np.arange(6, dtype="<f4")
 

@@ -4,10 +4,10 @@ import sys
 import pytest
 
 FAILING_PROGRAM = """
-from heads.data import DetectionAugmentation, ShapesDetection, detection_training_batches
+from heads.data import DetectionAugmentation, DetectionShapes, detection_training_batches
 
 def main():
-    batches = iter(detection_training_batches(ShapesDetection(7, 40), 2, DetectionAugmentation(32)))
+    batches = iter(detection_training_batches(DetectionShapes(7, 40), 2, DetectionAugmentation(32)))
     next(batches)
     raise KeyError("the reason")
 

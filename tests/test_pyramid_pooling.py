@@ -7,9 +7,9 @@ import tensorflow as tf
 from golden_reference import check, checkpoint, load, needs_golden
 
 from heads import PyramidPooling
-from heads.resizing import pool_adaptively
+from heads.ops.resizing import pool_adaptively
 from van_backbones import VANBackbone
-from van_backbones.checkpoints import load_state_dict
+from van_backbones.checkpoints.loading import load_state_dict
 
 
 def make_maps(shape=(2, 7, 9, 3), seed=0):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 # Loaded from its file: `import van_backbones` takes seconds, and the many processes below have no use for it.
-MODULE = pathlib.Path(__file__).resolve().parents[1] / "van_backbones" / "releases.py"
+MODULE = pathlib.Path(__file__).resolve().parents[1] / "van_backbones" / "checkpoints" / "releases.py"
 specification = importlib.util.spec_from_file_location("releases_under_test", MODULE)
 releases = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(releases)

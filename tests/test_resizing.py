@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from golden_reference import check, load, needs_golden
 
-from heads.resizing import pool_adaptively, resize_bilinear, resize_nearest
+from heads.ops.resizing import pool_adaptively, resize_bilinear, resize_nearest
 
 SIZES = ((9, 13), (18, 26), (17, 25), (5, 7), (36, 52), (9, 26), (1, 1), (1, 30))
 

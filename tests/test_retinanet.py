@@ -10,7 +10,7 @@ from golden_reference import check, checkpoint, compare_training, load, needs_go
 
 from heads import RetinaNet
 from van_backbones import VANBackbone
-from van_backbones.checkpoints import load_state_dict, name_variables
+from van_backbones.checkpoints.loading import load_state_dict, name_variables
 
 PARAMETERS = {"b0": 13_386_068, "b1": 23_598_772, "b2": 36_315_444, "b3": 54_502_580}
 
@@ -157,9 +157,9 @@ def test_forward_equals_mmdetection(predictions):
 
 @needs_golden
 def test_targets_equal_mmdetections(predictions):
-    from heads.anchors import mark_inside
-    from heads.boxes import encode_boxes
-    from heads.matching import match_boxes
+    from heads.ops.anchors import mark_inside
+    from heads.ops.boxes import encode_boxes
+    from heads.ops.matching import match_boxes
 
     reference = load_case("loss_eval")
     targets = make_targets(reference)

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from golden_reference import check, load, needs_golden
 
-from heads import roi_align as module
-from heads.roi_align import align_regions, assign_levels, place_samples, roi_align, weigh_cells
+from heads.layers import roi_align as module
+from heads.layers.roi_align import align_regions, assign_levels, roi_align
+from heads.ops.bilinear import place_samples, weigh_cells
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

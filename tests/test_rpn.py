@@ -4,8 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from heads.anchors import make_anchors
-from heads.rpn import (
+from heads.layers.rpn import (
     ANCHOR_RATIOS,
     ANCHOR_SCALES,
     STRIDES,
@@ -13,6 +12,7 @@ from heads.rpn import (
     compute_proposal_losses,
     select_proposals,
 )
+from heads.ops.anchors import make_anchors
 
 SIZES = ((8, 12), (4, 6), (2, 3))
 

@@ -11,13 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from heads.training import (
-    RunError,
-    StopOnNonFinite,
-    TrainingRun,
-    plan_rounds,
-    save_model,
-)
+from heads.training import RunError, StopOnNonFinite, TrainingRun, plan_rounds, save_model
 
 SETTINGS = {
     "head": "retinanet",

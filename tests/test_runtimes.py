@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from van_backbones import VANBackbone
-from van_backbones.deployment import FORMATS, export
-from van_backbones.runtimes import load_export, measure_export
+from van_backbones.exporting import export
+from van_backbones.exporting.export import FORMATS
+from van_backbones.exporting.runtimes import load_export, measure_export
 
 RUNTIMES = {
     "saved_model": "tensorflow",

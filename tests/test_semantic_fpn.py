@@ -7,10 +7,10 @@ import tensorflow as tf
 from golden_reference import check, checkpoint, compare_training, load, needs_golden, to_nchw
 
 from heads import SemanticFPN
-from heads.resizing import resize_bilinear
-from heads.segmentation import predict_logits
+from heads.ops.resizing import resize_bilinear
+from heads.semantic_model import predict_logits
 from van_backbones import VANBackbone
-from van_backbones.checkpoints import load_state_dict, name_variables
+from van_backbones.checkpoints.loading import load_state_dict, name_variables
 
 PARAMETERS = {"b0": 7_984_374, "b1": 17_615_446, "b2": 30_332_118, "b3": 48_519_254, "b4": 64_036_822}
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from golden_reference import load, needs_golden
 
-from heads.suppression import suppress_boxes, suppress_sorted_boxes
+from heads.ops.suppression import suppress_boxes, suppress_sorted_boxes
 
 
 def make_batch(num_boxes=60, batch=2, num_classes=3, seed=0):

@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 from heads.dense_model import DenseModel
-from heads.detection import read_inputs, read_targets
-from heads.losses import semantic_cross_entropy
+from heads.layers.mean_iou import MeanIoU
 from heads.mask_rcnn import _check_masks
-from heads.mean_iou import MeanIoU
+from heads.ops.inputs import read_inputs, read_targets
+from heads.ops.losses import semantic_cross_entropy
 
 SIZES = np.array([[60, 80]], "float32")
 

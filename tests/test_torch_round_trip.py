@@ -11,7 +11,8 @@ import types
 import numpy as np
 import pytest
 
-from van_backbones.torch_pickle import CheckpointError, Placeholder, is_torch_file, load_torch_file
+from van_backbones.checkpoints.pickle_machine import CheckpointError, Placeholder
+from van_backbones.checkpoints.torch_file import is_torch_file, load_torch_file
 
 torch = pytest.importorskip("torch")
 

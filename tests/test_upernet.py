@@ -8,10 +8,10 @@ import tensorflow as tf
 from golden_reference import check, checkpoint, compare_training, load, needs_golden, to_nchw
 
 from heads import UPerNet
-from heads.resizing import resize_bilinear
-from heads.segmentation import predict_logits
+from heads.ops.resizing import resize_bilinear
+from heads.semantic_model import predict_logits
 from van_backbones import VANBackbone
-from van_backbones.checkpoints import load_state_dict, name_variables
+from van_backbones.checkpoints.loading import load_state_dict, name_variables
 
 PARAMETERS = {
     "b0": 32_133_004,

@@ -1,9 +1,10 @@
 """The Visual Attention Network (arXiv 2202.09741) as a feature-pyramid backbone for Keras 3."""
 
 from van_backbones.backbone import VANBackbone
-from van_backbones.checkpoints import load_checkpoint
+from van_backbones.checkpoints.loading import load_checkpoint
 from van_backbones.classifier import VANClassifier
-from van_backbones.deployment import deploy, export
+from van_backbones.deployment import deploy
+from van_backbones.exporting import export
 from van_backbones.variants import VARIANTS, Variant
 
 __all__ = ["VARIANTS", "VANBackbone", "VANClassifier", "Variant", "deploy", "export", "load_checkpoint"]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from van_backbones import checkpoints
+from van_backbones.checkpoints import load_checkpoint
 from van_backbones.freezing import freeze_parts, list_frozen
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
 from van_backbones.normalization import ImageNormalization
@@ -99,7 +99,7 @@ class VANBackbone(keras.Model):
         self.pyramid_outputs = pyramid
         self.pyramid_level_inputs = {f"P{stage + 1}": f"stage{stage}_norm" for stage in (1, 2, 3, 4)}
         if weights is not None:
-            checkpoints.load_checkpoint(self, weights)
+            load_checkpoint(self, weights)
 
     def reference_layers(self):
         """Gives the official names behind `backbone.`, as in VAN-Segmentation: name -> layer or variable."""

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from van_backbones import checkpoints
 from van_backbones.backbone import VANBackbone
+from van_backbones.checkpoints import load_checkpoint
 from van_backbones.freezing import freeze_parts, list_frozen
 
 
@@ -74,7 +74,7 @@ class VANClassifier(keras.Model):
         self.backbone = backbone
         self.num_classes = num_classes
         if weights is not None:
-            checkpoints.load_checkpoint(self, weights)
+            load_checkpoint(self, weights)
 
     def reference_layers(self):
         """Gives the official names, the backbone's behind `backbone.`: name -> layer or variable."""

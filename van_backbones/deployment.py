@@ -1,11 +1,7 @@
 """Models for use: norms folded into convolutions, and exports that other runtimes load."""
 
-import importlib.util
-import pathlib
-
 import keras
 
-from van_backbones.exporting import FORMATS, ServedModel, check_path, write_export
 from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
 
@@ -161,78 +157,3 @@ def _copy_weights(source, target):
     )
     for old, new in zip(sources, targets, strict=True):
         _copy_weights(old, new)
-
-
-def export(model, path, format="saved_model", image_size=None, batch_size=None, freeze_weights=False):
-    """Writes a model for another runtime: images in, decoded results out, nothing of Keras needed.
-
-    The model is deployed first (`deploy`). The export takes "images", uint8 (batch, height, width, 3), RGB,
-    or float32 (batch, height, width, channels) where the backbone has `normalization=None`. What it gives has
-    names: the levels of a backbone; "boxes", "scores", "labels" and "masks" of a detector; "outputs" where
-    there is only one, such as a segmenter's label maps or a classifier's logits; "output_0", "output_1", ...
-    of a model with a list of outputs. All formats allow any height and width; fixed ones run faster in
-    OpenVINO and TensorFlow.
-
-    A SavedModel has one more signature, "serve_encoded": "images" are then strings (batch,), files whose
-    pictures share one size: JPEG, PNG, BMP, or the first frame of a GIF. Their pixels are taken as they are
-    stored: grey is repeated, an alpha channel ignored, 16 bits cut to their upper 8, and the EXIF orientation
-    is not applied, so turn such pictures before. Other pixels than Pillow's come of CMYK files only.
-
-    Images of another shape or dtype than the export takes are an error in a SavedModel, ONNX Runtime and
-    OpenVINO. LiteRT itself checks nothing; `van_backbones.runtimes.load_export` does.
-
-    What fails or is killed leaves an earlier export at the path as it was: files are written beside it and
-    moved when they are whole. TensorFlow keeps some of what it traces for as long as the process lives.
-
-    Args:
-        model: what `deploy` takes, or gave.
-        path: a folder for "saved_model": a new one, an empty one, or that of an earlier SavedModel; else a
-            file, which must end in ".onnx" for "onnx", ".xml" for "openvino" (weights go beside it, into
-            ".bin") and ".tflite" for "litert".
-        format: "saved_model", "onnx", "openvino" or "litert". All but the first are exported in float32;
-            OpenVINO computes in bfloat16 where its runtime is told so.
-        image_size: (height, width) of the images, either or both None for any. None gives what the model was
-            built for, which is any as a rule.
-        batch_size: number of images; None for any.
-        freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats
-            always are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280),
-            but takes about 20 times their size in memory, and 30 times to write them: for small models.
-
-    Raises:
-        TypeError: if `deploy` does not take the model.
-        ValueError: at an unknown format, a path that is not for it, an image size that the model does not
-            take, a model with other inputs than one of images, a model that is quantized or was deployed in
-            half precision for a format other than "saved_model", or on another backend than TensorFlow.
-        ImportError: if the format's converter is not installed: `pip install 'van-backbones[export]'`.
-    """
-    path = pathlib.Path(path)
-    check_path(path, format)
-    _check_installation(format)
-    deployed = deploy(model, None if format == "saved_model" else "float32")
-    layers = list(deployed._flatten_layers())
-    dtypes = {layer.dtype_policy.name for layer in layers if _is_leaf(layer)}
-    if format != "saved_model" and dtypes != {"float32"}:
-        raise ValueError(
-            f'format="{format}" wants float32: export the model itself, before `deploy` and `quantize`. '
-            f"Received: {deployed.name} with layers in {sorted(dtypes)}"
-        )
-    served = ServedModel(deployed)
-    write_export(served, path, format, served.make_signature(image_size, batch_size), freeze_weights)
-
-
-def _is_leaf(layer):
-    return bool(layer.weights) and not list(layer._flatten_layers(include_self=False, recursive=False))
-
-
-def _check_installation(format):
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "export runs on the TensorFlow backend: set KERAS_BACKEND=tensorflow and load the model there. "
-            f"Received: backend {keras.backend.backend()!r}"
-        )
-    packages = FORMATS[format][1]
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ImportError(
-            f'format="{format}" needs {", ".join(missing)}: run pip install "van-backbones[export]"'
-        )

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from van_backbones.activations import fused_gelu
+from van_backbones.cpu_kernels import fused_gelu
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")

@@ -5,8 +5,7 @@ import math
 import keras
 from keras import ops
 
-from van_backbones.activations import fused_gelu, gelu
-from van_backbones.convolutions import DepthwiseConvolution, PointwiseConvolution
+from van_backbones.cpu_kernels import DepthwiseConvolution, PointwiseConvolution, fused_gelu, gelu
 from van_backbones.normalization import BatchNormalization
 
 

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from van_backbones.cpu_kernels import normalize_in_one_pass
+
 
 @keras.saving.register_keras_serializable(package="van_backbones")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -40,7 +42,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
         is_half = self.compute_dtype in ("float16", "bfloat16")
         if keras.backend.backend() == "tensorflow" and is_half and not self.synchronized:
-            outputs, *statistics = _normalize_in_one_pass(inputs, gamma, beta, self.epsilon)
+            outputs, *statistics = normalize_in_one_pass(inputs, gamma, beta, self.epsilon)
         else:
             outputs, *statistics = _normalize(inputs, gamma, beta, self.epsilon, self.synchronized)
         return ops.cast(outputs, self.compute_dtype), tuple(map(ops.stop_gradient, statistics))
@@ -64,19 +66,6 @@ def _normalize(inputs, gamma, beta, epsilon, synchronized):
     count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), inputs.dtype)
     # A single value has no unbiased variance: then the biased one, 0, stays.
     return outputs, mean, variance * (count / ops.maximum(count - 1.0, 1.0))
-
-
-def _normalize_in_one_pass(inputs, gamma, beta, epsilon):
-    """Gives what `_normalize` gives, by the kernel of TensorFlow that Keras leaves aside.
-
-    Its sums are less exact than float32 can be, which half precision does not show.
-    """
-    import tensorflow as tf
-
-    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
-    )
-    return outputs, mean, variance
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")

@@ -4,7 +4,13 @@ Images are RGB 0 .. 255 `(height, width, 3)`, label maps int32 `(height, width)`
 boxes float32 `(n, 4)` xyxy in pixels, their labels int32 with -1 for padding and -2 for crowd regions.
 """
 
-from heads.data.augmentation import (
+from heads.data.coco import CocoDataset
+from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
+from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
+from heads.data.order import find_training_pictures
+from heads.data.semantic_batches import semantic_evaluation_batches, semantic_training_batches
+from heads.data.semantic_folder import SemanticFolder
+from heads.data.semantic_moves import (
     SemanticAugmentation,
     photometric_distortion,
     random_crop,
@@ -12,30 +18,20 @@ from heads.data.augmentation import (
     random_scale,
     resize_keep_ratio,
 )
-from heads.data.coco import CocoDataset
-from heads.data.detection import (
-    DetectionAugmentation,
-    detection_evaluation_batches,
-    detection_training_batches,
-)
-from heads.data.geometry import Geometry, draw_masks, move_boxes, move_image
-from heads.data.order import find_training_pictures
-from heads.data.semantic import SemanticFolder, evaluation_batches, training_batches
-from heads.data.shapes import ShapesDataset
-from heads.data.shapes_detection import ShapesDetection
+from heads.data.shapes.detection import DetectionShapes
+from heads.data.shapes.semantic import SemanticShapes
 
 __all__ = [
     "CocoDataset",
     "DetectionAugmentation",
-    "Geometry",
+    "DetectionShapes",
+    "Move",
     "SemanticAugmentation",
     "SemanticFolder",
-    "ShapesDataset",
-    "ShapesDetection",
+    "SemanticShapes",
     "detection_evaluation_batches",
     "detection_training_batches",
     "draw_masks",
-    "evaluation_batches",
     "find_training_pictures",
     "move_boxes",
     "move_image",
@@ -44,5 +40,6 @@ __all__ = [
     "random_flip",
     "random_scale",
     "resize_keep_ratio",
-    "training_batches",
+    "semantic_evaluation_batches",
+    "semantic_training_batches",
 ]

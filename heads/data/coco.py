@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from heads.coco_annotations import clip_box, judge_boxes, read_annotations
-from heads.coco_entries import is_side, list_briefly, read_entries, read_json, show
-from heads.coco_segmentations import _decode_counts  # noqa: F401  a case of issue 11 times it by this name
+from heads.coco.annotations import clip_box, judge_boxes, read_annotations
+from heads.coco.entries import is_side, list_briefly, read_entries, read_json, show
+from heads.coco.segmentations import _decode_counts  # noqa: F401  a case of issue 11 times it by this name
 from heads.data.pictures import DATA_FORMATS, decode_picture, load_picture
+from heads.ops.labels import CROWD_LABEL
 
-CROWD_LABEL = -2
 MAX_NAMES = 10
 
 

@@ -5,8 +5,8 @@ import os
 import pathlib
 import unicodedata
 
-from heads.data.augmentation import IGNORE_LABEL
 from heads.data.pictures import show_path
+from heads.ops.labels import IGNORED_LABEL
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
@@ -49,13 +49,13 @@ def find_class_names(path: pathlib.Path, class_names, reduce_zero_label: bool) -
     if isinstance(class_names, str | os.PathLike):
         class_names = read_class_names(class_names)
     class_names = tuple(class_names)
-    most = IGNORE_LABEL - 1 if reduce_zero_label else IGNORE_LABEL
+    most = IGNORED_LABEL - 1 if reduce_zero_label else IGNORED_LABEL
     if not 2 <= len(class_names) <= most or not all(class_names):
         hint = ""
         if len(class_names) == 1:
             hint = ". A single class leaves nothing to learn: name the background too, as class 0"
         elif len(class_names) > most:
-            hint = f": label {IGNORE_LABEL} is ignored" + " and 0 is no class" * reduce_zero_label
+            hint = f": label {IGNORED_LABEL} is ignored" + " and 0 is no class" * reduce_zero_label
         raise ValueError(
             f"class_names must be 2 to {most} non-empty names{hint}. "
             f"Received: {len(class_names)} names, {class_names!r:.300}"

@@ -5,8 +5,8 @@ import typing
 
 import numpy as np
 
-from heads.data.augmentation import IGNORE_LABEL
 from heads.data.pictures import named_faults, open_picture, read_orientation, show_path
+from heads.ops.labels import IGNORED_LABEL
 
 MAX_NUMBERS = 20
 # Pillow stretches grey of 2 and 4 bits to 0 .. 255.
@@ -62,7 +62,7 @@ def decode_label_picture(path: str | bytes | os.PathLike) -> LabelPicture:
 
 def shift_zero_label(label: np.ndarray) -> np.ndarray:
     """Labels with 0 for unlabelled turned into labels with 255 for it: k becomes k - 1, 255 stays."""
-    return np.where((label == 0) | (label == IGNORE_LABEL), IGNORE_LABEL, label - 1).astype("int32")
+    return np.where((label == 0) | (label == IGNORED_LABEL), IGNORED_LABEL, label - 1).astype("int32")
 
 
 def map_numbers(numbers: np.ndarray, num_classes: int, reduce_zero_label: bool, path) -> np.ndarray:
@@ -81,11 +81,11 @@ def map_numbers(numbers: np.ndarray, num_classes: int, reduce_zero_label: bool, 
         ValueError: If a number is no class and not 255.
     """
     last = num_classes if reduce_zero_label else num_classes - 1
-    faulty = np.unique(numbers[(numbers > last) & (numbers != IGNORE_LABEL)]).tolist()
+    faulty = np.unique(numbers[(numbers > last) & (numbers != IGNORED_LABEL)]).tolist()
     if faulty:
         shown = ", ".join(map(str, faulty[:MAX_NUMBERS])) + (", ..." if len(faulty) > MAX_NUMBERS else "")
         raise ValueError(
-            f"{show_path(path)}: labels must be 0 .. {last} or {IGNORE_LABEL}. Received: {shown}"
+            f"{show_path(path)}: labels must be 0 .. {last} or {IGNORED_LABEL}. Received: {shown}"
         )
     return shift_zero_label(numbers) if reduce_zero_label else numbers
 

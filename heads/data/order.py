@@ -107,8 +107,8 @@ def find_training_pictures(
     """Returns which pictures a batch of a training holds, e.g. to see why its loss is not finite.
 
     Args:
-        source: The source of `training_batches` or `detection_training_batches`, and the next arguments as
-            they were given there.
+        source: The source of `semantic_training_batches` or `detection_training_batches`, and the next
+            arguments as they were given there.
         batch_size: Pictures per batch.
         step: The number of the batch, from 0; a training's first batch is that of its `first_step`.
         seed: Seed of the order.

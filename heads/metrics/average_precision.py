@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as run_lengths
 
-from heads.coco_annotations import Annotation, judge_boxes, read_annotations, read_box
-from heads.coco_entries import is_id, is_number, is_side, list_briefly, read_entries, read_json, show
-from heads.coco_segmentations import read_segmentation
+from heads.coco.annotations import Annotation, judge_boxes, read_annotations, read_box
+from heads.coco.entries import is_id, is_number, is_side, list_briefly, read_entries, read_json, show
+from heads.coco.segmentations import read_segmentation
 
 KINDS = ("bbox", "segm")
 SIZES = ("small", "medium", "large")

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from pycocotools import mask as run_lengths
 
-from heads.masks import paste_masks
 from heads.metrics.average_precision import (
     MAX_DETECTIONS,
     check_kinds,
@@ -20,6 +19,7 @@ from heads.metrics.average_precision import (
     read_truth,
     to_plain_list,
 )
+from heads.ops.masks import paste_masks
 
 
 class CocoScores(keras.callbacks.Callback):

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-IGNORE_LABEL = 255
+from heads.ops.labels import IGNORED_LABEL
 
 
 def count_confusion(
-    labels: np.ndarray, predictions: np.ndarray, num_classes: int, ignore_label: int = IGNORE_LABEL
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int, ignore_label: int = IGNORED_LABEL
 ) -> np.ndarray:
     """Confusion matrix of label maps; add the matrices of many pictures to score them together.
 

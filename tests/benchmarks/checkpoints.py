@@ -51,7 +51,7 @@ def main(argv=None):
     import torch
 
     from van_backbones import VANBackbone
-    from van_backbones.checkpoints import to_state_dict
+    from van_backbones.checkpoints.loading import to_state_dict
 
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "van.pth"

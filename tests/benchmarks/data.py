@@ -63,8 +63,8 @@ def build_pipelines(folder, batch_size):
         SemanticFolder,
         detection_evaluation_batches,
         detection_training_batches,
-        evaluation_batches,
-        training_batches,
+        semantic_evaluation_batches,
+        semantic_training_batches,
     )
 
     semantic = SemanticFolder(folder, "train")
@@ -72,10 +72,10 @@ def build_pipelines(folder, batch_size):
     boxes, masks = (CocoDataset(annotations, images, with_masks=kept) for kept in (False, True))
     fixed = DetectionAugmentation(image_size=(512, 512), scale_range=(0.1, 2.0))
     return {
-        "semantic, training, crops of 512 x 512": training_batches(
+        "semantic, training, crops of 512 x 512": semantic_training_batches(
             semantic, batch_size, SemanticAugmentation((512, 512))
         ),
-        "semantic, evaluation, stored size": evaluation_batches(semantic, batch_size).repeat(),
+        "semantic, evaluation, stored size": semantic_evaluation_batches(semantic, batch_size).repeat(),
         "coco boxes, training, short side 480 .. 800": detection_training_batches(
             boxes, batch_size, DetectionAugmentation()
         ),
@@ -106,7 +106,7 @@ def time_batches(dataset, num_batches):
 
 def write_pictures(folder, num_pictures):
     """Writes pictures, label maps and a COCO file, in the layout of both pipelines."""
-    from heads.data.shapes import CLASS_NAMES, THING_NAMES, draw_scene
+    from heads.data.shapes.scenes import CLASS_NAMES, THING_NAMES, draw_scene
 
     for name in ("images/train", "labels/train"):
         (folder / name).mkdir(parents=True)

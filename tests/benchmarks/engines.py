@@ -76,7 +76,7 @@ class KerasEngine(Engine):
         from tests.benchmarks.backbone import build_stock, calibrate, copy_weights
         from tests.benchmarks.multiply_accumulates import check_against_published
         from van_backbones import VANBackbone
-        from van_backbones.checkpoints import to_state_dict
+        from van_backbones.checkpoints.loading import to_state_dict
 
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
@@ -110,8 +110,8 @@ class KerasEngine(Engine):
             self.left_out.append((f"ours, deployed, {precision}", explain(error)))
 
     def _load_saved_model(self, precision, shape):
-        from van_backbones.deployment import export
-        from van_backbones.runtimes import load_export
+        from van_backbones.exporting import export
+        from van_backbones.exporting.runtimes import load_export
 
         path = self.folder / f"saved_model_{precision}"
         options = {"image_size": shape[1:3], "batch_size": shape[0], "freeze_weights": True}
@@ -122,7 +122,7 @@ class KerasEngine(Engine):
     def export(self, name, format):
         """Writes our float32 model; gives why not, or None."""
         try:
-            from van_backbones.deployment import export
+            from van_backbones.exporting import export
 
             export(self.models["ours", FLOAT], self.folder / name, format=format)
         except Exception as error:

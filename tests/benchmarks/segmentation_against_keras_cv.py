@@ -61,14 +61,14 @@ def train(arguments):
     import tensorflow as tf
     from finetune_segmentation import print_scores
 
-    from heads.data import SemanticAugmentation, SemanticFolder, training_batches
+    from heads.data import SemanticAugmentation, SemanticFolder, semantic_training_batches
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
     size = (arguments.crop_size, arguments.crop_size)
     train_folder, validation = (SemanticFolder(arguments.data, split) for split in ("train", "val"))
-    batches = iter(training_batches(train_folder, arguments.batch_size, SemanticAugmentation(size)))
+    batches = iter(semantic_training_batches(train_folder, arguments.batch_size, SemanticAugmentation(size)))
     build, score = {
         "van_semantic_fpn": (build_ours, None),
         "keras_cv_deeplab": (build_deeplab, rebuild_deeplab),

@@ -16,8 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import tensorflow as tf
 
-from heads.detection import select_pairs, take_rows
-from heads.suppression import suppress_boxes
+from heads.ops.selection import select_pairs, take_rows
+from heads.ops.suppression import suppress_boxes
 
 BATCH, ANCHORS, CLASSES, CANDIDATES, DETECTIONS = 2, 49_104, 80, 1000, 100
 IOU_THRESHOLD = 0.5

@@ -114,7 +114,7 @@ class KerasTrainer(Trainer):
         import tensorflow as tf
 
         from van_backbones import VANBackbone
-        from van_backbones.checkpoints import to_state_dict
+        from van_backbones.checkpoints.loading import to_state_dict
 
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)

@@ -1,0 +1,204 @@
+"""Batches for detection and instance segmentation, from any source of pictures with boxes.
+
+A source (`CocoDataset`, `DetectionShapes`, or your own class) has
+
+- `class_names`, `num_classes`: the classes; label k is `class_names[k]`.
+- `image_ids`: the ids of its images. An image's position in this list is its index.
+- `image_sizes`: int32 (images, 2), (height, width) of each.
+- `load(indices=None)`: for a `tf.data.Dataset` of indices (None: each once, in order) a dataset of dicts:
+  "index": int64 (); "image": uint8 (height, width, 3), RGB; "boxes": float32 (n, 4), xyxy pixels inside of
+  the image; "labels": int32 (n,), -2 for a crowd region. n may be 0.
+- `with_masks`: whether batches have masks. If so, `load_segmentations(index)` gives for each object, in the
+  order of its boxes, what `geometry.draw_masks` takes: polygons, run lengths, or None (crowds).
+
+A batch is `(inputs, targets)`:
+
+- "images": float32 (batch, height, width, 3), 0 .. 255. Smaller pictures are at the top left, the rest is the
+  ImageNet mean, which a backbone sees as 0.
+- "image_sizes": int32 (batch, 2), (height, width) of the pictures without that padding; "original_sizes" (in
+  evaluation): int32 (batch, 2), as stored.
+- "boxes": float32 (batch, n, 4), xyxy pixels of "images"; "labels": int32 (batch, n), -1 is padding, -2 a
+  crowd; "masks" (where wanted): uint8 (batch, n, height, width), 0 or 1. n is the largest number of objects
+  in the batch, at least 1.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from heads.data.arguments import read_count, read_flag, read_seed, read_size
+from heads.data.detection_moves import (
+    LONG_SIDE,
+    MEAN_PIXEL,
+    SIZE_DIVISOR,
+    SMALLEST_SIDE,
+    Move,
+    draw_masks,
+    fit_sides,
+    fit_size,
+    make_resize,
+    move_boxes,
+    move_image,
+    tighten_boxes,
+)
+from heads.data.order import BatchOrder, continue_batches, find_groups
+from heads.data.prefetching import prefetch_batches
+from heads.ops.labels import PADDING_LABEL
+
+
+def detection_training_batches(
+    source,
+    batch_size: int,
+    augment: Callable,
+    seed: int = 0,
+    shuffle: bool = True,
+    group_by_ratio: bool | None = None,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Endless augmented batches; the same `seed` gives the same batches.
+
+    Each picture is drawn once per epoch, see `BatchOrder` for what ends it. A second `fit` or loop over the
+    dataset goes on after the last batch that was drawn from it, as with a generator; make the dataset anew
+    to begin anew.
+
+    Objects whose box has no area after the augmentation are left out. With masks, a box that was cut off by a
+    crop becomes the tight box of what is left of its mask, and is left out where nothing is.
+
+    Args:
+        source: See the top of this file.
+        batch_size: Images per batch.
+        augment: Function `(image, seed) -> (image, geometry)`, see `DetectionAugmentation`. Its attribute
+            `image_size`, where it has one that is not None, is the largest size that it gives.
+        seed: Seed of the order and of the augmentation, 0 or more.
+        shuffle: Whether to shuffle in each epoch; otherwise the order is that of `source.image_ids`.
+        group_by_ratio: Whether wide and tall pictures go into separate batches, which saves padding; at the
+            end of an epoch a batch or two are of both. Default: unless `augment` has an `image_size`.
+        first_step: The number of batches that a training has had before, which are left out.
+
+    Returns:
+        Dataset of ({"images", "image_sizes"}, {"boxes", "labels"} and "masks"), see the top of this file.
+        Images are padded to the `image_size` of `augment`, or to the largest of the batch, rounded up to a
+        multiple of 32.
+    """
+    canvas_size = getattr(augment, "image_size", None)
+    canvas_size = None if canvas_size is None else read_size("image_size of augment", canvas_size)
+    group_by_ratio = canvas_size is None if group_by_ratio is None else group_by_ratio
+    order = BatchOrder(
+        find_groups(source, read_flag("group_by_ratio", group_by_ratio)),
+        read_count("batch_size", batch_size),
+        read_seed(seed) if read_flag("shuffle", shuffle) else None,
+    )
+
+    def prepare(example, number):
+        image, geometry = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
+        return _prepare_example(source, example, image, geometry, canvas_size, drop_lost=True)
+
+    def make_batches(positions, numbers):
+        examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
+        examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return _batch_examples(examples, batch_size, drop_remainder=True)
+
+    return continue_batches(order, first_step, make_batches)
+
+
+def detection_evaluation_batches(
+    source,
+    batch_size: int = 1,
+    image_size: tuple[int, int] | None = None,
+    short_side: int | None = None,
+    long_side: int = LONG_SIDE,
+) -> tf.data.Dataset:
+    """Batches of one pass in the order of `source.image_ids`, not augmented; the last may be smaller.
+
+    Args:
+        source: See the top of this file.
+        batch_size: Images per batch.
+        image_size: (height, width), or one length for a square. Every picture is resized to fit into it with
+            its ratio kept, then padded to it.
+        short_side: Every picture is resized to this short side with its ratio kept, unless its long side
+            exceeds `long_side`; the paper has 800. Default: the stored sizes, if `image_size` is None too.
+        long_side: Limit of the long side, with `short_side`.
+
+    Returns:
+        Dataset of ({"images", "image_sizes", "original_sizes"}, {"boxes", "labels"} and "masks"), see the top
+        of this file. Images are padded to `image_size`, or to the largest of the batch, rounded up to a
+        multiple of 32.
+    """
+    read_count("batch_size", batch_size)
+    read_count("long_side", long_side)
+    canvas_size = None if image_size is None else read_size("image_size", image_size)
+    short_side = None if short_side is None else read_count("short_side", short_side)
+    if short_side is not None and (image_size is not None or short_side > long_side):
+        raise ValueError(
+            "short_side must be at least 1, not above long_side, and None where image_size is given. "
+            f"Received: short_side={short_side}, long_side={long_side}, image_size={image_size}"
+        )
+
+    def prepare(example):
+        original_size = resized_size = tf.shape(example["image"])[:2]
+        if canvas_size is not None:
+            resized_size = fit_size(original_size, canvas_size)
+        elif short_side is not None:
+            resized_size = fit_sides(original_size, short_side, long_side)
+        geometry = make_resize(original_size, resized_size)
+        image = move_image(example["image"], geometry)
+        inputs, targets = _prepare_example(source, example, image, geometry, canvas_size, drop_lost=False)
+        return {**inputs, "original_sizes": original_size}, targets
+
+    examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return _batch_examples(examples, batch_size, drop_remainder=False)
+
+
+def _prepare_example(source, example, image, geometry, canvas_size, drop_lost):
+    """Gives the inputs and targets of one image, padded to the canvas, the padding still black."""
+    boxes, is_cut = move_boxes(example["boxes"], geometry)
+    kept = tf.range(tf.shape(boxes)[0])
+    if drop_lost:
+        kept = kept[tf.reduce_all(boxes[:, 2:] - boxes[:, :2] > SMALLEST_SIDE, axis=1)]
+    boxes, labels, is_cut = (tf.gather(values, kept) for values in (boxes, example["labels"], is_cut))
+    static_size = (None, None) if canvas_size is None else canvas_size
+    if canvas_size is None:
+        canvas_size = (geometry.size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
+    targets = {}
+    if source.with_masks:
+
+        def draw(index, kept, boxes, labels, is_cut, canvas_size, *geometry):
+            segmentations = source.load_segmentations(int(index))
+            masks = draw_masks([segmentations[k] for k in kept], Move(*geometry), canvas_size)
+            if drop_lost and is_cut.any():
+                boxes = tighten_boxes(boxes, masks, is_cut & (labels >= 0))
+                found = (boxes[:, 2:] - boxes[:, :2] > SMALLEST_SIDE).all(1)
+                boxes, labels, masks = boxes[found], labels[found], masks[found]
+            return boxes, labels, masks if len(masks) else np.zeros((1, *canvas_size), np.uint8)
+
+        boxes, labels, masks = tf.numpy_function(
+            draw,
+            [example["index"], kept, boxes, labels, is_cut, canvas_size, *geometry],
+            (tf.float32, tf.int32, tf.uint8),
+        )
+        targets["masks"] = tf.ensure_shape(masks, (None, *static_size))
+    missing = tf.maximum(1 - tf.shape(labels)[0], 0)
+    boxes = tf.pad(tf.ensure_shape(boxes, (None, 4)), [[0, missing], [0, 0]])
+    labels = tf.pad(tf.ensure_shape(labels, (None,)), [[0, missing]], constant_values=PADDING_LABEL)
+    below, right = tf.unstack(canvas_size - geometry.size)
+    image = tf.pad(tf.cast(image, tf.float32), [[0, below], [0, right], [0, 0]])
+    inputs = {"images": tf.ensure_shape(image, (*static_size, 3)), "image_sizes": geometry.size}
+    return inputs, {"boxes": boxes, "labels": labels, **targets}
+
+
+def _batch_examples(examples, batch_size, drop_remainder):
+    """Gives batches padded to their largest image and their largest number of objects."""
+    padding = tf.nest.map_structure(lambda spec: tf.zeros((), spec.dtype), examples.element_spec)
+    padding[1]["labels"] = tf.constant(PADDING_LABEL)
+
+    def colour_padding(inputs, targets):
+        images, sizes = inputs["images"], inputs["image_sizes"]
+        rows = tf.sequence_mask(sizes[:, 0], tf.shape(images)[1])[:, :, tf.newaxis, tf.newaxis]
+        columns = tf.sequence_mask(sizes[:, 1], tf.shape(images)[2])[:, tf.newaxis, :, tf.newaxis]
+        coloured = tf.where(rows & columns, images, MEAN_PIXEL)
+        return {**inputs, "images": tf.ensure_shape(coloured, images.shape)}, targets
+
+    batches = examples.padded_batch(batch_size, padding_values=padding, drop_remainder=drop_remainder)
+    batches = batches.map(colour_padding, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return prefetch_batches(batches)

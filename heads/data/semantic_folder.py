@@ -1,0 +1,216 @@
+"""Image and label folders for semantic segmentation, as `tf.data` batches.
+
+Label maps hold one class per pixel, int32; 255 is ignored. `*_size` = (height, width).
+"""
+
+import dataclasses
+import os
+import pathlib
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from heads.data.label_folders import MAX_LISTED, find_class_names, find_split, list_briefly, pair_files
+from heads.data.label_pictures import decode_label_picture, find_other_order, map_numbers
+from heads.data.pictures import DATA_FORMATS, decode_picture, show_path
+from heads.ops.labels import IGNORED_LABEL
+
+
+class SemanticFolder:
+    """A folder of images and label pictures, paired by their names without suffix.
+
+    Two layouts are read: `images/<split>/` with `labels/<split>/`, and ADE20K's `images/training/` with
+    `annotations/training/`; sub-folders belong to the split. Images are JPEG or PNG, label pictures are
+    one-channel or palette PNG that hold the class numbers: of palettes the indices count. A number is the
+    line in `classes.txt`, from 0; 255 is ignored. Images are read as `heads.data.pictures.decode_picture`
+    says: the EXIF orientation is applied unless only the stored pixels have the size of the label.
+
+    Args:
+        path: The folder.
+        split: Name of the split; "train" and "val" also find "training" and "validation".
+        class_names: Names in the order of the labels, at least 2, or the path of a text file with one name
+            per line. Default: the folder's `classes.txt`.
+        reduce_zero_label: True where label 0 means unlabelled and the classes are 1 .. N, as in ADE20K:
+            0 becomes 255 and k becomes k - 1.
+
+    Raises:
+        ValueError: For a missing folder or split, class names that are missing, unreadable, fewer than 2 or
+            more than the numbers beside 255, pictures with another suffix, or files without a counterpart or
+            with two.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        split: str = "train",
+        class_names: Sequence[str] | str | os.PathLike | None = None,
+        reduce_zero_label: bool = False,
+    ):
+        self.path = pathlib.Path(path)
+        self.split = split
+        self.reduce_zero_label = reduce_zero_label
+        image_folder, label_folder = find_split(self.path, split)
+        self.class_names = find_class_names(self.path, class_names, reduce_zero_label)
+        self.num_classes = len(self.class_names)
+        self.pairs = pair_files(image_folder, label_folder)
+
+    def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
+        """Decodes every file and counts the pixels of each class.
+
+        Run it once before training: what is wrong is found now and not after hours, all of it in one error.
+        Warns where classes never occur, and where palettes give one colour different numbers.
+
+        Args:
+            num_threads: Threads that decode. Default: one per CPU core.
+            progress: Whether to show a progress bar, and how many images their EXIF orientation turns.
+
+        Returns:
+            Pixels of each class, `(num_classes,)`, int64.
+
+        Raises:
+            ValueError: Lists unreadable files, sizes that differ, label pictures that hold no class numbers
+                and labels out of range. If every pixel is ignored, or all but those of one class.
+        """
+        with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+            reports = pool.map(self._examine_pair, self.pairs)
+            reports = list(tqdm(reports, f"check {self.split}", len(self), disable=not progress))
+        problems = [problem for report in reports for problem in report.problems]
+        if problems:
+            raise ValueError(f"{self.path} has faulty files in {self.split!r}:\n{list_briefly(problems)}")
+        if progress:
+            _tell_orientations(self.split, reports)
+        counts = sum(report.counts for report in reports)
+        self._judge_counts(counts, sum(report.num_ignored for report in reports))
+        self._judge_palettes(reports)
+        return counts
+
+    def __len__(self):
+        return len(self.pairs)
+
+    @property
+    def image_paths(self) -> list[pathlib.Path]:
+        """Paths of the images, in the order of `pairs`."""
+        return [image for image, _ in self.pairs]
+
+    def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:
+        """Gives the decoded pairs.
+
+        Args:
+            indices: Dataset of positions in `pairs`, int64 scalars. Default: all, once, in order.
+
+        Returns:
+            Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). A file that cannot
+            be read, an image of another size than its label and a label out of range end the iteration with
+            the path.
+        """
+
+        def read_pair(index):
+            image_path, label_path = self.pairs[index]
+            label = decode_label_picture(label_path)
+            return (
+                _read_image(image_path, label_path, label).pixels,
+                map_numbers(label.numbers, self.num_classes, self.reduce_zero_label, label_path),
+            )
+
+        def read(index):
+            image, label = tf.numpy_function(read_pair, [index], (tf.uint8, tf.int32))
+            return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
+
+        indices = tf.data.Dataset.range(len(self)) if indices is None else indices
+        return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _examine_pair(self, pair):
+        """A `_PairReport` of an image and its label picture."""
+        image_path, label_path = pair
+        report = _PairReport(label_path, np.zeros(self.num_classes, "int64"))
+        picture = label = None
+        try:
+            picture = decode_label_picture(label_path)
+            label = map_numbers(picture.numbers, self.num_classes, self.reduce_zero_label, label_path)
+        except ValueError as problem:
+            report.problems.append(str(problem))
+        try:
+            image = _read_image(image_path, label_path, picture)
+            report.orientation, report.is_turned = image.orientation, image.is_turned
+        except ValueError as problem:
+            report.problems.append(str(problem))
+        if label is not None:
+            labelled = label[label != IGNORED_LABEL]
+            report.counts = np.bincount(labelled, minlength=self.num_classes)
+            report.num_ignored = label.size - labelled.size
+            report.palette = picture.palette
+        return report
+
+    def _judge_counts(self, counts, num_ignored):
+        """Refuses labels that leave nothing to learn; warns of classes that never occur."""
+        absent = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        if num_ignored and len(absent) >= self.num_classes - 1:
+            occurs = (
+                "no class" if not counts.any() else repr(self.class_names[int(counts.argmax())]) + " alone"
+            )
+            hint = "reduce_zero_label=True ignores number 0 also; leave it out if 0 is a class. "
+            raise ValueError(
+                f"{self.path} has nothing to learn in {self.split!r}: {occurs} occurs in its labels, and "
+                f"{num_ignored} pixels are ignored. {hint if self.reduce_zero_label else ''}"
+                f"Label {IGNORED_LABEL} is ignored: save masks of 0 and 255 as 0 and 1, with names for both."
+            )
+        if absent:
+            more = f" and {len(absent) - MAX_LISTED} more" if len(absent) > MAX_LISTED else ""
+            warnings.warn(
+                f"{self.path}: the labels in {self.split!r} never hold {len(absent)} of the "
+                f"{self.num_classes} classes: {', '.join(absent[:MAX_LISTED])}{more}. Class number k is line "
+                f"k + 1 of the class names; where the numbers begin at 1 and 0 means unlabelled, pass "
+                f"reduce_zero_label=True.",
+                stacklevel=3,
+            )
+
+    def _judge_palettes(self, reports):
+        """Warns where a colour stands for different numbers in different files."""
+        palettes = {}
+        for report in reports:
+            if report.palette is not None:
+                numbers = palettes.setdefault(report.palette.tobytes(), (report.label_path, set()))[1]
+                numbers.update((np.flatnonzero(report.counts) + self.reduce_zero_label).tolist())
+        if other_order := find_other_order(palettes):
+            path, number, other_path, other_number = other_order
+            warnings.warn(
+                f"{self.path}: label pictures in {self.split!r} have palettes of different order. One colour "
+                f"is number {number} in {show_path(path)} and {other_number} in {show_path(other_path)}. The "
+                f"numbers count, not the colours: where those are right, save the pictures as grey.",
+                stacklevel=3,
+            )
+
+
+@dataclasses.dataclass
+class _PairReport:
+    """What `SemanticFolder.check` finds in one pair; `counts` are pixels per class."""
+
+    label_path: pathlib.Path
+    counts: np.ndarray
+    num_ignored: int = 0
+    orientation: int = 1
+    is_turned: bool = False
+    palette: np.ndarray | None = None
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def _read_image(image_path, label_path, label):
+    """The image of a label picture (None where that is unreadable)."""
+    size = None if label is None else label.numbers.shape
+    return decode_picture(image_path, size, DATA_FORMATS, f"its label {show_path(label_path)}")
+
+
+def _tell_orientations(split, reports):
+    num_turned = sum(report.is_turned for report in reports)
+    num_left = sum(report.orientation != 1 for report in reports) - num_turned
+    if num_turned:
+        tqdm.write(f"{split}: {num_turned} of {len(reports)} images are turned upright by EXIF orientation")
+    if num_left:
+        tqdm.write(
+            f"{split}: {num_left} of {len(reports)} images are left as stored, because only so they have the "
+            f"size of their labels; predictions on these files turn them by their EXIF orientation"
+        )

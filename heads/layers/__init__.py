@@ -1,0 +1,1 @@
+"""Layers with weights that more than one head is made of."""

@@ -1,0 +1,1 @@
+"""Pure functions over tensors, without weights: what all heads are made of."""

@@ -1,0 +1,227 @@
+"""What a model is given, checked: images with their sizes, boxes with their labels, label maps."""
+
+import functools
+
+import keras
+import numpy as np
+from keras import ops
+
+from heads.ops.boxes import clip_boxes
+
+INPUT_NAMES = ("images", "image_sizes", "original_sizes")
+
+
+def read_inputs(inputs):
+    """Gives a detector's inputs by name, with the sizes that were left out.
+
+    Args:
+        inputs: images (batch, height, width, 3), or a dict of them as "images" with, if wanted,
+            "image_sizes", integers (batch, 2): (height, width) without the padding at the bottom and right;
+            and "original_sizes", integers (batch, 2): of the pictures before resizing.
+
+    Returns:
+        (images, sizes): `sizes` is a dict of "image_sizes", float32 (batch, 2), and, where given,
+        "original_sizes", float32 (batch, 2).
+
+    Raises:
+        ValueError: at a dict without "images" or with unknown keys, and, outside of graphs, at a size below
+            1 or an image size above that of the array. Inside of a graph all sizes become NaN, and with them
+            the losses and the scores.
+    """
+    if not isinstance(inputs, dict):
+        inputs = {"images": inputs}
+    if "images" not in inputs or not set(inputs) <= set(INPUT_NAMES):
+        raise ValueError(
+            f"inputs must be images or a dict of {list(INPUT_NAMES)}, of which only 'images' is needed. "
+            f"Received keys: {sorted(inputs)}"
+        )
+    images = inputs["images"]
+    sizes = {name: ops.cast(inputs[name], "float32") for name in INPUT_NAMES[1:] if name in inputs}
+    batch, height, width = ops.shape(images)[:3]
+    size = ops.cast(ops.stack([height, width]), "float32")
+    for name, values in sizes.items():
+        faults = ops.logical_or(values < 1.0, ops.isnan(values))
+        if name == "image_sizes":
+            faults = ops.logical_or(faults, values > size)
+        sizes[name] = values + poison_faults(faults, functools.partial(_describe_size, name, values, size))
+    if "image_sizes" not in sizes:
+        sizes["image_sizes"] = ops.broadcast_to(size[None], (batch, 2))
+    return images, sizes
+
+
+def _describe_size(name, values, size, index):
+    limit = " and not above that of the padded images" if name == "image_sizes" else ""
+    return (
+        f"{name} must be (height, width), at least 1 each{limit}. Received: {_show(values[index[0]])} for "
+        f"image {index[0]} of the batch, in a batch of {_show(size)}"
+    )
+
+
+def _show(values):
+    return ops.convert_to_numpy(values).tolist()
+
+
+def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
+    """Gives checked targets of a detector by name.
+
+    Args:
+        targets: a dict of "boxes" (batch, n, 4), xyxy pixels; "labels" (batch, n), integers, -1 for padding
+            and -2 for a crowd; with `with_masks` also "masks" (batch, n, height, width), 0 or 1.
+        num_classes: number of classes.
+        with_masks: whether "masks" are needed.
+        image_sizes: (batch, 2), (height, width) without padding, in which the boxes must lie. Default: no
+            limit.
+
+    Returns:
+        (targets, poisons): a dict of "boxes" float32, "labels" int32 and perhaps "masks"; and a dict of what
+        to add to the losses "class_loss" and "box_loss": 0, or NaN where a label, or a box or size, is faulty
+        and values are not known: see `heads.ops.inputs.poison_faults`.
+
+    Raises:
+        ValueError: at missing keys or other shapes, and, outside of graphs, at a faulty label or box.
+    """
+    needed = ("boxes", "labels", "masks")[: 3 if with_masks else 2]
+    if not isinstance(targets, dict) or not set(needed) <= set(targets):
+        received = sorted(targets) if isinstance(targets, dict) else type(targets).__name__
+        raise ValueError(f"targets must be a dict with {list(needed)}. Received: {received}")
+    shapes = {name: tuple(targets[name].shape) for name in needed}
+    ranks = {"boxes": 3, "labels": 2, "masks": 4}
+    if any(len(shape) != ranks[name] for name, shape in shapes.items()) or shapes["boxes"][-1] not in (
+        4,
+        None,
+    ):
+        raise ValueError(
+            "targets must have boxes (batch, n, 4), labels (batch, n)"
+            f"{' and masks (batch, n, height, width)' if with_masks else ''}. Received shapes: {shapes}"
+        )
+    labels, boxes = ops.cast(targets["labels"], "int32"), ops.cast(targets["boxes"], "float32")
+    faults, poison = _check_boxes(boxes, labels, image_sizes)
+    poisons = {"class_loss": _check_labels(targets["labels"], labels, num_classes), "box_loss": poison}
+    # Faulty boxes become padding: what samples a map under a box must not meet a NaN.
+    checked = {"boxes": ops.where(faults[..., None], 0.0, boxes), "labels": ops.where(faults, -1, labels)}
+    if with_masks:
+        checked["masks"] = targets["masks"]
+    return checked, poisons
+
+
+def _check_labels(given, labels, num_classes):
+    """Returns 0, or NaN at a label that is no class, padding or crowd."""
+    given = ops.convert_to_tensor(given)
+    faults = (labels >= num_classes) | (labels < -2) | ops.not_equal(ops.cast(labels, given.dtype), given)
+    return poison_faults(
+        faults,
+        lambda index: (
+            f"labels must be class numbers 0 .. {num_classes - 1}, -1 for padding or -2 for a crowd. "
+            f"Received: {_show(given[index])} for box {index[1]} of image {index[0]} of the batch"
+        ),
+    )
+
+
+def _check_boxes(boxes, labels, image_sizes):
+    """Returns which boxes have no area or lie outside of their image; and 0, or NaN where there are any."""
+    exists = ops.not_equal(labels, -1)
+    # Written so that NaN is a fault.
+    valid = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1) & ops.all(ops.isfinite(boxes), axis=-1)
+    if image_sizes is not None:
+        # Rounded sizes may be up to a pixel smaller than the boxes that were scaled with them.
+        valid &= ops.all(ops.abs(clip_boxes(boxes, image_sizes) - boxes) <= 1.0, axis=-1)
+
+    def describe(index):
+        image, row = index
+        size = "" if image_sizes is None else f", whose (height, width) is {_show(image_sizes[image])}"
+        return (
+            "boxes must be (x1, y1, x2, y2) in pixels, x1 < x2 and y1 < y2, inside of their image: convert "
+            "other formats, clip what reaches out, give padding the label -1. Received: "
+            f"{_show(boxes[index])} as box {row} of image {image} of the batch{size}"
+        )
+
+    faults = exists & ops.logical_not(valid)
+    poison = poison_faults(faults, describe)
+    # All boxes in the first pixel, though they do not start at its corner as what a crop leaves there does.
+    in_first_pixel = ops.all(boxes <= 1.0, axis=-1) & ops.any(boxes[..., :2] > 0.0, axis=-1)
+    normalized = ops.any(exists) & ops.all(in_first_pixel | ops.logical_not(exists))
+    poison += poison_faults(
+        exists & normalized,
+        lambda index: (
+            "boxes must be in pixels: multiply boxes of 0 .. 1 by the width and height of their image. "
+            f"Received: {_show(boxes[index])} as box {index[1]} of image {index[0]} of the batch"
+        ),
+    )
+    return faults, poison if image_sizes is None else poison + 0.0 * ops.sum(image_sizes)
+
+
+def read_labels(labels, logits, ignore_label=255):
+    """Returns checked label maps, and what to add to the loss.
+
+    Args:
+        labels: (batch, height, width) or (batch, height, width, 1), integers, or floats that are whole.
+        logits: (batch, height, width, classes).
+        ignore_label: the label of pixels without truth.
+
+    Returns:
+        (labels, poison): int32 (batch, height, width), `ignore_label` in place of labels that are no class;
+        and 0, or NaN where there are any: see `poison_faults`.
+
+    Raises:
+        ValueError: at other shapes or dtypes, and, outside of graphs, at a label that is no class.
+    """
+    if labels is None or keras.tree.is_nested(labels):
+        received = "None" if labels is None else f"a {type(labels).__name__}"
+        raise ValueError(f"labels must be one array (batch, height, width). Received: {received}")
+    labels = ops.convert_to_tensor(labels)
+    *size, num_classes = logits.shape
+    try:
+        has_channel = len(labels.shape) == len(size) + 1 and labels.shape[-1] == 1
+    except ValueError:  # TensorFlow no longer knows the rank after label maps with and without a channel
+        has_channel = True
+    if has_channel:
+        labels = ops.reshape(labels, ops.shape(logits)[:-1])
+    shape = tuple(labels.shape)
+    same = len(shape) == len(size) and all(
+        ours == theirs or None in (ours, theirs) for ours, theirs in zip(shape, size, strict=True)
+    )
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if not same or not dtype.startswith(("int", "uint", "float", "bfloat", "bool")):
+        raise ValueError(
+            "labels must be label maps (batch, height, width) of class numbers, at the size of the images, "
+            f"here {tuple(size)}; take the argmax of one-hot labels. Received: shape {shape} of {dtype}"
+        )
+    numbers = ops.cast(labels, "int32")
+    faults = ops.not_equal(ops.cast(numbers, labels.dtype), labels)
+    outside = ops.logical_or(numbers < 0, numbers >= num_classes)
+    faults = ops.logical_or(faults, ops.logical_and(outside, ops.not_equal(numbers, ignore_label)))
+
+    def describe(index):
+        return (
+            f"labels must be class numbers 0 .. {num_classes - 1}, or {ignore_label} for pixels without "
+            f"truth. Received: {ops.convert_to_numpy(labels)[index]} at (row, column) {index[1:]} of image "
+            f"{index[0]} of the batch"
+        )
+
+    return ops.where(faults, ignore_label, numbers), poison_faults(faults, describe)
+
+
+def poison_faults(faults, describe):
+    """Raises at the first fault of the targets where values are known; gives a NaN for the loss elsewhere.
+
+    Inside of a graph nothing can raise on every backend, but a loss that is not a number is seen in the logs,
+    and callbacks stop at it. It has no gradient: the weights stay as they would be.
+
+    Args:
+        faults: bool, any shape; a NumPy array is known in graphs, too.
+        describe: function of a fault's index, a tuple, that gives the error's message.
+
+    Returns:
+        float32 scalar: NaN where there is a fault, else 0.
+
+    Raises:
+        ValueError: at a fault, outside of graphs.
+    """
+    faulty = faults.any() if isinstance(faults, np.ndarray) else ops.any(faults)
+    try:
+        raises = bool(faulty)
+    except (TypeError, RuntimeError):  # a graph's tensor, on TensorFlow and JAX or on PyTorch
+        raises = False
+    if raises:
+        raise ValueError(describe(tuple(np.argwhere(ops.convert_to_numpy(faults))[0].tolist())))
+    return ops.where(faulty, float("nan"), ops.zeros((), "float32"))

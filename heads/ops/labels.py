@@ -1,0 +1,21 @@
+"""What the numbers in labels, label maps and matches mean that are no classes or boxes."""
+
+import numbers
+
+# Labels of boxes: 0 or more is a class.
+PADDING_LABEL = -1
+CROWD_LABEL = -2  # a region with more objects than anybody counted
+# Label maps: 0 or more is a class.
+IGNORED_LABEL = 255
+# Matches of anchors and proposals: 0 or more is the index of a box.
+BACKGROUND_MATCH = -1
+IGNORED_MATCH = -2
+
+
+def check_num_classes(num_classes):
+    """Raises a ValueError unless a segmenter can tell that many classes apart in its label maps."""
+    if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= 255:
+        raise ValueError(
+            "num_classes must be between 2 and 255: label 255 is ignored, and a single class has nothing to "
+            f"be told from, so count the background as a class. Received: {num_classes!r}"
+        )

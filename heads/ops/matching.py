@@ -1,0 +1,110 @@
+"""Which anchor or proposal learns which object, and which of them are sampled."""
+
+from keras import ops
+
+from heads.ops.boxes import intersect_corners, measure_areas, split_corners
+
+
+def match_boxes(
+    anchors,
+    boxes,
+    labels,
+    positive_threshold,
+    negative_threshold,
+    min_positive_iou=0.0,
+    match_low_quality=True,
+    inside=None,
+):
+    """Gives for each anchor the box that it learns.
+
+    Faster R-CNN (arXiv 1506.01497, Sec. 3.1.2) as in mmdetection's MaxIoUAssigner. An anchor learns the box
+    that it overlaps most, if their IoU reaches `positive_threshold`; it is background if its best IoU is
+    below `negative_threshold`, and ignored in between. With `match_low_quality` each box also takes all the
+    anchors that reach its own best IoU exactly, if that is at least `min_positive_iou`, whatever they had
+    before; later boxes win. A box that touches no anchor takes none; mmdetection gives it all of them where
+    `min_positive_iou` is 0.
+
+    Crowd regions (label -2) are no objects. An anchor that would be background but has more than half of its
+    area in one of them is ignored.
+
+    Args:
+        anchors: (n, 4) or (batch, n, 4), pixels.
+        boxes: (batch, m, 4), pixels.
+        labels: (batch, m) integers: -1 is padding, -2 a crowd region.
+        positive_threshold: smallest IoU of a match.
+        negative_threshold: IoU below which an anchor is background.
+        min_positive_iou: smallest best IoU with which a box takes its best anchors.
+        match_low_quality: whether boxes take their best anchors, however low the IoU.
+        inside: bool (batch, n) or (n,), or None for all; other anchors are ignored and out of the contest.
+
+    Returns:
+        (batch, n) int32: the index of a box, -1 background, -2 ignored. All background without boxes.
+
+    Raises:
+        ValueError: unless 0 <= negative_threshold <= positive_threshold <= 1, positive_threshold > 0 and
+            min_positive_iou >= 0.
+    """
+    if not 0 <= negative_threshold <= positive_threshold <= 1 or not positive_threshold > 0:
+        raise ValueError(
+            "positive_threshold and negative_threshold must be IoUs, the positive one not the lower. "
+            f"Received: positive_threshold={positive_threshold}, negative_threshold={negative_threshold}"
+        )
+    if not min_positive_iou >= 0:
+        raise ValueError(f"min_positive_iou must be 0 or more. Received: {min_positive_iou}")
+    if inside is not None:
+        inside = ops.cast(inside, "bool")
+    best, match, forced, crowd = _compare_one_by_one(
+        anchors, boxes, labels, inside, min_positive_iou if match_low_quality else None
+    )
+    unmatched = ops.where(ops.logical_or(best >= negative_threshold, crowd), -2, -1)
+    matches = ops.where(best >= positive_threshold, match, unmatched)
+    matches = ops.where(forced >= 0, forced, matches)
+    return matches if inside is None else ops.where(inside, matches, -2)
+
+
+def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
+    """Goes through the boxes, each against all anchors.
+
+    The whole table of 200,000 anchors and 100 boxes would not fit into any cache; this needs a few rows of
+    it, and no time for the padding at the end of `boxes`.
+
+    Returns:
+        Four tensors (batch, n): an anchor's best IoU, the box of that, the last box that takes the anchor for
+        its own best IoU (-1: none), whether more than half of the anchor lies in a crowd region.
+    """
+    # JAX cannot differentiate loops of unknown length, and nothing is to be learned here.
+    boxes, labels = ops.stop_gradient(ops.cast(boxes, "float32")), ops.cast(labels, "int32")
+    anchors = ops.stop_gradient(ops.cast(anchors, "float32"))
+    corners = split_corners(anchors if len(anchors.shape) == 3 else anchors[None])
+    if inside is not None:
+        # Without an area they overlap nothing.
+        corners = [ops.where(inside, corner, 0.0) for corner in corners]
+    # This floor does what max(union, 1e-6) does in mmdetection, for all boxes at once.
+    areas = ops.maximum(measure_areas(corners), 1e-6)
+    shape = (ops.shape(boxes)[0], ops.shape(anchors)[-2])
+    positions = ops.arange(ops.shape(labels)[1], dtype="int32")
+    num_boxes = ops.max(ops.where(ops.not_equal(labels, -1), positions + 1, 0), initial=0)
+
+    def compare_one(index, best, match, forced, crowd_overlap):
+        box = split_corners(ops.take(boxes, index, axis=1)[:, None])  # each (batch, 1)
+        label = ops.take(labels, index, axis=1)[:, None]
+        overlap = intersect_corners(corners, box)  # (batch, n)
+        # Only objects have an IoU above 0.
+        box_area = ops.where(label >= 0, measure_areas(box), float("inf"))
+        iou = overlap / (areas + box_area - overlap)
+        if min_positive_iou is not None:
+            own_best = ops.max(iou, axis=1, keepdims=True, initial=0.0)
+            takes = (label >= 0) & (own_best >= min_positive_iou) & (own_best > 0.0)
+            forced = ops.where(ops.equal(iou, ops.where(takes, own_best, -1.0)), index, forced)
+        match = ops.where(iou > best, index, match)
+        crowd_overlap = ops.maximum(crowd_overlap, ops.where(ops.equal(label, -2), overlap, 0.0))
+        state = (ops.maximum(best, iou), match, forced, crowd_overlap)
+        return index + 1, *(ops.reshape(part, shape) for part in state)
+
+    zeros = ops.zeros(shape, dtype="float32")
+    indices = ops.zeros(shape, dtype="int32")
+    state = (ops.zeros((), dtype="int32"), zeros, indices, indices - 1, zeros)
+    _, best, match, forced, crowd_overlap = ops.while_loop(
+        lambda index, *_: index < num_boxes, compare_one, state
+    )
+    return best, match, forced, crowd_overlap > 0.5 * areas

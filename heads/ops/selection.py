@@ -1,0 +1,87 @@
+"""What the detectors share: their inputs, and the way from scored boxes to detections."""
+
+from keras import ops
+
+from heads.ops.boxes import clip_boxes, rescale_boxes
+from heads.ops.suppression import suppress_boxes
+
+
+def select_best(scores, num_best):
+    """Gives the best of the last axis, as many as there are but at most `num_best`: (scores, indices)."""
+    count = ops.shape(scores)[-1]
+    num_best = min(num_best, count) if isinstance(count, int) else ops.minimum(num_best, count)
+    return ops.top_k(scores, num_best)
+
+
+def select_pairs(scores, num_best):
+    """Gives the best pairs of a box and a class, at most `num_best` for each image.
+
+    The best pairs lie among the boxes with the best classes, so that most scores are looked at once only.
+
+    Args:
+        scores: (batch, boxes, classes), or logits.
+        num_best: how many pairs.
+
+    Returns:
+        (scores, box indices, labels), each (batch, pairs), the best first.
+    """
+    num_classes = ops.shape(scores)[-1]
+    _, boxes = select_best(ops.max(scores, axis=-1), num_best)
+    candidates = ops.take_along_axis(scores, ops.expand_dims(boxes, -1), axis=1)
+    batch, num_boxes = ops.shape(boxes)
+    best, pairs = select_best(ops.reshape(candidates, (batch, num_boxes * num_classes)), num_best)
+    pairs = ops.cast(pairs, "int32")
+    boxes = ops.take_along_axis(ops.cast(boxes, "int32"), pairs // num_classes, axis=1)
+    return best, boxes, pairs % num_classes
+
+
+def take_rows(values, indices):
+    """Gives rows of each image: (batch, n, ...) and integers (batch, m) -> (batch, m, ...)."""
+    indices = ops.reshape(indices, (*ops.shape(indices), *[1] * (len(values.shape) - 2)))
+    return ops.take_along_axis(values, indices, axis=1)
+
+
+def select_detections(boxes, scores, labels, image_sizes, iou_threshold, max_detections):
+    """Gives the detections of scored boxes: clipped to the image, without doubles.
+
+    Args:
+        boxes: (batch, n, 4), xyxy pixels of the input.
+        scores: (batch, n), 0 where there is none.
+        labels: int32 (batch, n).
+        image_sizes: (batch, 2), (height, width) without padding.
+        iou_threshold: of two boxes of one label that overlap by more, the better one stays.
+        max_detections: rows of the result.
+
+    Returns:
+        A dict of "boxes" (batch, max_detections, 4), "scores" (batch, max_detections) and "labels"
+        (batch, max_detections), the best first; behind the last one label -1, score 0 and a box of zeros.
+    """
+    boxes = clip_boxes(boxes, image_sizes)
+    has_area = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+    scores = ops.where(has_area, scores, 0.0)
+    chosen = suppress_boxes(boxes, scores, labels, iou_threshold, max_detections)
+    exists = chosen >= 0
+    rows = ops.maximum(chosen, 0)
+    return {
+        "boxes": ops.where(exists[..., None], take_rows(boxes, rows), 0.0),
+        # NaN where the sizes are: see `read_inputs`.
+        "scores": ops.where(exists, take_rows(scores, rows), 0.0) + 0.0 * image_sizes[:, :1],
+        "labels": ops.where(exists, take_rows(labels, rows), -1),
+    }
+
+
+def restore_boxes(detections, sizes):
+    """Gives the detections with boxes in pixels of the original pictures, where their sizes are known."""
+    if "original_sizes" not in sizes:
+        return detections
+    boxes = rescale_boxes(detections["boxes"], sizes["image_sizes"], sizes["original_sizes"])
+    return {**detections, "boxes": boxes}
+
+
+def label_pixels(logits):
+    """Gives the likeliest class of each pixel, int32 (batch, height, width), of logits.
+
+    `ops.argmax` gives the same, but on TensorFlow it takes four more passes over the logits, one of which
+    (`Bitcast`) neither ONNX nor OpenVINO has.
+    """
+    return ops.cast(ops.top_k(logits, 1)[1][..., 0], "int32")

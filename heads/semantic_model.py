@@ -1,0 +1,76 @@
+"""Label maps from a semantic segmenter: whole images or windows, one view or many."""
+
+import numpy as np
+from keras import ops
+
+from heads.ops.resizing import resize_bilinear
+from heads.ops.selection import label_pixels
+
+
+def segment_images(model, images, crop=None, stride=None, scales=(1.0,), flip=False):
+    """Gives label maps of images, with mmsegmentation's test-time options.
+
+    Args:
+        model: images (batch, height, width, 3) -> logits (batch, height, width, classes).
+        images: (batch, height, width, 3), as the model wants them.
+        crop: (height, width) of a sliding window, or None for whole images.
+        stride: (height, width) of the window's step; None is two thirds of `crop`.
+        scales: factors by which the images are resized; the views' class probabilities are averaged.
+        flip: whether to add each view's mirror image.
+
+    Returns:
+        A NumPy int32 array (batch, height, width).
+    """
+    images = ops.cast(images, "float32")
+    if len(images.shape) != 4:
+        raise ValueError(f"images must be (batch, height, width, 3). Received: shape {tuple(images.shape)}")
+    size = tuple(images.shape[1:3])
+    views = [(scale, flipped) for scale in scales for flipped in ((False, True) if flip else (False,))]
+    total = 0.0
+    for scale, flipped in views:
+        view_size = tuple(max(1, int(side * scale + 0.5)) for side in size)
+        view = images if view_size == size else resize_bilinear(images, view_size)
+        logits = predict_logits(model, ops.flip(view, axis=2) if flipped else view, crop, stride)
+        logits = ops.flip(logits, axis=2) if flipped else logits
+        logits = logits if view_size == size else resize_bilinear(logits, size)
+        total += logits if len(views) == 1 else ops.softmax(logits, axis=-1)
+    return ops.convert_to_numpy(label_pixels(total))
+
+
+def predict_logits(model, images, crop=None, stride=None):
+    """Gives the logits of images, from whole images or averaged over a sliding window.
+
+    Args:
+        model: images -> logits, as in `segment_images`.
+        images: (batch, height, width, 3).
+        crop: (height, width) of the window, or None for whole images.
+        stride: (height, width) of the window's step; None is two thirds of `crop`.
+
+    Returns:
+        Float32 (batch, height, width, classes).
+    """
+    if crop is None:
+        return ops.cast(model(images, training=False), "float32")
+    stride = stride or tuple(max(1, side * 2 // 3) for side in crop)
+    if min(*crop, *stride) < 1 or stride[0] > crop[0] or stride[1] > crop[1]:
+        raise ValueError(
+            "crop and stride must be positive, and stride no larger than crop, or pixels are missed. "
+            f"Received: crop={crop}, stride={stride}"
+        )
+    batch, height, width = images.shape[:3]
+    total, count = None, np.zeros((1, height, width, 1), np.float32)
+    for top, bottom in _place_windows(height, crop[0], stride[0]):
+        for left, right in _place_windows(width, crop[1], stride[1]):
+            logits = ops.convert_to_numpy(model(images[:, top:bottom, left:right], training=False))
+            if total is None:
+                total = np.zeros((batch, height, width, logits.shape[-1]), np.float32)
+            total[:, top:bottom, left:right] += logits
+            count[:, top:bottom, left:right] += 1.0
+    return ops.convert_to_tensor(total / count)
+
+
+def _place_windows(length, window, step):
+    """Gives (start, end) of windows that cover `length`; the last one is shifted back to fit."""
+    num_windows = max(0, -(-(length - window) // step)) + 1
+    ends = [min(index * step + window, length) for index in range(num_windows)]
+    return [(max(0, end - window), end) for end in ends]

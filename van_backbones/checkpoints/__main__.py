@@ -1,0 +1,187 @@
+"""`python -m van_backbones.checkpoints`: lists, fetches, inspects and converts checkpoints."""
+
+import argparse
+import importlib
+import os
+import pathlib
+import sys
+import zipfile
+
+import numpy as np
+
+from van_backbones.checkpoints import releases
+from van_backbones.checkpoints.file_kinds import describe_file, find_weights
+from van_backbones.checkpoints.file_writing import write_beside
+from van_backbones.checkpoints.formats import find_variant, read_state_dict
+from van_backbones.checkpoints.keras_files import is_keras_file, name_damage, open_keras_file, read_array
+
+
+def main(argv=None):
+    """Runs one command; gives the exit code: 0, or 1 with the error on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m van_backbones.checkpoints", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    def add(name, run, description, *arguments):
+        command = commands.add_parser(name, help=description, description=description)
+        for argument in arguments:
+            command.add_argument(argument)
+        command.set_defaults(run=run, arguments=arguments)
+
+    add("list", list_releases, "the named releases")
+    add("download", download, "fetches a release and prints its path", "name")
+    add("inspect", inspect, "says what a checkpoint file holds", "file")
+    add(
+        "convert",
+        convert,
+        "a PyTorch file -> .safetensors (reference names) or .weights.h5",
+        "input",
+        "output",
+    )
+    add("export", export, "a .keras model -> .safetensors for PyTorch", "input", "output")
+    parsed = parser.parse_args(argv)
+    try:
+        parsed.run(*(getattr(parsed, name) for name in parsed.arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def list_releases():
+    """Prints the table of releases."""
+    for release in releases.RELEASES.values():
+        source = f"{release.repository}/{release.file}"
+        print(f"{release.name:24} {release.variant}  {release.data}, top-1 {release.top_1}  {source}")
+
+
+def download(name):
+    """Prints the path of a release, fetched if need be."""
+    print(releases.download(releases.find_release(name)))
+
+
+def inspect(file):
+    """Prints what a checkpoint file holds, and what is odd about it."""
+    path = find_weights(file) if os.path.isdir(file) else file
+    if os.path.isfile(path) and is_keras_file(path):
+        inspect_keras_file(path)
+        return
+    found = read_state_dict(path)
+    variant = find_variant(found.arrays)
+    print(f"format: {found.format}")
+    print(f"variant: {variant or 'none of the published ones'}")
+    for part, arrays in _split_parts(found.arrays).items():
+        trained = [array.size for name, array in arrays.items() if ".running_" not in name]
+        print(f"{part}: {len(arrays)} arrays, {sum(trained):,} parameters")
+    _print_oddities(found.arrays)
+    if found.ignored:
+        print(f"not used by any model: {len(found.ignored)} arrays, such as {found.ignored[0]}")
+
+
+def inspect_keras_file(path):
+    """Prints what a `.weights.h5` or `.keras` file holds, and what is odd about it."""
+    with open_keras_file(path) as file, name_damage(path):
+        print("format: Keras")
+        print(f"variant: {file.find_variant() or 'none of the published ones'}")
+        print(f"{len(file.datasets)} arrays, {sum(item.size for item in file.datasets.values()):,} values")
+        _print_oddities({name: read_array(dataset) for name, dataset in file.datasets.items()})
+
+
+def _print_oddities(arrays):
+    for kind in sorted({str(array.dtype) for array in arrays.values()} - {"float32"}):
+        names = [name for name, array in arrays.items() if str(array.dtype) == kind]
+        print(f"odd: {len(names)} arrays of {kind}, such as {names[0]}")
+    for name, array in arrays.items():
+        if not np.isfinite(array.astype("float32")).all():
+            print(f"odd: {name} holds values that are not finite")
+
+
+def convert(input, output):
+    """Writes a PyTorch file's weights under the reference's names, or as Keras weights."""
+    if os.path.isfile(input) and is_keras_file(input):
+        raise ValueError(
+            f"the input must be a PyTorch or safetensors file; `export` writes a .keras model for PyTorch. "
+            f"Received: {input!r}"
+        )
+    found = read_state_dict(input)
+    parts = set(_split_parts(found.arrays))
+    if output.endswith(".safetensors"):
+        from van_backbones.checkpoints.loading import write_safetensors
+
+        arrays = found.arrays
+        if parts <= {"backbone", "head"}:
+            arrays = {name.removeprefix("backbone."): array for name, array in arrays.items()}
+        write_safetensors(arrays, output, found.layer_norm_epsilon)
+    elif output.endswith(".weights.h5"):
+        model = _build_model(found, parts, input)
+        with write_beside(output) as unfinished:
+            model.save_weights(unfinished)
+    else:
+        raise ValueError(f"the output must end in .safetensors or .weights.h5. Received: {output!r}")
+    print(output)
+
+
+def export(input, output):
+    """Writes a Keras model's weights for PyTorch."""
+    from van_backbones.checkpoints.loading import save_state_dict
+
+    if pathlib.Path(input).suffix != ".keras":
+        raise ValueError(f"the input must be a model that `model.save` wrote as .keras. Received: {input!r}")
+    save_state_dict(_load_model(input), output)
+    print(output)
+
+
+def _load_model(path):
+    """Gives the model of a `.keras` file whose classes are Keras's, ours or those of our heads."""
+    import keras
+
+    import van_backbones  # noqa: F401  (registers the classes that the file names)
+
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no such file. Received: {path!r}")
+    if not is_keras_file(path):
+        raise ValueError(f"{path!r} {describe_file(path) or 'is damaged'}. It is no .keras model")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names_heads = b'"heads>' in archive.read("config.json")
+        if names_heads:
+            # The one package beside ours: a file must not choose what is imported.
+            importlib.import_module("heads")
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises TypeError, KeyError and others, as the file is
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(
+            "the model could not be loaded; where its classes are neither of van_backbones nor of heads, "
+            f"import them in Python and call save_state_dict there. Received: {path!r} ({reason})"
+        ) from error
+
+
+def _split_parts(arrays):
+    """Gives part ("backbone", "head", "decode_head" ...) -> its arrays."""
+    parts = {}
+    for name, array in arrays.items():
+        parts.setdefault(name.partition(".")[0], {})[name] = array
+    return parts
+
+
+def _build_model(found, parts, path):
+    from van_backbones.backbone import VANBackbone
+    from van_backbones.checkpoints.loading import load_checkpoint
+    from van_backbones.classifier import VANClassifier
+
+    variant = find_variant(found.arrays)
+    has_classes = "head" not in parts or "head.bias" in found.arrays
+    if variant is None or not parts <= {"backbone", "head"} or not has_classes:
+        raise ValueError(
+            "only a backbone or an ImageNet classifier of a published size becomes .weights.h5 here; build "
+            f"other models in Python and call load_checkpoint. Received: {path!r} with {sorted(parts)}"
+        )
+    if "head" in parts:
+        model = VANClassifier(variant, num_classes=len(found.arrays["head.bias"]))
+    else:
+        model = VANBackbone(variant)
+    load_checkpoint(model, path)
+    return model
+
+
+if __name__ == "__main__":
+    sys.exit(main())

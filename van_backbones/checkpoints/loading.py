@@ -1,0 +1,358 @@
+"""Weights from files, releases and arrays into models, and back.
+
+`python -m van_backbones.checkpoints --help` does the same from the command line.
+"""
+
+import os
+import warnings
+
+import keras
+import numpy as np
+
+from van_backbones.checkpoints.file_kinds import find_weights
+from van_backbones.checkpoints.file_writing import write_beside
+from van_backbones.checkpoints.formats import find_variant, read_state_dict
+from van_backbones.checkpoints.keras_files import (
+    is_keras_file,
+    name_damage,
+    name_keras_variables,
+    open_keras_file,
+    read_array,
+)
+from van_backbones.checkpoints.releases import download, find_release
+from van_backbones.variants import VARIANTS
+
+# What PyTorch calls the variables of Keras's layers.
+ATTRIBUTES = (
+    ("weight", "kernel"),
+    ("bias", "bias"),
+    ("weight", "gamma"),
+    ("bias", "beta"),
+    ("running_mean", "moving_mean"),
+    ("running_var", "moving_variance"),
+)
+
+
+def load_checkpoint(model, path):
+    """Fills a backbone, a classifier or a whole head model, completely or not at all.
+
+    The format is recognised by the content: the official code, Hugging Face transformers, mmpretrain,
+    mmsegmentation (PyTorch or safetensors files, read without PyTorch), or our own `.weights.h5` and
+    `.keras`, whose configuration is not run. A backbone takes its part of a larger model's file. Where a file
+    has another number of classes than the model, the layers that depend on it are left as they are, with a
+    warning. Files of mmsegmentation and mmpretrain set the backbone's layer norm epsilon to theirs, 1e-5, a
+    `.keras` file to that of its model.
+
+    Args:
+        model: a built Keras model: ours with `reference_layers()`, or any for Keras's own files.
+        path: a file, a folder of Hugging Face's library, a release's name
+            (`van_backbones.checkpoints.RELEASES`), or "imagenet" for the release of the model's variant.
+
+    Raises:
+        ValueError: for a file that does not fit, is damaged, is none or holds values that are not finite;
+            lists missing, unexpected and wrong-shaped names.
+        van_backbones.checkpoints.DownloadError: where a release cannot be fetched.
+    """
+    path = os.fspath(path)
+    backbone = getattr(model, "backbone", model)
+    # A data set's folder may have the shorthand's name.
+    if not os.path.exists(path) or (path == "imagenet" and os.path.isdir(path)):
+        if os.path.splitext(path)[1] or os.path.basename(path) != path:
+            raise ValueError(f"weights file not found. Received: {path!r}")
+        release = find_release(path, getattr(backbone, "variant", None))
+        _check_variant(release.variant, backbone, path)
+        path = download(release)
+    if os.path.isdir(path):
+        path = find_weights(path)
+    if is_keras_file(path):
+        epsilon = _load_keras_file(model, path)
+    else:
+        found = read_state_dict(path)
+        _check_variant(find_variant(found.arrays), backbone, path)
+        try:
+            load_state_dict(model, found.arrays)
+        except ValueError as error:
+            raise ValueError(f"{error}\nReceived: {path!r}") from None
+        epsilon = found.layer_norm_epsilon
+    if epsilon is not None and hasattr(backbone, "set_layer_norm_epsilon"):
+        backbone.set_layer_norm_epsilon(epsilon)
+
+
+def load_state_dict(model, arrays):
+    """Fills a model from arrays under the names of the PyTorch reference.
+
+    Every variable is filled exactly once and every array used exactly once, or nothing is changed. A backbone
+    ignores the heads' arrays; see `load_checkpoint` for another number of classes.
+
+    Args:
+        model: a model with `reference_layers()`: see `name_variables`.
+        arrays: reference name -> array in PyTorch's layout, the backbone's names with or without `backbone.`.
+            Counters of batches (`num_batches_tracked`) are ignored: Keras has no counterpart.
+
+    Raises:
+        ValueError: lists missing, unexpected and wrong-shaped names, and those whose values are not finite.
+    """
+    variables = name_variables(model)
+    arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
+    if any(name.startswith("backbone.") for name in variables):
+        arrays = _add_prefix(arrays)
+    if all(name.startswith("backbone.") for name in variables):
+        arrays = {name: array for name, array in arrays.items() if name.startswith("backbone.")}
+    shapes = {name: _move_channels_last(np.shape(array)) for name, array in arrays.items()}
+    fresh = _find_other_classes(model, variables, shapes)
+    converted, problems = _convert_all(variables, arrays, fresh, to_keras_layout)
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        raise ValueError(f"the arrays do not fit {model.name!r} in {len(problems)} places:\n  {shown}")
+    _assign(variables, converted, fresh)
+
+
+def to_state_dict(model):
+    """Gives a model's weights as its PyTorch reference would save them.
+
+    Args:
+        model: a model with `reference_layers()`: see `name_variables`.
+
+    Returns:
+        A dict name -> NumPy array. The names of a backbone or an ImageNet classifier have no `backbone.`
+        prefix, as in the official code; those of a whole segmenter have it, as in mmsegmentation.
+    """
+    arrays = {}
+    for name, part in _list_reference_layers(model):
+        for suffix, variable in _named_variables(part):
+            array = keras.ops.convert_to_numpy(variable)
+            if array.ndim == 4:
+                depthwise = isinstance(part, keras.layers.DepthwiseConv2D)
+                array = array.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
+            arrays[name + suffix] = np.ascontiguousarray(array.T if array.ndim == 2 else array)
+            if suffix == ".running_var":
+                arrays[f"{name}.num_batches_tracked"] = np.zeros((), "int64")
+    if all(name.startswith(("backbone.", "head.")) for name in arrays):
+        arrays = {name.removeprefix("backbone."): array for name, array in arrays.items()}
+    return arrays
+
+
+def save_state_dict(model, path):
+    """Writes a model's weights as a safetensors file that PyTorch's reference code loads.
+
+    Args:
+        model: a model with `reference_layers()`.
+        path: where to write, `.safetensors`.
+    """
+    path = os.fspath(path)
+    if not path.endswith(".safetensors"):
+        raise ValueError(f"path must end in .safetensors. Received: {path!r}")
+    epsilon = getattr(getattr(model, "backbone", model), "layer_norm_epsilon", None)
+    write_safetensors(to_state_dict(model), path, epsilon)
+
+
+def write_safetensors(arrays, path, layer_norm_epsilon=None):
+    """Writes arrays as a safetensors file for PyTorch, whole or not at all.
+
+    Args:
+        arrays: name -> array.
+        path: where to write.
+        layer_norm_epsilon: kept in the file's metadata; None keeps none.
+
+    Raises:
+        ValueError: where the folder does not exist or the arrays cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    metadata = {"format": "pt"}
+    if layer_norm_epsilon is not None:
+        metadata["layer_norm_epsilon"] = repr(layer_norm_epsilon)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with write_beside(path) as unfinished:
+        try:
+            save_file(arrays, unfinished, metadata=metadata)
+        except SafetensorError as error:
+            raise ValueError(f"the file could not be written: {error}. Received: {path!r}") from error
+
+
+def to_keras_layout(array, shape):
+    """Gives a PyTorch weight in Keras's layout, or None if it does not fit.
+
+    Args:
+        array: convolution (out, in, height, width), depthwise (channels, 1, height, width), linear
+            (out, in) or vector.
+        shape: the Keras variable's shape.
+
+    Returns:
+        A NumPy array of `shape`.
+    """
+    array = np.asarray(array)
+    if array.ndim == 4:
+        # A depthwise weight has one input channel: only there do the two layouts differ in shape.
+        for axes in ((2, 3, 1, 0), (2, 3, 0, 1)):
+            if array.transpose(axes).shape == tuple(shape):
+                return array.transpose(axes)
+        return None
+    array = array.T
+    return array if array.shape == tuple(shape) else None
+
+
+def name_variables(model):
+    """Gives the variables of a model under the names of its PyTorch reference: name -> variable.
+
+    Args:
+        model: anything with `reference_layers()`, which gives reference name -> Keras layer (a convolution, a
+            dense layer or a norm) or variable.
+
+    Returns:
+        A dict; a backbone's names start with `backbone.`.
+    """
+    named = _list_reference_layers(model)
+    return {name + suffix: variable for name, part in named for suffix, variable in _named_variables(part)}
+
+
+def _check_variant(variant, backbone, path):
+    """Raises where weights of a published variant meet a backbone of another size."""
+    row = VARIANTS.get(variant)
+    if row is None or not hasattr(backbone, "widths"):
+        return
+    if (row.widths, row.depths) != (backbone.widths, backbone.depths):
+        raise ValueError(
+            f"this is {variant}: build the model with VANBackbone({variant!r}). Received: {path!r} for "
+            f"widths {backbone.widths}, depths {backbone.depths}"
+        )
+
+
+def _add_prefix(arrays):
+    """Gives `arrays` with bare official names put behind `backbone.`."""
+    if any(name.startswith("backbone.") for name in arrays):
+        return arrays
+    return {name if name.startswith("head.") else f"backbone.{name}": arrays[name] for name in arrays}
+
+
+def _named_variables(part):
+    """Gives (suffix of the name, variable) of a layer or a variable."""
+    if isinstance(part, keras.Variable):
+        return [("", part)]
+    found = [(f".{suffix}", getattr(part, attribute, None)) for suffix, attribute in ATTRIBUTES]
+    return [(suffix, variable) for suffix, variable in found if variable is not None]
+
+
+def _list_reference_layers(model):
+    """Gives (reference name, layer or variable) of a model that knows them."""
+    if not hasattr(model, "reference_layers"):
+        raise ValueError(
+            "model must have `reference_layers()`, as our backbones, classifiers and heads do. "
+            f"Received: {model!r}"
+        )
+    return model.reference_layers().items()
+
+
+def _move_channels_last(shape):
+    """Gives the shape that a convolution or a dense layer of PyTorch has in Keras."""
+    return (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else tuple(shape)
+
+
+def _find_other_classes(model, variables, shapes):
+    """Gives the names of the layers that differ from the file in nothing but the number of classes.
+
+    Args:
+        model: has `class_layers`, or nothing is found.
+        variables: reference name -> variable.
+        shapes: reference name -> the shape in the file, in Keras's layout.
+    """
+    fresh = set()
+    for layer in getattr(model, "class_layers", ()):
+        for name in (f"{layer}.weight", f"{layer}.bias"):
+            if name in variables and name in shapes:
+                theirs, ours = shapes[name], tuple(variables[name].shape)
+                if theirs != ours and theirs[:-1] == ours[:-1] and len(theirs) == len(ours):
+                    fresh.add(name)
+    return fresh
+
+
+def _convert_all(variables, arrays, fresh, convert):
+    """Gives name -> array for every variable that is not fresh, and a text for each that cannot be had.
+
+    Args:
+        variables: name -> variable.
+        arrays: name -> anything with a shape.
+        fresh: names to leave out.
+        convert: (array, shape) -> NumPy array of this shape, or None.
+    """
+    problems = [f"missing: {name}" for name in variables if name not in arrays]
+    problems += [f"unexpected: {name}" for name in arrays if name not in variables]
+    converted = {}
+    for name in (name for name in variables if name in arrays and name not in fresh):
+        array = convert(arrays[name], variables[name].shape)
+        if array is None:
+            shape, wanted = tuple(np.shape(arrays[name])), tuple(variables[name].shape)
+            problems.append(f"wrong shape: {name} {shape} for a variable of {wanted}")
+        elif _is_float(variables[name].dtype) and not _is_float(array.dtype):
+            problems.append(f"wrong type: {name} holds {array.dtype}, not floats")
+        elif _is_float(variables[name].dtype) and not np.isfinite(array).all():
+            problems.append(f"not finite: {name} holds NaN or infinite values: the training diverged")
+        converted[name] = array
+    # Shapes first: of another variant's thousand differences they tell the most.
+    return converted, sorted(problems, key=lambda problem: (not problem.startswith("wrong shape"), problem))
+
+
+def _is_float(dtype):
+    try:
+        return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
+    except ValueError:  # a type that Keras does not know
+        return False
+
+
+def _assign(variables, converted, fresh):
+    for name, array in converted.items():
+        variables[name].assign(array)
+    if fresh:
+        warnings.warn(
+            "the checkpoint has another number of classes than the model: "
+            f"{', '.join(sorted(fresh))} were not loaded and start fresh",
+            stacklevel=4,
+        )
+
+
+def _load_keras_file(model, path):
+    """Fills a model from a `.weights.h5` or `.keras` file; gives the layer norm epsilon, or None."""
+    variables = name_keras_variables(model)
+    if len(variables) != len(model.weights) or not variables:
+        raise ValueError(
+            "model must be built and keep its weights as Keras layers do, to be filled from a Keras file. "
+            f"Received: {model!r} for {path!r}"
+        )
+    is_ours = hasattr(model, "reference_layers")
+    labels = {id(variable): name for name, variable in name_variables(model).items()} if is_ours else {}
+    labels = {name: labels.get(id(variable), name) for name, variable in variables.items()}
+    with open_keras_file(path) as file:
+        datasets = file.datasets
+        if labels and all(label.startswith("backbone.") for label in labels.values()):
+            datasets = _take_part(datasets, variables, path)
+        datasets = {labels.get(name, name): dataset for name, dataset in datasets.items()}
+        variables = {labels[name]: variable for name, variable in variables.items()}
+        with name_damage(path):
+            shapes = {name: dataset.shape for name, dataset in datasets.items()}
+            fresh = _find_other_classes(model, variables, shapes)
+            converted, problems = _convert_all(variables, datasets, fresh, _read_if_fits)
+            variant = file.find_variant()
+        if problems:
+            shown = "\n  ".join(problems[:20])
+            raise ValueError(
+                f"the file does not fit {model.name!r} in {len(problems)} places; build the variant, widths "
+                f"and depths that wrote it{f', here {variant}' if variant else ''}. "
+                f"Received: {path!r}\n  {shown}"
+            )
+    _assign(variables, converted, fresh)
+    return file.layer_norm_epsilon
+
+
+def _read_if_fits(dataset, shape):
+    return read_array(dataset) if dataset.shape == tuple(shape) else None
+
+
+def _take_part(datasets, variables, path):
+    """Gives the backbone's arrays of a larger model's file, by their places in the backbone's own file."""
+    first = next(iter(variables))
+    prefixes = {name.removesuffix(first) for name in datasets if f"/{name}".endswith(f"/{first}")}
+    if len(prefixes) > 1:
+        raise ValueError(f"the file must hold one backbone. Received: {path!r} with {sorted(prefixes)}")
+    prefix = next(iter(prefixes), "")
+    return {name.removeprefix(prefix): item for name, item in datasets.items() if name.startswith(prefix)}

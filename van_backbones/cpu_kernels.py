@@ -1,0 +1,207 @@
+"""The convolutions of a block, with kernel gradients that TensorFlow computes quickly on CPUs."""
+
+import contextlib
+import functools
+import math
+
+import keras
+from keras import ops
+
+
+class PointwiseConvolution(keras.layers.Conv2D):
+    """A 1 x 1 convolution with a bias: `kernel_size=1`, and the defaults of `keras.layers.Conv2D`.
+
+    On CPUs the kernel's gradient is a matrix product. TensorFlow asks oneDNN for the gradients of kernel and
+    bias in one, which in float32 takes five times as long.
+    """
+
+    def call(self, inputs):
+        if not _runs_on_cpu():
+            return super().call(inputs)
+        return _convolve_pointwise(inputs, *_read_variables(self.kernel, self.bias))
+
+
+class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
+    """A depthwise convolution with a bias, of an odd kernel size, `padding="same"` and strides of 1.
+
+    oneDNN's quick kernel gradient is for kernels of up to three columns; that of a wider one takes up to ten
+    times as long. On CPUs, wider kernels get theirs three columns at a time.
+    """
+
+    def call(self, inputs):
+        if not _runs_on_cpu():
+            return super().call(inputs)
+        return _convolve_depthwise(inputs, *_read_variables(self.kernel, self.bias), self.dilation_rate[0])
+
+
+def _runs_on_cpu():
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return all(device.device_type == "CPU" for device in tf.config.get_visible_devices())
+
+
+def _read_variables(*variables):
+    """Gives tensors in the layer's compute dtype, as `tf.custom_gradient` takes no variables."""
+    import tensorflow as tf
+
+    return [tf.convert_to_tensor(ops.convert_to_tensor(variable)) for variable in variables]
+
+
+def _convolve_pointwise(inputs, kernel, bias):
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel, bias):
+        def differentiate(gradient):
+            input_gradient = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(inputs), filter=kernel, out_backprop=gradient, **options
+            )
+            rows, gradient_rows = (tf.reshape(x, (-1, x.shape[-1])) for x in (inputs, gradient))
+            kernel_gradient = tf.matmul(rows, gradient_rows, transpose_a=True)
+            return input_gradient, tf.reshape(kernel_gradient, kernel.shape), _sum_rows(gradient_rows)
+
+        options = {"strides": [1] * 4, "padding": "VALID"}
+        return tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, **options), bias), differentiate
+
+    return convolve(inputs, kernel, bias)
+
+
+def _convolve_depthwise(inputs, kernel, bias, dilation):
+    import tensorflow as tf
+
+    def split(maps):
+        """Moves neighbours in the dilated convolution next to each other: one map per phase."""
+        return tf.space_to_batch(maps, [dilation] * 2, margins) if dilation > 1 else maps
+
+    def merge(phases):
+        return tf.batch_to_space(phases, [dilation] * 2, margins) if dilation > 1 else phases
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel, bias):
+        def differentiate(gradient):
+            gradient_phases = split(gradient)
+            input_gradient = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(phases), filter=kernel, out_backprop=gradient_phases, **options
+            )
+            kernel_gradient = _differentiate_kernel(phases, gradient_phases, kernel.shape[:2])
+            bias_gradient = _sum_rows(tf.reshape(gradient, (-1, gradient.shape[-1])))
+            return merge(input_gradient), kernel_gradient, bias_gradient
+
+        options = {"strides": [1] * 4, "padding": "SAME"}
+        phases = split(inputs)
+        outputs = merge(tf.nn.depthwise_conv2d(phases, kernel, **options))
+        return tf.nn.bias_add(outputs, bias), differentiate
+
+    margins = [[0, -side % dilation] for side in _read_size(inputs)]
+    return convolve(inputs, kernel, bias)
+
+
+def _differentiate_kernel(inputs, gradient, kernel_size):
+    """Gives the gradient of a depthwise kernel that kept the size of its map."""
+    import tensorflow as tf
+
+    (height, width), channels = kernel_size, inputs.shape[-1]
+
+    def differentiate_columns(inputs, gradient):
+        return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+            input=inputs,
+            filter_sizes=[height, 3, channels, 1],
+            out_backprop=gradient,
+            strides=[1] * 4,
+            padding="SAME",
+        )
+
+    # oneDNN's quick way is not for maps lower than the kernel either, and TensorFlow gives anything for empty
+    # ones. Where nothing is missing, `tf.pad` copies nothing.
+    missing = [tf.maximum(side - own, 0) for side, own in zip(kernel_size, _read_size(inputs), strict=True)]
+    margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
+    inputs, gradient = tf.pad(inputs, margins), tf.pad(gradient, margins)
+    columns = [differentiate_columns(inputs, gradient)]
+    # Of two maps that are shifted against each other by 2, the columns -1 and 0 are the kernel's -3 and -2.
+    # Their column 1 would lack what was cut off.
+    for shift in range(2, width // 2 + 1, 2):
+        count = min(width // 2 - shift + 1, 2)
+        left = differentiate_columns(inputs[:, :, :-shift], gradient[:, :, shift:])
+        right = differentiate_columns(inputs[:, :, shift:], gradient[:, :, :-shift])
+        columns = [left[:, 2 - count : 2], *columns, right[:, 1 : 1 + count]]
+    return tf.concat(columns, axis=1)
+
+
+def _read_size(maps):
+    """Gives height and width: numbers if they are known."""
+    return maps.shape[1:3] if None not in maps.shape[1:3] else ops.shape(maps)[1:3]
+
+
+def _sum_rows(rows):
+    """Gives the sum over the first axis; as a matrix product, half precision rounds it only once."""
+    import tensorflow as tf
+
+    return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]
+
+
+def gelu(inputs):
+    """Gives the exact GELU, `x * Phi(x)`.
+
+    `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary
+    error function, which takes several times as long (README, "Speed"). Written in this order, other runtimes
+    know it when they load an export.
+    """
+    return (0.5 * inputs) * (1.0 + ops.erf(inputs * math.sqrt(0.5)))
+
+
+def fused_gelu(inputs, training=True):
+    """Gives the exact GELU, and its gradient, on TensorFlow in one pass over the map in place of five.
+
+    The graph has the operations of `gelu`, marked, so that TensorFlow lets XLA make them one; in an export,
+    other runtimes see no difference. XLA compiles them for each size anew: hence not in a graph that is to
+    serve all sizes. Training keeps the inputs, and no maps in between.
+
+    Args:
+        inputs: tensor of any shape.
+        training: whether the gradient is one pass, too. TensorFlow then keeps each graph that this is traced
+            in for as long as the process lives: False for what is for inference only.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return gelu(inputs)
+    return _fused_gelu()(inputs) if training else _fuse(gelu, inputs)
+
+
+def _fuse(function, inputs, *others):
+    import tensorflow as tf
+
+    # In half precision XLA would round after every step, which takes as long as the steps.
+    dtype = keras.backend.result_type(inputs.dtype.name, "float32")
+    is_fixed = not tf.executing_eagerly() and None not in inputs.shape[1:]
+    with tf.xla.experimental.jit_scope() if is_fixed else contextlib.nullcontext():
+        return tf.cast(function(*(tf.cast(x, dtype) for x in (inputs, *others))), inputs.dtype)
+
+
+@functools.cache
+def _fused_gelu():
+    import tensorflow as tf
+
+    def differentiate(inputs, gradient):
+        cumulative = 0.5 * (1.0 + tf.math.erf(inputs * math.sqrt(0.5)))
+        density = tf.exp(-0.5 * tf.square(inputs)) * (0.5 * math.sqrt(2.0 / math.pi))
+        return gradient * (cumulative + inputs * density)
+
+    @tf.custom_gradient
+    def compute(inputs):
+        return _fuse(gelu, inputs), lambda gradient: _fuse(differentiate, inputs, gradient)
+
+    return compute
+
+
+def normalize_in_one_pass(inputs, gamma, beta, epsilon):
+    """Gives what `_normalize` gives, by the kernel of TensorFlow that Keras leaves aside.
+
+    Its sums are less exact than float32 can be, which half precision does not show.
+    """
+    import tensorflow as tf
+
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+    )
+    return outputs, mean, variance
