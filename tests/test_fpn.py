@@ -19,6 +19,7 @@ def make_features(sizes=SIZES, seed=0):
 
 
 def make_fpn(channels=4, **options):
+    keras.utils.set_random_seed(0)
     fpn = FPN(channels, **options)
     fpn.build([(None, None, None, width) for width in WIDTHS])
     for layer in (*fpn.lateral_convs, *fpn.output_convs, *fpn.extra_convs):

@@ -9,8 +9,8 @@ from detection_reference import compare_detections, compute_gradients, make_inpu
 from golden_reference import check, checkpoint, compare_training, load, needs_golden
 from keras import ops
 
-from heads import FasterRCNN, MaskRCNN
-from heads.faster_rcnn import flatten_regions
+from heads import MaskRCNN
+from heads.layers.blocks import Chain
 from heads.layers.roi_align import align_regions, assign_levels
 from heads.ops.inputs import read_targets
 from heads.ops.masks import crop_masks, paste_masks
@@ -125,42 +125,6 @@ def test_samples_differ_but_follow_the_seed():
     np.testing.assert_array_equal(sample(), first)
 
 
-def test_losses_of_the_regions_by_hand():
-    """Regions, logits and deltas that are known: cross-entropies over all, distances of the objects alone."""
-    model = FasterRCNN(contracts.PooledBackbone(), 2, channels=8, num_samples=4)
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(1, 4, 3)).astype("float32")
-    deltas = generator.normal(size=(1, 4, 2, 4)).astype("float32")
-    model.classify_regions = lambda pyramid, boxes: (logits, deltas)
-    regions = np.array([[[0, 0, 10, 20], [5, 5, 15, 15], [30, 30, 60, 40], [0, 0, 0, 0]]], "float32")
-    samples = {
-        "boxes": regions,
-        "kinds": np.array([[1, 1, 0, -1]], "int32"),
-        "matches": np.array([[1, 0, 0, 0]], "int32"),
-    }
-    targets = {
-        "boxes": np.array([[[5, 6, 15, 18], [1, 0, 9, 22]]], "float32"),
-        "labels": np.array([[0, 1]], "int32"),
-    }
-    losses = model.compute_region_losses(targets, {"pyramid": None}, samples)
-    entropies = np.log(np.exp(logits[0]).sum(1)) - logits[0, np.arange(4), [1, 0, 2, 0]]
-    assert float(losses["class_loss"]) == pytest.approx(entropies[:3].sum() / 3, rel=1e-5)
-    distance = 0.0
-    for row, (match, label) in enumerate(((1, 1), (0, 0))):
-        x1, y1, x2, y2 = regions[0, row]
-        a1, b1, a2, b2 = targets["boxes"][0, match]
-        truth = np.array(
-            [
-                ((a1 + a2) - (x1 + x2)) / 2 / (x2 - x1) / 0.1,
-                ((b1 + b2) - (y1 + y2)) / 2 / (y2 - y1) / 0.1,
-                np.log((a2 - a1) / (x2 - x1)) / 0.2,
-                np.log((b2 - b1) / (y2 - y1)) / 0.2,
-            ]
-        )
-        distance += np.abs(deltas[0, row, label] - truth).sum()
-    assert float(losses["box_loss"]) == pytest.approx(distance / 3, rel=1e-5)
-
-
 # The same numbers as mmdetection's.
 
 
@@ -270,7 +234,8 @@ def test_the_second_stage_equals_mmdetections(model, predictions, regions):
     check(reference["bbox_pred"], unpack(deltas).reshape(40, 320))
     pooled = align_regions(predictions["pyramid"], boxes, 14)
     check(reference["roi_feat_14x14"], unpack(pooled).transpose(0, 3, 1, 2))
-    masks = ops.reshape(model.mask_head(flatten_regions(pooled)), (2, -1, 28, 28, 80))
+    masks = Chain.call(model.mask_head, ops.reshape(pooled, (-1, *pooled.shape[2:])))  # of all classes
+    masks = ops.reshape(masks, (2, -1, 28, 28, 80))
     check(reference["mask_logits"], unpack(masks).transpose(0, 3, 1, 2))
 
 

@@ -255,7 +255,7 @@ BACKEND_SCRIPT = """
 import sys
 import keras
 import numpy as np
-from heads.masks import crop_masks, paste_masks
+from heads.ops.masks import crop_masks, paste_masks
 
 arrays = dict(np.load(sys.argv[1]))
 crop = lambda masks, boxes, indices: crop_masks(masks, boxes, indices, 7)

@@ -34,9 +34,12 @@ def test_parameters_of_large_variants(variant):
 def test_start():
     keras.utils.set_random_seed(0)
     model = RetinaNet(contracts.PooledBackbone(), num_classes=5, channels=32)
-    for tower, bias in ((model.class_tower, -np.log(99)), (model.box_tower, 0.0)):
-        np.testing.assert_allclose(tower.output_conv.bias, bias, rtol=1e-6)
-        kernels = [conv.kernel.numpy() for conv in (*tower.convs, tower.output_conv)]
+    for tower, output, bias in (
+        (model.class_tower, model.class_output, -np.log(99)),
+        (model.box_tower, model.box_output, 0.0),
+    ):
+        np.testing.assert_allclose(output.bias, bias, rtol=1e-6)
+        kernels = [conv.kernel.numpy() for conv in (*tower.convs, output)]
         assert all(kernel.std() == pytest.approx(0.01, rel=0.1) for kernel in kernels)
         assert np.abs(kernels[0] - kernels[1]).max() > 0.01
     images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
@@ -52,7 +55,7 @@ def test_order_of_the_raw_predictions():
     assert predictions["class_logits"].shape == (2, 9 * 129, 2)
     assert predictions["box_deltas"].shape == (2, 9 * 129, 4)
     levels = model.neck([model.pyramid(images)[level] for level in ("P3", "P4", "P5")])
-    maps = np.asarray(model.class_tower.output_conv(levels[1]))
+    maps = np.asarray(model.class_output(levels[1]))
     y, x, anchor, label = 2, 5, 7, 1
     row = 9 * 96 + 9 * (y * 6 + x) + anchor
     np.testing.assert_allclose(

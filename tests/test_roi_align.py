@@ -333,7 +333,7 @@ BACKEND_SCRIPT = """
 import sys
 import keras
 import numpy as np
-from heads.roi_align import align_regions, roi_align
+from heads.layers.roi_align import align_regions, roi_align
 
 arrays = np.load(sys.argv[1])
 boxes, regions, indices = arrays["boxes"], arrays["regions"], arrays["indices"]

@@ -20,7 +20,7 @@ def test_one_policy_for_the_head_alone():
     assert model.neck.compute_dtype == "bfloat16"
     assert model(np.zeros((1, 64, 64, 3))).dtype == tf.float32
     copy = SemanticFPN.from_config(model.get_config())
-    assert copy.scale_heads[3].blocks[2].conv.compute_dtype == "bfloat16"
+    assert copy.scale_heads[3].parts[2].conv.compute_dtype == "bfloat16"
     assert copy.backbone.compute_dtype == "float32"
 
 

@@ -142,7 +142,7 @@ def _load_model(path):
         raise ValueError(f"{path!r} {describe_file(path) or 'is damaged'}. It is no .keras model")
     try:
         with zipfile.ZipFile(path) as archive:
-            names_heads = b'"heads>' in archive.read("config.json")
+            names_heads = b'"van_backbones.heads>' in archive.read("config.json")
         if names_heads:
             # The one package beside ours: a file must not choose what is imported.
             importlib.import_module("heads")
