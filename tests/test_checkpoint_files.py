@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from golden_reference import check, checkpoint, load, needs_golden
+from golden_reference import check, checkpoint, load
 
 from heads import SemanticFPN, UPerNet
 from van_backbones import VANBackbone, VANClassifier, load_checkpoint
@@ -68,7 +68,6 @@ def test_segmenters_take_every_wrapper(tmp_path, head):
     assert target.backbone.get_config()["layer_norm_epsilon"] == 1e-5
 
 
-@needs_golden
 @pytest.mark.parametrize(
     ("name", "head"),
     [("semfpn_b0", SemanticFPN), pytest.param("upernet_b0", UPerNet, marks=pytest.mark.slow)],

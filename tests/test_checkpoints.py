@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from golden_reference import checkpoint, needs_golden
+from golden_reference import checkpoint
 
 from van_backbones import VANBackbone
 from van_backbones.checkpoints import loading as checkpoints
@@ -145,7 +145,6 @@ def test_names_cover_every_variable_once(backbone):
     assert counted == wanted
 
 
-@needs_golden
 @pytest.mark.parametrize("variant", ["b0", "b1"])
 def test_names_and_shapes_are_the_official_ones(variant):
     official = {

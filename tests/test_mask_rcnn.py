@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from detection_reference import compare_detections, compute_gradients, make_inputs, make_targets
-from golden_reference import check, checkpoint, compare_training, load, needs_golden
+from golden_reference import check, checkpoint, compare_training, load
 from keras import ops
 
 from heads import MaskRCNN
@@ -152,7 +152,6 @@ def predictions(model):
     return model(make_inputs(load_case("loss_eval")))
 
 
-@needs_golden
 def test_the_state_dict_comes_back(model):
     arrays = checkpoint("mask_rcnn_b0")
     ours = to_state_dict(model)
@@ -161,7 +160,6 @@ def test_the_state_dict_comes_back(model):
         np.testing.assert_array_equal(ours[name], arrays[name])
 
 
-@needs_golden
 def test_a_file_of_mmdetection_loads(model, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     path = str(tmp_path / "mask_rcnn.safetensors")
@@ -178,7 +176,6 @@ def test_a_file_of_mmdetection_loads(model, tmp_path):
     np.testing.assert_array_equal(other.rpn.conv.kernel, model.rpn.conv.kernel)
 
 
-@needs_golden
 def test_raw_proposals_equal_mmdetections(predictions):
     reference = load_case("forward")
     for name, values, count in (("rpn_cls", "objectness_logits", 3), ("rpn_reg", "proposal_deltas", 12)):
@@ -192,7 +189,6 @@ def test_raw_proposals_equal_mmdetections(predictions):
             start = end
 
 
-@needs_golden
 def test_proposals_equal_mmdetections(predictions):
     reference = load_case("rpn_roi")
     for image in range(2):
@@ -223,7 +219,6 @@ def regions():
     return boxes, unpack
 
 
-@needs_golden
 def test_the_second_stage_equals_mmdetections(model, predictions, regions):
     reference, (boxes, unpack) = load_case("rpn_roi"), regions
     np.testing.assert_array_equal(unpack(assign_levels(boxes, 4)), reference["roi_levels"])
@@ -239,7 +234,6 @@ def test_the_second_stage_equals_mmdetections(model, predictions, regions):
     check(reference["mask_logits"], unpack(masks).transpose(0, 3, 1, 2))
 
 
-@needs_golden
 def test_sampled_regions_and_mask_targets_equal_mmdetections(model, predictions):
     reference = load_case("loss_eval")
     targets = make_targets(reference, with_masks=True)
@@ -263,7 +257,6 @@ def test_sampled_regions_and_mask_targets_equal_mmdetections(model, predictions)
     assert (crops[positive].reshape(-1)[known.index] != known.value).mean() < 1e-3
 
 
-@needs_golden
 def test_losses_equal_mmdetections(model, predictions):
     reference = load_case("loss_eval")
     losses = model.compute_losses(make_targets(reference, with_masks=True), predictions)
@@ -287,7 +280,6 @@ def compare_losses(losses, reference, prefix):
 
 
 @pytest.mark.slow
-@needs_golden
 @pytest.mark.parametrize("kind", ["pred", "pred_rescaled"])
 def test_detections_equal_mmdetections(model, kind):
     reference = load_case("predict")
@@ -302,7 +294,6 @@ def test_detections_equal_mmdetections(model, kind):
 
 
 @pytest.mark.slow
-@needs_golden
 def test_training_equals_mmdetections():
     model = make_reference_model()
     reference = load_case("loss_train")

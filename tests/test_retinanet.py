@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from detection_reference import compare_detections, compute_gradients, make_inputs, make_targets
-from golden_reference import check, checkpoint, compare_training, load, needs_golden
+from golden_reference import check, checkpoint, compare_training, load
 
 from heads import RetinaNet
 from van_backbones import VANBackbone
@@ -143,7 +143,6 @@ def predictions(model):
     return model(make_inputs(load_case("loss_eval")))
 
 
-@needs_golden
 def test_forward_equals_mmdetection(predictions):
     reference = load_case("forward")
     for name, values, count in (("cls_score", "class_logits", 80), ("bbox_pred", "box_deltas", 4)):
@@ -158,7 +157,6 @@ def test_forward_equals_mmdetection(predictions):
         assert end == predictions[values].shape[1]
 
 
-@needs_golden
 def test_targets_equal_mmdetections(predictions):
     from heads.ops.anchors import mark_inside
     from heads.ops.boxes import encode_boxes
@@ -202,7 +200,6 @@ def compare_everywhere(reference, ours):
     np.testing.assert_array_equal(read_array(reference, ours), ours)
 
 
-@needs_golden
 @pytest.mark.parametrize("case", ["loss_eval", "loss_eval_img1_empty"])
 def test_losses_equal_mmdetections(model, predictions, case):
     targets = make_targets(load_case("loss_eval"), empty=1 if "empty" in case else None)
@@ -212,7 +209,6 @@ def test_losses_equal_mmdetections(model, predictions, case):
         assert float(losses[name]) == pytest.approx(float(load_case(case)[f"loss.{theirs}.sum"]), rel=2e-6)
 
 
-@needs_golden
 @pytest.mark.parametrize("kind", [pytest.param("pred", marks=pytest.mark.slow), "pred_rescaled"])
 def test_detections_equal_mmdetections(model, kind):
     inputs = make_inputs(load_case("loss_eval"), original=kind == "pred_rescaled")
@@ -221,7 +217,6 @@ def test_detections_equal_mmdetections(model, kind):
         compare_detections(load_case("predict"), f"{kind}{image}", detections, image)
 
 
-@needs_golden
 def test_training_equals_mmdetections():
     model = make_reference_model()
     names = name_variables(model)
