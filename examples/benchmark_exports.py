@@ -35,7 +35,7 @@ def main(argv=None):
     )
     add = parser.add_argument
     add("model", type=pathlib.Path, nargs="?", help="a .keras file")
-    add("--variant", choices=list(VARIANTS), help="in place of a file: this VANBackbone, untrained")
+    add("--variant", choices=list(VARIANTS), help="instead of a file: this VANBackbone, untrained")
     add("--formats", choices=list(FORMATS), nargs="+", default=list(FORMATS), help="default: all")
     add("--image-size", type=int, nargs=2, metavar=("H", "W"), default=(512, 512))
     add("--batch-size", type=int, metavar="N", default=1)
@@ -106,12 +106,12 @@ def choose_devices(parser, num_threads):
 
 
 def make_scenes(batch_size, image_size):
-    """Gives drawn scenes, uint8 (batch, height, width, 3)."""
+    """Returns drawn scenes, uint8 (batch, height, width, 3)."""
     return np.stack([draw_scene(seed, image_size)["image"] for seed in range(batch_size)])
 
 
 def make_weights_matter(backbone, images):
-    """Gives an untrained backbone norms and layer scales like a trained one's, or errors would not show.
+    """Returns an untrained backbone norms and layer scales like a trained one's, or errors would not show.
 
     New layer scales of 0.01 leave little of a block's branches, and new norms do nothing to be folded.
     """
@@ -131,7 +131,7 @@ def make_weights_matter(backbone, images):
 
 
 def load_formats(model, folder, format, arguments):
-    """Gives (name, function, bytes) of a format in each precision, or says why there is none."""
+    """Returns (name, function, bytes) of a format in each precision, or says why there is none."""
     path = folder / f"model{FORMATS[format][0]}"
     try:
         export(model, path, format, arguments.image_size, arguments.batch_size)
@@ -147,7 +147,7 @@ def load_formats(model, folder, format, arguments):
 
 
 def take_turns(functions, num_rounds):
-    """Gives the answers and the milliseconds of a call, each by name."""
+    """Returns the answers and the milliseconds of a call, each by name."""
     answers, seconds = {}, {name: [] for name in functions}
     for name, (function, images) in functions.items():
         answers[name] = name_outputs(function(images))
@@ -173,7 +173,7 @@ def print_table(answers, milliseconds, megabytes):
 
 
 def measure_error(expected, received):
-    """Gives the largest error of an answer, see above."""
+    """Returns the largest error of an answer, see above."""
     errors = []
     # Detections may swap near-ties: what else belongs to them would be compared with another's.
     for name in {"scores"} & expected.keys() or expected.keys():

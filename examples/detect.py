@@ -3,8 +3,8 @@
     python examples/detect.py runs/detection/best.keras pictures/ --output runs/detections
 
 For each picture NAME.jpg it writes NAME.png with boxes or masks, classes and scores, and for all of them
-detections.json: the pictures, the categories and the objects in COCO's format, with scores. The categories
-and the sizes of the pictures are those that `train_detection.py` noted beside the model.
+detections.json: the pictures, the categories and the objects in COCO's format, with scores. The names of the
+classes and the sizes of the pictures are in the model's file.
 """
 
 import argparse
@@ -13,21 +13,20 @@ import pathlib
 import sys
 
 import keras
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
-import van_backbones  # noqa: F401  (the same for the backbone)
-from heads.coco.entries import is_id, is_side, read_json
-from heads.data.detection_moves import MEAN_PIXEL, SIZE_DIVISOR, fit_sides, fit_size, make_resize, move_image
-from heads.data.pictures import read_picture
-from heads.drawing.objects import draw_detections
-from heads.metrics import to_coco_results
+import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
+from heads import Resizing
+from heads.coco.entries import read_json
+from heads.data.label_folders import read_class_names
+from heads.drawing import draw_detections
+from heads.metrics import encode_mask
+from heads.pictures import read_picture
+from heads.prediction import PICTURE_SUFFIXES
 from heads.training import number, whole_number
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-SHORT_SIDE, LONG_SIDE = 800, 1333  # the paper's
+LONG_SIDE = 1333  # the paper's
 
 
 def main(argv=None):
@@ -39,11 +38,11 @@ def main(argv=None):
         parser.error(f"{arguments.model} must be a detector")
     if arguments.score_threshold < getattr(model, "score_threshold", 0):
         print(f"The model itself leaves out objects with scores below {model.score_threshold}")
-    notes = read_notes(parser, arguments.model)
-    categories = find_categories(parser, arguments, notes, model.num_classes, paths)
-    class_names = [category["name"] for category in categories]
-    category_ids = [category["id"] for category in categories]
-    sizes = choose_sizes(arguments, notes)
+    choose_class_names(parser, arguments, model)
+    model.resizing = choose_resizing(arguments, model.resizing)
+    class_names = model.class_names or [f"class {label}" for label in range(model.num_classes)]
+    category_ids = find_category_ids(paths, class_names) or range(1, model.num_classes + 1)
+    categories = [{"id": key, "name": name} for key, name in zip(category_ids, class_names, strict=True)]
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     entries, annotations, unreadable = [], [], []
@@ -53,13 +52,14 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        detections = detect_objects(model, image, sizes, arguments.score_threshold)
-        picture = draw_detections(image, detections, class_names, arguments.score_threshold)
+        (found,) = model.predict_pictures(image, score_threshold=arguments.score_threshold)
+        objects = {name: found[name] for name in ("boxes", "labels", "scores", "masks") if name in found}
+        picture = draw_detections(image, objects, class_names, arguments.score_threshold)
         Image.fromarray(picture).save(arguments.output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
         entries.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
-        annotations += to_annotations(detections, entries[-1], category_ids, len(annotations) + 1)
+        annotations += to_annotations(found, image_id, category_ids, len(annotations) + 1)
 
     content = {"images": entries, "categories": categories, "annotations": annotations}
     (arguments.output / "detections.json").write_text(json.dumps(content), encoding="utf-8")
@@ -70,7 +70,7 @@ def main(argv=None):
 
 
 def parse_arguments(argv):
-    """Gives the parser, for further errors, and the settings."""
+    """Returns the parser, for further errors, and the settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,7 +78,7 @@ def parse_arguments(argv):
     add("model", type=pathlib.Path, help="a .keras file")
     add("pictures", type=pathlib.Path, nargs="+", help="folders of pictures, or pictures")
     add("--output", type=pathlib.Path, default=pathlib.Path("runs/detections"))
-    add("--class-names", type=pathlib.Path, help="text file; default: the names beside the model")
+    add("--class-names", type=pathlib.Path, help="text file; default: the names in the model's file")
     threshold = number(at_least=0)
     add("--score-threshold", type=threshold, default=0.3, help="objects below it are left out, 0 .. 1")
     add_sizes(parser)
@@ -94,18 +94,18 @@ def parse_arguments(argv):
 
 
 def find_pictures(parser, places, output):
-    """Gives the paths of the pictures; ends the program where results would overwrite something."""
+    """Returns the paths of the pictures; ends the program where results would overwrite something."""
     paths = []
     for place in places:
         if place.is_dir():
             found = sorted(
                 path
                 for path in place.iterdir()
-                if path.suffix.lower() in SUFFIXES
+                if path.suffix.lower() in PICTURE_SUFFIXES
                 and not path.name.startswith(".")  # macOS writes ._NAME.jpg
             )
             if not found:
-                parser.error(f"{place} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+                parser.error(f"{place} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
             paths += found
         else:
             paths.append(place)
@@ -139,71 +139,31 @@ def check_sizes(parser, arguments):
         parser.error(f"--short-side must not be above --long-side. Received: --short-side {sides}")
 
 
-def read_notes(parser, model):
-    """Gives what the training noted in settings.json beside the model: "categories", "sizes"; {} without."""
-    path = model.parent / "settings.json"
-    if not path.is_file():
-        return {}
-    try:
-        notes = read_json(path, "settings.json")
-    except ValueError as error:
-        parser.error(error)
-    notes = notes if isinstance(notes, dict) else {}
-    sizes, categories = notes.get("sizes"), notes.get("categories")
-    sides = sizes.get("image_size", [sizes.get("short_side"), sizes.get("long_side")]) if sizes else []
-    if not all(map(is_side, sides)) or len(sides) != (2 if sizes else 0):
-        parser.error(f"{path} must note sizes of pictures. Received: {sizes}")
-    if not all(is_id(each.get("id")) and isinstance(each.get("name"), str) for each in categories or ()):
-        parser.error(f"{path} must note categories with id and name. Received: {categories}")
-    return notes
-
-
-def choose_sizes(arguments, notes):
-    """Gives the sizes of the pictures, as `detection_evaluation_batches` takes them."""
+def choose_resizing(arguments, default):
+    """Returns how the pictures are resized: as the options say, or else the default."""
     if arguments.image_size is not None:
-        return {"image_size": (arguments.image_size,) * 2}
-    if arguments.short_side is not None or not notes.get("sizes"):
-        short_side = SHORT_SIDE if arguments.short_side is None else arguments.short_side
-        return {"short_side": short_side, "long_side": arguments.long_side}
-    print(f"Sizes of the pictures, from {arguments.model.parent / 'settings.json'}: {notes['sizes']}")
-    return notes["sizes"]
+        return Resizing(arguments.image_size)
+    if arguments.short_side is not None:
+        return Resizing(short_side=arguments.short_side, long_side=arguments.long_side)
+    return default
 
 
-def find_categories(parser, arguments, notes, num_classes, pictures):
-    """Gives id and name of each label: those the model learned, or else as near as can be."""
-    categories = notes.get("categories")
-    if categories:
-        names, source = [each["name"] for each in categories], arguments.model.parent / "settings.json"
-    else:
-        names, source = read_class_names(parser, arguments.model.parent / "classes.txt")
-    if arguments.class_names is not None:
-        if not arguments.class_names.is_file():
-            parser.error(f"there is no file {arguments.class_names}")
-        names, source = read_class_names(parser, arguments.class_names)
-    if names is None:
-        return [{"id": label + 1, "name": f"class {label}"} for label in range(num_classes)]
-    if len(names) != num_classes or len(categories or names) != num_classes:
-        parser.error(f"the model has {num_classes} classes. Received: {len(names)} names in {source}")
-    if categories:
-        ids = [category["id"] for category in categories]
-    else:
-        ids = find_category_ids(pictures, names) or range(1, num_classes + 1)
-    return [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)]
-
-
-def read_class_names(parser, path):
-    """Gives the names in a text file, a line each, and its path; None where there is none."""
-    if not path.is_file():
-        return None, path
+def choose_class_names(parser, arguments, model):
+    """Sets the names of the option; ends the program where they are not as many as the model's classes."""
+    if arguments.class_names is None:
+        return
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        parser.error(f"{path} must be text in UTF-8. Received: {error}")
-    return [line.strip() for line in text.splitlines() if line.strip()], path
+        names = list(read_class_names(arguments.class_names))
+    except ValueError as error:
+        parser.error(f"--class-names: {error}")
+    if len(names) != model.num_classes:
+        source = f"{len(names)} names in {arguments.class_names}"
+        parser.error(f"the model has {model.num_classes} classes. Received: {source}")
+    model.class_names = names
 
 
 def find_category_ids(pictures, class_names):
-    """Gives the ids in the annotations of the pictures' data set, where its classes have these names."""
+    """Returns the ids in the annotations of the pictures' data set, where its classes have these names."""
     for folder in dict.fromkeys(path.resolve().parent for path in pictures):
         for root in folder.parents[:2]:
             path = root / "annotations" / f"instances_{folder.name}.json"
@@ -219,35 +179,23 @@ def find_category_ids(pictures, class_names):
     return None
 
 
-def detect_objects(model, image, sizes, score_threshold):
-    """Gives the objects of one picture, in its pixels: arrays by name, the best first."""
-    original_size = image.shape[:2]
-    if "image_size" in sizes:
-        canvas_size = sizes["image_size"]
-        resized_size = fit_size(original_size, canvas_size)
-    else:
-        resized_size = fit_sides(original_size, sizes["short_side"], sizes["long_side"])
-        canvas_size = [-(-int(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in resized_size]
-    height, width = (int(side) for side in resized_size)
-    images = np.full((1, *canvas_size, 3), MEAN_PIXEL, "float32")
-    images[0, :height, :width] = move_image(image, make_resize(original_size, resized_size))
-    inputs = {
-        "images": images,
-        "image_sizes": np.array([[height, width]], "int32"),
-        "original_sizes": np.array([original_size], "int32"),
-    }
-    detections = {name: values[0] for name, values in model.predict_on_batch(inputs).items()}
-    kept = (detections["labels"] >= 0) & (detections["scores"] >= score_threshold)
-    return {name: values[kept] for name, values in detections.items()}
-
-
-def to_annotations(detections, entry, category_ids, first_id):
-    """Gives the objects of one picture as COCO's annotations, with scores."""
-    batch = {name: values[None] for name, values in detections.items()}
-    results = to_coco_results(batch, [entry["id"]], category_ids, [(entry["height"], entry["width"])])
-    for key, result in enumerate(results, first_id):
-        result.update(id=key, area=result["bbox"][2] * result["bbox"][3], iscrowd=0)
-    return results
+def to_annotations(found, image_id, category_ids, first_id):
+    """Returns the objects of one picture as COCO's annotations, with scores."""
+    annotations = []
+    for row, (x1, y1, x2, y2) in enumerate(found["boxes"].tolist()):
+        annotation = {
+            "id": first_id + row,
+            "image_id": image_id,
+            "category_id": category_ids[found["labels"][row]],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
+            "score": float(found["scores"][row]),
+        }
+        if "masks" in found:
+            annotation["segmentation"] = encode_mask(found["masks"][row])
+        annotations.append(annotation)
+    return annotations
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from heads.data.pictures import read_picture
+from heads.pictures import read_picture
 from van_backbones import VARIANTS, VANClassifier
 from van_backbones.classifier import preprocess_images
 
@@ -58,7 +58,7 @@ def main(argv=None):
 
 
 def list_examples(parser, data, num_classes):
-    """Gives (path, label) of all pictures; ends the program where the folders cannot be the classes."""
+    """Returns (path, label) of all pictures; ends the program where the folders cannot be the classes."""
     folders = sorted(path for path in data.glob("[!.]*") if path.is_dir())
     if not folders:
         parser.error(f"{data} holds no class folders")
@@ -85,7 +85,7 @@ def list_examples(parser, data, num_classes):
 
 
 def rank_truth(logits, labels):
-    """Gives how many classes score higher than the true one, per picture."""
+    """Returns how many classes score higher than the true one, per picture."""
     truth = np.take_along_axis(logits, labels[:, None], axis=1)
     return (logits > truth).sum(axis=1)
 

@@ -5,8 +5,8 @@
         --data path/to/coco --split val2017 --images "{split}"
 
 The model is a .keras file, or a checkpoint in mmdetection's or our own format together with --head and
---variant. The pictures get the sizes that `train_detection.py` noted beside the model, or the paper's; its
-classes are those of the same names in the data, or, without noted names, those in the order of the ids.
+--variant. The pictures get the sizes that are in the model's file, or, of a checkpoint, the paper's; its
+classes are those of the same names in the data, or, without names in the file, those in the order of the ids.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import pathlib
 import sys
 
 import keras
-from detect import add_sizes, check_sizes, choose_sizes, read_class_names, read_notes
+from detect import add_sizes, check_sizes, choose_resizing
 
-from heads import FasterRCNN, MaskRCNN, RetinaNet
+from heads import FasterRCNN, MaskRCNN, Resizing, RetinaNet
 from heads.data import CocoDataset, detection_evaluation_batches
 from heads.metrics import evaluate_coco, format_coco_scores, predict_coco_results, save_results
 from heads.training import whole_number
@@ -28,8 +28,6 @@ HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCN
 def main(argv=None):
     """Scores the model and saves its results."""
     parser, arguments = parse_arguments(argv)
-    notes = read_notes(parser, arguments.model)
-
     annotations = arguments.data / arguments.annotations.format(split=arguments.split)
     dataset = CocoDataset(annotations, arguments.data / arguments.images.format(split=arguments.split))
     if arguments.head is None:
@@ -37,10 +35,11 @@ def main(argv=None):
     else:
         model = HEADS[arguments.head](VANBackbone(arguments.variant or "b0"), dataset.num_classes)
         load_checkpoint(model, arguments.model)
+        model.resizing = Resizing(short_side=800, long_side=1333)  # the paper's
     if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
         parser.error(f"the model must be a detector of the {dataset.num_classes} classes of {annotations}")
-    category_ids = match_categories(parser, arguments.model, notes, dataset)
-    has_masks = getattr(model, "with_masks", False)
+    category_ids = match_categories(model, dataset)
+    has_masks = hasattr(model, "mask_head")
     kinds = arguments.kinds or (["bbox", "segm"] if has_masks else ["bbox"])
     if "segm" in kinds and not has_masks:
         parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")
@@ -52,7 +51,8 @@ def main(argv=None):
         evaluate_coco(truth, [], kinds, limits)  # finds faults of the truth now, and not after hours
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    batches = detection_evaluation_batches(dataset, arguments.batch_size, **choose_sizes(arguments, notes))
+    sizes = choose_resizing(arguments, model.resizing).get_config()
+    batches = detection_evaluation_batches(dataset, arguments.batch_size, **sizes)
     results = predict_coco_results(model, batches, dataset.image_ids, category_ids, progress=True)
     save_results(results, arguments.output)
     scores = evaluate_coco(truth, results, kinds, limits)
@@ -61,7 +61,7 @@ def main(argv=None):
 
 
 def parse_arguments(argv):
-    """Gives the parser, for further errors, and the settings."""
+    """Returns the parser, for further errors, and the settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,22 +96,17 @@ def parse_arguments(argv):
     return parser, arguments
 
 
-def match_categories(parser, model, notes, dataset):
-    """Gives the data's category id of each label of the model, by the names that its training noted."""
-    source = model.parent / "settings.json"
-    names = [category["name"] for category in notes.get("categories") or ()]
-    if not names:
-        names, source = read_class_names(parser, model.parent / "classes.txt")
+def match_categories(model, dataset):
+    """Returns the data's category id of each label of the model, by the names in its file."""
+    names = model.class_names
     if names is None:
         return dataset.category_ids
-    if len(names) != dataset.num_classes:
-        parser.error(f"the model has {dataset.num_classes} classes. Received: {len(names)} names in {source}")
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
     if sorted(ids) == sorted(names):
         return [ids[name] for name in names]
     print(
-        f"The classes of the data are not those of {source}, and are taken in their order: "
-        f"{', '.join(dataset.class_names)}",
+        f"The classes of the data are not those of the model ({', '.join(names)}), and are taken in their "
+        f"order: {', '.join(dataset.class_names)}",
         file=sys.stderr,
     )
     return dataset.category_ids

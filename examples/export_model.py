@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
-from heads.data.pictures import read_picture
 from heads.data.shapes.scenes import draw_scene
+from heads.pictures import read_picture
 from van_backbones import VARIANTS, VANClassifier
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
@@ -41,7 +41,7 @@ def main(argv=None):
     )
     add = parser.add_argument
     add("model", type=pathlib.Path, nargs="?", help="a .keras file")
-    add("--variant", choices=list(VARIANTS), help="in place of a file: this VANClassifier")
+    add("--variant", choices=list(VARIANTS), help="instead of a file: this VANClassifier")
     add("--weights", default="imagenet", help="its weights: a release or a checkpoint file")
     add("--format", choices=list(FORMATS), default="saved_model")
     add("--output", type=pathlib.Path, help="default: runs/exports/ and the model's name")
@@ -93,7 +93,7 @@ def main(argv=None):
 
 
 def choose_output(parser, arguments):
-    """Gives the path to write to; ends the program where it or the model's cannot be."""
+    """Returns the path to write to; ends the program where it or the model's cannot be."""
     if (arguments.model is None) == (arguments.variant is None):
         parser.error("give a model file or --variant, one of them")
     if arguments.model and not arguments.model.is_file():
@@ -117,7 +117,7 @@ def choose_output(parser, arguments):
 
 
 def make_images(parser, arguments, signature):
-    """Gives the images to compare on: of the picture, or drawn, or random where no pictures are wanted."""
+    """Returns the images to compare on: of the picture, or drawn, or random where no pictures are wanted."""
     batch_size = arguments.batch_size or 1
     size = tuple(side or usual for side, usual in zip(signature.shape[1:3], (224, 288), strict=True))
     if signature.dtype.name != "uint8":
@@ -137,7 +137,7 @@ def make_images(parser, arguments, signature):
 
 
 def predict(model, images):
-    """Gives the Keras model's answer: NumPy arrays by name."""
+    """Returns the Keras model's answer: NumPy arrays by name."""
     return name_outputs(model.predict_on_batch(images.astype("float32")))
 
 
@@ -176,7 +176,7 @@ def compare_answers(expected, received, tolerance, other_labels, other_detection
 
 
 def relative_difference(expected, received):
-    """Gives the largest difference in units of the largest value; not a number where one of them is none."""
+    """Returns the largest difference in units of the largest value; NaN where a value is none."""
     expected, received = (np.asarray(values, "float64") for values in (expected, received))
     if not expected.size:
         return 0.0
@@ -184,7 +184,7 @@ def relative_difference(expected, received):
 
 
 def pair_detections(expected, received, tolerance):
-    """Gives the detections that are in both, row by row: (expected, received, the share that is not)."""
+    """Returns the detections that are in both, row by row: (expected, received, the share that is not)."""
     pairs, num_missing = [], 0
     box_tolerance = tolerance * np.abs(expected["boxes"]).max(initial=1.0)
     score_tolerance = tolerance * expected["scores"].max(initial=0.0)
@@ -207,7 +207,7 @@ def pair_detections(expected, received, tolerance):
 
 
 def time_call(function, *arguments):
-    """Gives the milliseconds of a call, the median of some."""
+    """Returns the milliseconds of a call, the median of some."""
     seconds = []
     for _ in range(NUM_CALLS):
         start = time.perf_counter()

@@ -67,7 +67,7 @@ def train_and_draw(arguments, output):
 
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
-    model = build_model(arguments, train.num_classes)
+    model = build_model(arguments, train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
     print(f"{model.name}: {model.count_params():,} parameters")
     run = TrainingRun(output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou")
@@ -106,7 +106,7 @@ def train_and_draw(arguments, output):
 
 
 def parse_arguments(argv):
-    """Gives the settings."""
+    """Returns the settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -163,7 +163,7 @@ def check_weights(arguments):
 
 
 def open_data(arguments):
-    """Gives the training and the validation data, checked."""
+    """Returns the training and the validation data, checked."""
     if arguments.data is None:
         return SemanticShapes(2000, arguments.crop_size, seed=0), SemanticShapes(
             100, arguments.crop_size, seed=1
@@ -178,21 +178,20 @@ def open_data(arguments):
 
 
 def describe_run(arguments, train):
-    """Gives the settings that are kept beside the models."""
-    categories = [{"id": label, "name": name} for label, name in enumerate(train.class_names)]
-    return {**vars(arguments), "categories": categories}
+    """Returns the settings that are kept beside the models."""
+    return {**vars(arguments), "classes": list(train.class_names)}
 
 
-def build_model(arguments, num_classes):
-    """Gives the segmenter."""
+def build_model(arguments, class_names):
+    """Returns the segmenter."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     head = {"semantic_fpn": SemanticFPN, "upernet": UPerNet}[arguments.head]
     options = {} if arguments.channels is None else {"channels": arguments.channels}
-    return head(backbone, num_classes, **options)
+    return head(backbone, len(class_names), class_names=class_names, **options)
 
 
 def build_optimizer(arguments):
-    """Gives AdamW as in the paper's recipes: no weight decay on norms and biases."""
+    """Returns AdamW as in the paper's recipes: no weight decay on norms and biases."""
     learning_rate, weight_decay, power = RECIPES[arguments.head]
     if arguments.weights is None:
         learning_rate = LEARNING_RATE_FROM_SCRATCH
@@ -208,7 +207,7 @@ def build_optimizer(arguments):
 
 
 def build_callbacks(output):
-    """Gives what else `fit` logs into `output`."""
+    """Returns what else `fit` logs into `output`."""
     return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
 
 

@@ -1,6 +1,6 @@
 """Segments pictures with a saved model.
 
-    python examples/predict_segmentation.py model.keras pictures/ --output predictions --classes classes.txt
+    python examples/predict_segmentation.py model.keras pictures/ --output predictions
 
 For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png, which
 is for people.
@@ -19,10 +19,9 @@ from tqdm import tqdm
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 import van_backbones  # noqa: F401  (the same for the backbone)
 from heads.data.label_folders import read_class_names
-from heads.data.pictures import read_picture, show_path
 from heads.drawing.label_maps import class_palette, draw_legend, overlay_label_map, tile_pictures
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+from heads.pictures import read_picture, show_path
+from heads.prediction import PICTURE_SUFFIXES
 
 
 def main(argv=None):
@@ -34,7 +33,9 @@ def main(argv=None):
     parser.add_argument("pictures", type=pathlib.Path, help="a folder of pictures, or one picture")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/predictions"))
     parser.add_argument(
-        "--classes", type=pathlib.Path, help="a text file with the name of one class per line"
+        "--classes",
+        type=pathlib.Path,
+        help="a text file with a class name per line; default: the names in the model's file",
     )
     parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="slide a window of this size")
     parser.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="of the sliding window")
@@ -58,6 +59,7 @@ def main(argv=None):
             f"--classes must hold one name for each of the {model.num_classes} classes of the model. "
             f"Received: {len(class_names)} names in {arguments.classes}"
         )
+    class_names = class_names or model.class_names
     window = {name: tuple(size) for name in ("crop", "stride") if (size := getattr(arguments, name))}
 
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,10 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        label_map = model.segment(image[None].astype("float32"), flip=arguments.flip, **window)[0]
+        if window or arguments.flip:
+            label_map = model.segment(image[None].astype("float32"), flip=arguments.flip, **window)[0]
+        else:
+            label_map = model.predict_pictures(image)[0]["label_map"]
         Image.fromarray(label_map.astype("uint8")).save(arguments.output / f"{path.stem}.png")
         overlay = draw_prediction(image, label_map, class_names)
         Image.fromarray(overlay).save(arguments.output / f"{path.stem}.overlay.png")
@@ -80,18 +85,18 @@ def main(argv=None):
 
 
 def find_pictures(parser, pictures, output):
-    """Gives the paths of the pictures; ends the program where results would overwrite something."""
+    """Returns the paths of the pictures; ends the program where results would overwrite something."""
     if pictures.is_dir():
         # Hidden files are none that a person put there: macOS writes ._a.jpg beside a.jpg.
         paths = sorted(
             path
             for path in pictures.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
         )
     else:
         paths = [pictures]
     if not paths:
-        parser.error(f"{pictures} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        parser.error(f"{pictures} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
     if output.resolve() in {path.resolve().parent for path in paths}:
         parser.error(f"--output must not be the folder of the pictures, or they are overwritten: {output}")
     results = collections.Counter(path.stem + end for path in paths for end in (".png", ".overlay.png"))
@@ -102,7 +107,7 @@ def find_pictures(parser, pictures, output):
 
 
 def draw_prediction(image, label_map, class_names):
-    """Gives the picture under its segments' colours, and a legend of the classes that occur."""
+    """Returns the picture under its segments' colours, and a legend of the classes that occur."""
     occurring = np.unique(label_map)
     num_classes = max(int(occurring[-1]) + 1, len(class_names or ()))
     palette = class_palette(num_classes)

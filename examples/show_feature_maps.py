@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from PIL import Image
 
-from heads.data.pictures import read_picture
 from heads.data.shapes.scenes import draw_scene
+from heads.pictures import read_picture
 from van_backbones import VARIANTS, VANBackbone
 from van_backbones.feature_maps import draw_feature_maps
 

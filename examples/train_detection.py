@@ -16,7 +16,7 @@ import pathlib
 import keras
 from PIL import Image
 
-from heads import FasterRCNN, MaskRCNN, RetinaNet, WarmUpStepDecay
+from heads import FasterRCNN, MaskRCNN, Resizing, RetinaNet, WarmUpStepDecay
 from heads.data import (
     CocoDataset,
     DetectionAugmentation,
@@ -73,13 +73,13 @@ def train_and_draw(arguments, output):
 
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
-    augment, sizes = choose_sizes(arguments)
+    augment, resizing = choose_sizes(arguments)
     steps, evaluate_every, milestones = plan_steps(arguments, len(train))
-    model = build_model(arguments, train.num_classes)
+    model = build_model(arguments, train.class_names, resizing)
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
-    scorer = build_scorer(arguments, validation, sizes)
-    run = TrainingRun(output, steps, describe_run(arguments, train, sizes), monitor="val_bbox_AP")
+    scorer = build_scorer(arguments, validation, resizing)
+    run = TrainingRun(output, steps, describe_run(arguments, train, resizing), monitor="val_bbox_AP")
     if arguments.resume:
         run.restore(model)
     else:
@@ -115,7 +115,7 @@ def train_and_draw(arguments, output):
 
 
 def parse_arguments(argv):
-    """Gives the settings."""
+    """Returns the settings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -188,7 +188,7 @@ def check_arguments(arguments):
 
 
 def fill_defaults(arguments):
-    """Gives the arguments with the defaults that depend on others."""
+    """Returns the arguments with the defaults that depend on others."""
     arguments.splits = arguments.splits or ("train", "val")
     arguments.annotations = arguments.annotations or "annotations/instances_{split}.json"
     arguments.images = arguments.images or "images/{split}"
@@ -209,7 +209,7 @@ def check_weights(arguments):
 
 
 def open_data(arguments):
-    """Gives the training and the validation data, checked."""
+    """Returns the training and the validation data, checked."""
     with_masks = arguments.head == "mask_rcnn"
     if arguments.data is None:
         size = (arguments.image_size or 128,) * 2
@@ -231,27 +231,23 @@ def open_data(arguments):
     return datasets
 
 
-def describe_run(arguments, train, sizes):
-    """Gives the settings that are kept beside the models."""
-    ids = [key if isinstance(key, str) else int(key) for key in train.category_ids]
-    categories = [
-        {"id": category_id, "name": name} for category_id, name in zip(ids, train.class_names, strict=True)
-    ]
-    return {**vars(arguments), "sizes": sizes, "categories": categories}
+def describe_run(arguments, train, resizing):
+    """Returns the settings that are kept beside the models."""
+    return {**vars(arguments), "resizing": resizing.get_config(), "classes": list(train.class_names)}
 
 
 def choose_sizes(arguments):
-    """Gives the augmentation, and the sizes of the pictures to score."""
+    """Returns the augmentation, and the sizes of the pictures to score."""
     if arguments.image_size:
         size = (arguments.image_size,) * 2
-        return DetectionAugmentation(image_size=size, scale_range=arguments.scale_range), {"image_size": size}
+        return DetectionAugmentation(image_size=size, scale_range=arguments.scale_range), Resizing(size)
     short_sides = arguments.short_sides or SCHEDULES[arguments.schedule][2]
-    sizes = {"short_side": max(short_sides), "long_side": arguments.long_side}
-    return DetectionAugmentation(short_sides, arguments.long_side), sizes
+    resizing = Resizing(short_side=max(short_sides), long_side=arguments.long_side)
+    return DetectionAugmentation(short_sides, arguments.long_side), resizing
 
 
 def plan_steps(arguments, num_images):
-    """Gives the number of steps, those between two scores, and those after which the rate falls."""
+    """Returns the number of steps, those between two scores, and those after which the rate falls."""
     epochs, drops, _ = SCHEDULES[arguments.schedule]
     epoch_steps = -(-num_images // arguments.batch_size)
     steps = arguments.steps or epochs * epoch_steps
@@ -259,16 +255,17 @@ def plan_steps(arguments, num_images):
     return steps, evaluate_every, [round(steps * drop / epochs) for drop in drops]
 
 
-def build_model(arguments, num_classes):
-    """Gives the detector."""
+def build_model(arguments, class_names, resizing):
+    """Returns the detector."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     backbone.freeze(arguments.frozen_stages, arguments.frozen_batch_norms)
     options = {name: value for name in HEAD_OPTIONS if (value := getattr(arguments, name)) is not None}
-    return HEADS[arguments.head](backbone, num_classes, **options)
+    options |= {"class_names": class_names, "resizing": resizing}
+    return HEADS[arguments.head](backbone, len(class_names), **options)
 
 
 def build_optimizer(arguments, steps, milestones):
-    """Gives AdamW as in the paper's recipes: no weight decay on norms and biases."""
+    """Returns AdamW as in the paper's recipes: no weight decay on norms and biases."""
     learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 16, None
     if arguments.weights is None:
         learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
@@ -286,11 +283,11 @@ def build_optimizer(arguments, steps, milestones):
     return optimizer
 
 
-def build_scorer(arguments, validation, sizes):
-    """Gives the callback that scores the detector on the validation data."""
+def build_scorer(arguments, validation, resizing):
+    """Returns the callback that scores the detector on the validation data."""
     batch_size = arguments.batch_size if arguments.image_size else 1
     return CocoScores(
-        detection_evaluation_batches(validation, batch_size, **sizes),
+        detection_evaluation_batches(validation, batch_size, **resizing.get_config()),
         validation.to_coco(),
         validation.image_ids,
         validation.category_ids,
@@ -300,7 +297,7 @@ def build_scorer(arguments, validation, sizes):
 
 
 def build_callbacks(output):
-    """Gives what else `fit` logs into `output`."""
+    """Returns what else `fit` logs into `output`."""
     return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
 
 

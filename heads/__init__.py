@@ -5,6 +5,7 @@ from heads.faster_rcnn import FasterRCNN
 from heads.layers.fpn import FPN
 from heads.layers.pyramid_pooling import PyramidPooling
 from heads.mask_rcnn import MaskRCNN
+from heads.picture_sizes import Resizing
 from heads.retinanet import RetinaNet
 from heads.schedules import WarmUpPolynomialDecay, WarmUpStepDecay
 from heads.semantic_fpn import SemanticFPN
@@ -17,6 +18,7 @@ __all__ = [
     "FasterRCNN",
     "MaskRCNN",
     "PyramidPooling",
+    "Resizing",
     "RetinaNet",
     "SemanticFPN",
     "UPerNet",

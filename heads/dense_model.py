@@ -1,9 +1,11 @@
 """The base class of all heads: what `fit`, `evaluate` and `predict` need."""
 
-import numbers
+import inspect
 
 import keras
 import numpy as np
+
+from heads.picture_sizes import Resizing
 
 
 class DenseModel(keras.Model):
@@ -21,20 +23,31 @@ class DenseModel(keras.Model):
         backbone: a functional Keras model with `pyramid_outputs`, a dict level -> symbolic output.
         levels: the levels that the head reads, such as `("P2", "P3", "P4", "P5")`.
         loss_names: the keys of `compute_losses`.
-        folded: whether norms are part of the convolutions before them, where the head has any. For
-            inference; `van_backbones.deployment.deploy` makes such a head of a trained one.
+        arguments: `locals()` of the head's constructor. Its arguments become attributes of the same names,
+            which `get_config` writes; what is no argument of it is ignored.
+        class_names: names of the classes, in the order of their labels; kept in the model's file.
+        resizing: how pictures are resized, a `Resizing`; kept in the model's file. None keeps their size.
         **kwargs: `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: if the backbone has no `pyramid_outputs` or lacks a level.
+        ValueError: if the backbone has no `pyramid_outputs` or lacks a level, or at other class names than
+            one text for each of `num_classes`.
     """
 
     # Whether `compute_metrics` gives metrics of `compile` what they can compare.
     takes_metrics = False
+    # `predict_pictures` pads pictures to multiples of this: the coarsest stride of the backbones.
+    size_divisor = 32
 
-    def __init__(self, backbone, levels, loss_names, folded=False, **kwargs):
+    def __init__(self, backbone, levels, loss_names, arguments, class_names=None, resizing=None, **kwargs):
         super().__init__(**kwargs)
-        self.folded = folded
+        own = inspect.signature(arguments["__class__"].__init__).parameters.values()
+        own = [each.name for each in own if each.kind != each.VAR_KEYWORD]
+        self.argument_names = [name for name in own if name not in ("self", "backbone")]
+        for name in self.argument_names:
+            setattr(self, name, arguments[name])
+        self.class_names = _check_class_names(class_names, arguments.get("num_classes"))
+        self.resizing = Resizing() if resizing is None else resizing
         outputs = getattr(backbone, "pyramid_outputs", None)
         if outputs is None or any(level not in outputs for level in levels):
             found = "no pyramid_outputs" if outputs is None else f"levels {list(outputs)}"
@@ -52,13 +65,14 @@ class DenseModel(keras.Model):
         self.pyramid = keras.Model(backbone.input, levels_read, name="pyramid")
         self.level_shapes = [tuple(outputs[level].shape) for level in levels]
         self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in loss_names}
+        self.built = True  # a head builds its layers in the constructor
 
     def compute_losses(self, targets, predictions):
-        """Gives the named losses: name -> scalar."""
+        """Returns the named losses: name -> scalar."""
         raise NotImplementedError(f"{type(self).__name__} must define compute_losses(targets, predictions)")
 
     def decode(self, predictions):
-        """Gives what `predict` returns, from what `call` returned."""
+        """Returns what `predict` returns, from what `call` returned."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(predictions)")
 
     def compile(
@@ -120,6 +134,49 @@ class DenseModel(keras.Model):
         except UnboundLocalError as problem:  # what Keras makes of no batch at all
             raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none") from problem
 
+    def predict_pictures(
+        self, pictures, batch_size=1, score_threshold=0.0, masks="pasted", progress=True
+    ) -> list[dict]:
+        """Returns what the model sees in pictures, in the pixels of each.
+
+        Pictures are read upright, resized and padded as `resizing` says; those of one size go through the
+        model together.
+
+        Args:
+            pictures: a picture file (what Pillow reads: JPEG, PNG, WebP, BMP, TIFF ...), a folder of them, an
+                array (height, width, 3), uint8 or float 0 .. 255, or a sequence of files and arrays.
+            batch_size: most pictures that go through the model at once.
+            score_threshold: detections below are left out.
+            masks: "pasted" for bool arrays of the picture's size, "run_lengths" for COCO's compressed run
+                lengths, which take a hundredth of the memory.
+            progress: whether to show a progress bar, for two pictures or more.
+
+        Returns:
+            A list with a dict for each picture, in their order: "path" (None for arrays), and
+
+            - of a detector "boxes" (n, 4), xyxy pixels, "scores" (n,), "labels" (n,), "names", n texts, the
+              best first, and perhaps "masks", bool (n, height, width) or a list of n dicts;
+            - of a semantic segmenter "label_map", int32 (height, width).
+
+        Raises:
+            ValueError: if a file cannot be read, starting with its path, or an array is no picture.
+        """
+        from heads.prediction import predict_pictures  # with Pillow, which nothing else here needs
+
+        return predict_pictures(self, pictures, batch_size, score_threshold, masks, progress)
+
+    def predict_resized(self, images, image_sizes, original_sizes):
+        """Returns the results of resized and padded images, a dict for each: see `predict_pictures`.
+
+        Args:
+            images: (batch, height, width, 3).
+            image_sizes: (batch, 2), (height, width) without padding.
+            original_sizes: (batch, 2), (height, width) of the pictures.
+        """
+        inputs = {"images": images, "image_sizes": image_sizes, "original_sizes": original_sizes}
+        detections = self.predict_on_batch(inputs)
+        return [{name: values[row] for name, values in detections.items()} for row in range(len(images))]
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         _refuse_weights(sample_weight=sample_weight)
         losses = self.compute_losses(y, y_pred)
@@ -139,13 +196,8 @@ class DenseModel(keras.Model):
 
     def predict_step(self, *args):
         outputs = super().predict_step(*args)
-        if not isinstance(outputs, tuple):
-            return self.decode(outputs)
-        # On JAX a step takes and returns the state, which `decode` may need: a mask head runs there.
-        variables = (*self.trainable_variables, *self.non_trainable_variables)
-        values = (value for part in args[0] for value in part)
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return (self.decode(outputs[0]), *outputs[1:])
+        # On JAX a step returns the state of the metrics, too.
+        return (self.decode(outputs[0]), *outputs[1:]) if isinstance(outputs, tuple) else self.decode(outputs)
 
     def build_from_config(self, config):
         """Does nothing: a head is built by its constructor."""
@@ -157,7 +209,9 @@ class DenseModel(keras.Model):
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "frozen_parts": [path for path, part in self._walk_parts() if not part.trainable],
-            "folded": self.folded,
+            **{name: getattr(self, name) for name in self.argument_names},
+            "class_names": self.class_names,
+            "resizing": keras.saving.serialize_keras_object(self.resizing),
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
@@ -165,8 +219,11 @@ class DenseModel(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
-        head = cls(**{key: config[key] for key in config.keys() - {"frozen_parts"}} | {"backbone": backbone})
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+            for name in ("backbone", "resizing")
+        }
+        head = cls(**{name: config[name] for name in config.keys() - {"frozen_parts"}} | parts)
         for path, part in head._walk_parts() if "frozen_parts" in config else ():
             part.trainable = path not in config["frozen_parts"]
         return head
@@ -179,19 +236,15 @@ class DenseModel(keras.Model):
                 yield from self._walk_parts(part, f"{prefix}{part.name}/")
 
 
-def check_counts(least=1, **counts):
-    """Raises a ValueError that names the first argument that is no integer, or below `least`."""
-    for name, value in counts.items():
-        if not isinstance(value, numbers.Integral) or value < least:
-            raise ValueError(f"{name} must be at least {least}. Received: {value!r}")
-
-
-def check_shares(with_one=False, **shares):
-    """Raises a ValueError that names the first argument that is no number from 0 to 1, or is 1 itself."""
-    for name, value in shares.items():
-        if not isinstance(value, numbers.Real) or not 0 <= value <= 1 or (value == 1 and not with_one):
-            limit = "to 1" if with_one else "to below 1"
-            raise ValueError(f"{name} must be a number from 0 {limit}. Received: {value!r}")
+def _check_class_names(class_names, num_classes):
+    if class_names is None:
+        return None
+    names = list(class_names)
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"class_names must be a text for each of the {num_classes} classes. Received: {class_names!r}"
+        )
+    return names
 
 
 def _refuse(way_out, **options):
@@ -211,7 +264,7 @@ def _refuse_weights(**weights):
 
 
 def _count_rows(x):
-    """Gives the number of images of arrays; None for datasets, generators and no input."""
+    """Returns the number of images of arrays; None for datasets, generators and no input."""
     arrays = keras.tree.flatten(x) if isinstance(x, (dict, list, tuple)) else [x]
     shape = getattr(arrays[0], "shape", None) if arrays else None
     return None if not shape else shape[0]

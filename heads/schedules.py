@@ -7,7 +7,7 @@ from keras import ops
 # imported.
 
 
-@keras.saving.register_keras_serializable(package="heads")
+@keras.saving.register_keras_serializable("van_backbones.heads")
 class WarmUpPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that rises linearly over `warm_up` steps, then falls to 0 at `steps`.
 
@@ -42,7 +42,7 @@ class WarmUpPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in names}
 
 
-@keras.saving.register_keras_serializable(package="heads")
+@keras.saving.register_keras_serializable("van_backbones.heads")
 class WarmUpStepDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A rate that rises from a thousandth over `warm_up` steps, then falls to a tenth at each milestone.
 

@@ -1,14 +1,74 @@
-"""Label maps from a semantic segmenter: whole images or windows, one view or many."""
+"""What semantic segmenters share: label maps, the running mean IoU, windows and several views."""
 
 import numpy as np
 from keras import ops
 
+from heads.dense_model import DenseModel
+from heads.layers.mean_iou import MeanIoU
+from heads.ops.inputs import read_labels
+from heads.ops.labels import IGNORED_LABEL
 from heads.ops.resizing import resize_bilinear
 from heads.ops.selection import label_pixels
 
 
+class SemanticModel(DenseModel):
+    """A head whose predictions are logits at the images' size, or a dict with "logits" and others.
+
+    `fit` takes label maps in which 255 is ignored, (batch, height, width) or (batch, height, width, 1), and
+    shows the running mean IoU. Metrics of `compile` compare them with the logits: `metrics` see all pixels,
+    `weighted_metrics` count those of label 255 with weight 0.
+
+    Args:
+        backbone: a functional Keras model with `pyramid_outputs`.
+        levels: the levels that the head reads.
+        loss_names: the keys of `compute_losses`.
+        arguments: `locals()` of the head's constructor, with `num_classes` among them.
+        **kwargs: `name`, `trainable`, `dtype`.
+    """
+
+    takes_metrics = True
+    size_divisor = 1  # pictures are scored as they are, not padded
+
+    def __init__(self, backbone, levels, loss_names, arguments, **kwargs):
+        super().__init__(backbone, levels, loss_names, arguments, **kwargs)
+        self.mean_iou = MeanIoU(self.num_classes)
+
+    def decode(self, predictions):
+        """Returns label maps, int32 (batch, height, width), of what `call` returned."""
+        return label_pixels(_find_logits(predictions))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        logits = _find_logits(y_pred)
+        labels, _ = read_labels(y, logits)
+        self.mean_iou.update_state(labels, label_pixels(logits))
+        known = ops.cast(ops.not_equal(labels, IGNORED_LABEL), "float32")
+        return super().compute_metrics(x, labels, logits, known)
+
+    def predict_resized(self, images, image_sizes, original_sizes):
+        """Returns `{"label_map"}` of each image at its original size: see `predict_pictures`."""
+        if (image_sizes == original_sizes).all():
+            label_maps = self.predict_on_batch(images)
+            crops = zip(label_maps, image_sizes, strict=True)
+            return [{"label_map": label_map[:height, :width]} for label_map, (height, width) in crops]
+        # Logits are resized, and not label maps: borders stay smooth.
+        logits = _find_logits(self(images, training=False))
+        results = []
+        for row, ((height, width), size) in enumerate(zip(image_sizes, original_sizes.tolist(), strict=True)):
+            resized = resize_bilinear(logits[row : row + 1, :height, :width], tuple(size))
+            results.append({"label_map": ops.convert_to_numpy(label_pixels(resized))[0]})
+        return results
+
+    def segment(self, images, crop=None, stride=None, scales=(1.0,), flip=False):
+        """Returns label maps with sliding windows and several views: see `segment_images`."""
+        return segment_images(self, images, crop, stride, scales, flip)
+
+
+def _find_logits(predictions):
+    return predictions["logits"] if isinstance(predictions, dict) else predictions
+
+
 def segment_images(model, images, crop=None, stride=None, scales=(1.0,), flip=False):
-    """Gives label maps of images, with mmsegmentation's test-time options.
+    """Returns label maps of images, with mmsegmentation's test-time options.
 
     Args:
         model: images (batch, height, width, 3) -> logits (batch, height, width, classes).
@@ -38,7 +98,7 @@ def segment_images(model, images, crop=None, stride=None, scales=(1.0,), flip=Fa
 
 
 def predict_logits(model, images, crop=None, stride=None):
-    """Gives the logits of images, from whole images or averaged over a sliding window.
+    """Returns the logits of images, from whole images or averaged over a sliding window.
 
     Args:
         model: images -> logits, as in `segment_images`.
@@ -70,7 +130,7 @@ def predict_logits(model, images, crop=None, stride=None):
 
 
 def _place_windows(length, window, step):
-    """Gives (start, end) of windows that cover `length`; the last one is shifted back to fit."""
+    """Returns (start, end) of windows that cover `length`; the last one is shifted back to fit."""
     num_windows = max(0, -(-(length - window) // step)) + 1
     ends = [min(index * step + window, length) for index in range(num_windows)]
     return [(max(0, end - window), end) for end in ends]

@@ -1,8 +1,9 @@
-"""No test reaches for the network: what the hub's client would download is an error at once."""
+"""What all tests share. None reaches for the network: what the hub's client would download is an error."""
 
 import gc
 import os
 
+import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,3 +15,41 @@ def _leave_old_graphs_alone():
     yield
     gc.collect()
     gc.freeze()
+
+
+# A small segmenter and its files, for the tests of checkpoints.
+SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "drop_path_rate": 0.0}
+
+
+def build_segmenter(num_classes=3):
+    # Imported here: not every test wants to wait for TensorFlow.
+    from heads import SemanticFPN
+    from van_backbones import VANBackbone
+
+    return SemanticFPN(VANBackbone("b0", **SMALL), num_classes, channels=8, pyramid_channels=8)
+
+
+@pytest.fixture(scope="module")
+def small_segmenter():
+    model = build_segmenter()
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(random.uniform(0.1, 0.9, variable.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def segmenter_files(small_segmenter, tmp_path_factory):
+    """The same segmenter as safetensors, .weights.h5 and .keras: suffix -> path."""
+    from van_backbones.checkpoints import save_state_dict
+
+    folder = tmp_path_factory.mktemp("files")
+    save_state_dict(small_segmenter, folder / "model.safetensors")
+    small_segmenter.save_weights(folder / "model.weights.h5")
+    small_segmenter.save(folder / "model.keras")
+    return {"".join(path.suffixes): path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def other_segmenter():
+    return build_segmenter()

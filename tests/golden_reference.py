@@ -1,38 +1,101 @@
-"""The reference outputs of the original PyTorch models (`../shared/golden`), for the tests that compare.
+"""Reference outputs of the original PyTorch models, for the tests that compare: see data/golden/README.md.
 
-from golden_reference import check, checkpoint, load, needs_golden
+The developers have more of them in ../shared/golden; where a file is in neither place, the test is skipped.
 """
 
-import importlib.util
 import json
 import pathlib
+import zlib
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
+TESTS = pathlib.Path(__file__).resolve().parent
+ROOTS = (TESTS.parents[1] / "shared" / "golden", TESTS / "data" / "golden")
 
 
-def _import_reader():
-    """Gives the module `golden.py` that lies with the reference outputs, or None where they are missing."""
-    path = ROOT / "golden.py"
-    if not path.exists():
-        return None
-    spec = importlib.util.spec_from_file_location("golden", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class Sampled:
+    """A large output that is known at some positions: `shape`, `index` (flat), `value`, perhaps `absmax`."""
+
+    def __init__(self, **fields):
+        vars(self).update(fields)
 
 
-def _skip(*args, **kwargs):
-    pytest.skip(f"the reference outputs are not at {ROOT}")
+def find(path):
+    """Returns where a reference file is, or skips the test."""
+    for root in ROOTS:
+        if (root / path).exists():
+            return root / path
+    pytest.skip(f"the reference output {path} is not in {' or '.join(map(str, ROOTS))}")
 
 
-_reader = _import_reader()
-needs_golden = pytest.mark.skipif(_reader is None, reason=f"the reference outputs are not at {ROOT}")
-checkpoint = _reader.checkpoint if _reader else _skip
-load = _reader.load if _reader else _skip
-check = _reader.check if _reader else _skip
+def checkpoint(model):
+    """Returns a model's weights as its original would save them: name -> array, all made by a formula."""
+    table = json.loads(find(f"{model}/keys.json").read_text())
+    weights = {name: make_weight(name, row, table["seed"]) for name, row in table["keys"].items()}
+    total = weights[table["check"]["key"]].sum(dtype="float64")
+    assert total == pytest.approx(table["check"]["sum"], abs=1e-4), "NumPy's random numbers have changed"
+    return weights
+
+
+def make_weight(name, row, seed):
+    """Returns the weight that a row of `keys.json` describes."""
+    shape, dtype = row["shape"], row["dtype"]
+    if row["kind"] == "constant":
+        return np.full(shape, row["value"], dtype)
+    if row["kind"] == "explicit":
+        return np.array(row["value"], dtype).reshape(shape)
+    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if row["kind"] == "uniform":
+        return (row["low"] + (row["high"] - row["low"]) * random.random(shape)).astype(dtype)
+    values = random.standard_normal(shape)
+    if isinstance(row["std"], list):  # several matrices in one, each with its own deviation
+        deviations = np.repeat(row["std"], shape[0] // len(row["std"]))
+        values *= deviations.reshape(-1, *[1] * (len(shape) - 1))
+    else:
+        values = row["mean"] + row["std"] * values
+    if "center_axis" in row:
+        values = values - values.mean(row["center_axis"], keepdims=True)
+    return values.astype(dtype)
+
+
+def make_input(shape, seed):
+    """Returns normalised images (batch, channels, height, width): noise over squares of 16 x 16 pixels."""
+    random = np.random.default_rng([0, seed])
+    *rows, height, width = (int(side) for side in shape)
+    noise = random.standard_normal((*rows, height, width))
+    squares = random.standard_normal((*rows, -(-height // 16), -(-width // 16)))
+    squares = squares.repeat(16, axis=2).repeat(16, axis=3)[:, :, :height, :width]
+    return (0.6 * noise + 1.2 * squares).astype("float32")
+
+
+def load(path):
+    """Returns the arrays of a reference file by name; large outputs as `Sampled`."""
+    fields = {}
+    with np.load(find(path)) as file:
+        for key in file.files:
+            name, _, field = key.partition("@")
+            fields.setdefault(name, {})[field] = file[key]
+    found = {}
+    for name, parts in fields.items():
+        if "seed" in parts:
+            found[name] = make_input(parts["shape"], int(parts["seed"]))
+        else:
+            found[name] = Sampled(**parts) if "index" in parts else parts[""]
+    return found
+
+
+def check(reference, array, tolerance=2e-5):
+    """Compares an array with its reference, in units of the reference's largest absolute value."""
+    array = np.asarray(array)
+    assert tuple(array.shape) == tuple(map(int, reference.shape))
+    expected, got = reference, array
+    if isinstance(reference, Sampled):
+        expected, got = reference.value, array.ravel()[reference.index]
+    if got.size:
+        largest = float(getattr(reference, "absmax", 0)) or np.abs(expected).max()
+        error = np.abs(got.astype("float64") - expected).max() / max(largest, 1e-12)
+        assert error <= tolerance, f"the relative error is {error:.3g}"
 
 
 def to_nchw(array):
@@ -58,7 +121,7 @@ def compare_training(model, reference, gradients, variables, tolerance, rounding
         compared += 1
     assert compared >= 8
 
-    lengths = json.loads((ROOT / model / "loss_train.grads.json").read_text())["grad_l2"]
+    lengths = json.loads(find(f"{model}/loss_train.grads.json").read_text())["grad_l2"]
     assert set(lengths) == set(gradients)
     for name, expected in lengths.items():
         # The gradients of biases right before a batch norm are rounding errors around 0.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import load, needs_golden
+from golden_reference import load
 
 from heads.ops.anchors import make_anchors, mark_inside
 
@@ -53,7 +53,6 @@ def test_ratio_is_height_by_width():
     assert (x1, y1, x2, y2) == (-4, -16, 4, 16)
 
 
-@needs_golden
 @pytest.mark.parametrize("kind", KINDS)
 def test_anchors_equal_reference_to_the_bit(kind):
     reference = load("ops/anchors.npz")
@@ -83,7 +82,6 @@ def test_inside_withstands_rounding_far_from_the_corner():
     np.testing.assert_array_equal(mark_inside(anchors, image_sizes, 1), expected)
 
 
-@needs_golden
 def test_inside_equals_reference():
     reference = load("retinanet_b0/loss_eval.npz")
     image_sizes = np.stack([reference["img0_shape"], reference["img1_shape"]])

@@ -6,12 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import ROOT, check, checkpoint, load, needs_golden
+from golden_reference import check, checkpoint, find, load
 
 from van_backbones import VANBackbone
 from van_backbones.checkpoints import loading as checkpoints
-
-pytestmark = needs_golden
 
 SIZES = ("1x3x224x224", "1x3x256x320", "2x3x97x131", "1x3x33x65")
 EPSILONS = ("1e-06", "1e-05")
@@ -94,7 +92,7 @@ def training_step(request):
     variant = request.param
     backbone, (weight, bias) = build_reference(variant, drop_path_rate=0.0)
     expected = load(f"backbone_{variant}/train_step.npz")
-    norms = json.loads((ROOT / f"backbone_{variant}/train_step.grads.json").read_text())
+    norms = json.loads(find(f"backbone_{variant}/train_step.grads.json").read_text())
     named = checkpoints.name_variables(backbone).items()
     variables = {name.removeprefix("backbone."): variable for name, variable in named}
     trainable = {name: variable for name, variable in variables.items() if variable.trainable}
@@ -146,7 +144,7 @@ def test_batch_norms_remember_what_the_originals_do(training_step):
 
 
 def test_drop_path_rates_are_the_originals():
-    rates = json.loads((ROOT / "droppath_rates_0.1.json").read_text())
+    rates = json.loads(find("droppath_rates_0.1.json").read_text())
     for variant in ("b0", "b1", "b2"):
         backbone = VANBackbone(variant, drop_path_rate=0.1)
         blocks = [layer for layer in backbone.layers if "_block" in layer.name]

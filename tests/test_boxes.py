@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, load, needs_golden
+from golden_reference import check, load
 
 from heads.ops.boxes import (
     clip_boxes,
@@ -90,7 +90,6 @@ def test_overlaps_refuse_other_shapes():
         compute_iou(np.zeros((2, 5), "float32"), make_boxes(3))
 
 
-@needs_golden
 def test_overlaps_equal_reference():
     reference = load("ops/box_losses.npz")
     np.testing.assert_array_equal(compute_iou(reference["a"], reference["b"]), reference["iou"])
@@ -126,7 +125,6 @@ def test_decode_clamps_sides_both_ways_and_nothing_else(deviations):
         np.testing.assert_allclose((box[2:] + box[:2]) / 2, [26 + 30 * 32, 28 - 20 * 16], rtol=1e-5)
 
 
-@needs_golden
 @pytest.mark.parametrize("name", DEVIATIONS)
 def test_coder_equals_reference(name):
     reference = load("ops/box_coder.npz")

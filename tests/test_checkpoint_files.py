@@ -1,17 +1,14 @@
 """Whole files into models and back: wrappers, variants, classes, round trips."""
 
-import subprocess
-import sys
 import warnings
 
 import keras
 import numpy as np
 import pytest
-from golden_reference import check, checkpoint, load, needs_golden
+from golden_reference import check, checkpoint, load
 
 from heads import SemanticFPN, UPerNet
 from van_backbones import VANBackbone, VANClassifier, load_checkpoint
-from van_backbones.checkpoints.__main__ import main
 from van_backbones.checkpoints.loading import load_state_dict, name_variables, save_state_dict, to_state_dict
 
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
@@ -68,7 +65,6 @@ def test_segmenters_take_every_wrapper(tmp_path, head):
     assert target.backbone.get_config()["layer_norm_epsilon"] == 1e-5
 
 
-@needs_golden
 @pytest.mark.parametrize(
     ("name", "head"),
     [("semfpn_b0", SemanticFPN), pytest.param("upernet_b0", UPerNet, marks=pytest.mark.slow)],
@@ -194,36 +190,3 @@ def test_export_goes_back_to_the_same_arrays(tmp_path):
     assert first["patch_embed1.norm.num_batches_tracked"].dtype == np.int64
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         save_state_dict(model, tmp_path / "van.pth")
-
-
-def test_command_line(tmp_path, capsys):
-    model = VANClassifier("b0", num_classes=6)
-    randomize(model)
-    path = str(write_torch(to_state_dict(model), tmp_path / "van.pth"))
-    assert main(["list"]) == 0
-    assert "b2_imagenet " in capsys.readouterr().out
-    assert main(["inspect", path]) == 0
-    shown = capsys.readouterr().out
-    assert "format: official" in shown
-    assert "variant: b0" in shown
-    assert "3,848,800 parameters" in shown
-    assert main(["convert", path, str(tmp_path / "van.safetensors")]) == 0
-    assert main(["convert", path, str(tmp_path / "van.weights.h5")]) == 0
-    target = VANClassifier("b0", num_classes=6, weights=tmp_path / "van.weights.h5")
-    assert_equal_weights(model, target)
-    load_checkpoint(target, tmp_path / "van.safetensors")
-    model.save(tmp_path / "van.keras")
-    assert main(["export", str(tmp_path / "van.keras"), str(tmp_path / "back.safetensors")]) == 0
-    load_checkpoint(target, tmp_path / "back.safetensors")
-    assert_equal_weights(model, target)
-    capsys.readouterr()
-    assert main(["inspect", str(tmp_path / "missing.pth")]) == 1
-    assert "no such checkpoint file" in capsys.readouterr().err
-    assert main(["convert", path, str(tmp_path / "van.onnx")]) == 1
-
-
-def test_command_line_as_a_module():
-    command = [sys.executable, "-m", "van_backbones.checkpoints", "list"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "b0_imagenet" in listed
-    assert "75.4" in listed

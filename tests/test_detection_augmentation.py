@@ -19,10 +19,10 @@ def test_short_sides_keep_the_ratio(size):
         allowed.add(tuple(int(side * scale + 0.5) for side in size))
     results = augment_often(DetectionAugmentation((16, 24, 33), long_side=50), size)
     assert {image.shape[:2] for image, _ in results} == allowed
-    assert {bool(geometry.flip) for _, geometry in results} == {True, False}
-    for image, geometry in results:
-        assert tuple(geometry.original_size.numpy()) == size
-        assert tuple(geometry.size.numpy()) == tuple(geometry.resized_size.numpy()) == image.shape[:2]
+    assert {bool(move.flip) for _, move in results} == {True, False}
+    for image, move in results:
+        assert tuple(move.original_size.numpy()) == size
+        assert tuple(move.size.numpy()) == tuple(move.resized_size.numpy()) == image.shape[:2]
 
 
 def test_default_short_sides():
@@ -33,20 +33,20 @@ def test_default_short_sides():
 def test_jitter_crops_and_leaves_room():
     augment = DetectionAugmentation(image_size=(24, 32), scale_range=(0.5, 2.0), flip=False)
     results = augment_often(augment, (20, 20), 60)
-    heights = np.array([geometry.resized_size[0] for _, geometry in results])
+    heights = np.array([move.resized_size[0] for _, move in results])
     assert heights.min() < 18  # 20 x 20 fits into 24 x 32 as 24 x 24
     assert heights.max() > 40
     assert heights.min() >= 12
     assert heights.max() <= 48
     places = []
-    for image, geometry in results:
-        height, width = geometry.resized_size.numpy()
+    for image, move in results:
+        height, width = move.resized_size.numpy()
         assert height == width
         assert image.shape == (min(height, 24), min(width, 32), 3)
-        assert not geometry.flip
+        assert not move.flip
         if height > 30:
-            places.append(float(geometry.offset[0]) / float(height - 24))
-        assert np.all(geometry.offset + geometry.size <= geometry.resized_size)
+            places.append(float(move.offset[0]) / float(height - 24))
+        assert np.all(move.offset + move.size <= move.resized_size)
     assert min(places) < 0.2
     assert max(places) > 0.8
 
@@ -71,8 +71,8 @@ def test_one_seed_gives_one_result():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
     def result(seed):
-        moved, geometry = augment(image, tf.constant([0, seed]))
-        return moved.numpy().tobytes(), *(field.numpy().tobytes() for field in geometry)
+        moved, move = augment(image, tf.constant([0, seed]))
+        return moved.numpy().tobytes(), *(field.numpy().tobytes() for field in move)
 
     assert result(1) == result(1)
     assert len({result(seed) for seed in range(8)}) == 8

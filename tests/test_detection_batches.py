@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from heads.data.coco import CocoDataset
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
-from heads.data.detection_moves import MEAN_PIXEL, DetectionAugmentation, Move, encode_mask, move_image
+from heads.data.detection_moves import DetectionAugmentation, Move, count_runs, move_image
+from heads.pictures import MEAN_PIXEL
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -53,7 +54,7 @@ class Pictures:
             mask[int(y1) : int(y2), int(x1) : int(x2)] = True
             polygon = np.array([x1, y1, x2, y1, x2, y2, x1, y2], float)
             is_crowd = self.labels[index][number] == -2
-            found.append(None if is_crowd else [polygon] if number % 2 else encode_mask(mask))
+            found.append(None if is_crowd else [polygon] if number % 2 else count_runs(mask))
         return found
 
 
@@ -214,8 +215,8 @@ def test_wide_and_tall_pictures_are_batched_apart():
 def cut_left_half(image, seed):
     """The left 10 columns of a picture 20 wide."""
     pairs = (tf.constant(pair) for pair in ([20, 20], [20, 20], [0, 0], [20, 10]))
-    geometry = Move(*pairs, tf.constant(False))
-    return move_image(image, geometry), geometry
+    move = Move(*pairs, tf.constant(False))
+    return move_image(image, move), move
 
 
 class Triangle(Pictures):

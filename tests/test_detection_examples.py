@@ -118,12 +118,9 @@ def test_training_writes_models_results_pictures_and_logs(run):
     picture = np.asarray(Image.open(output / "predictions.png"))
     assert picture.ndim == 3
     assert picture.std() > 10
-    assert (output / "classes.txt").read_text().split() == list(NAMES)
     settings = json.loads((output / "settings.json").read_text())
-    assert settings["sizes"] == {"image_size": [64, 64]}
-    assert settings["categories"] == [
-        {"id": category_id, "name": name} for category_id, name in zip(CATEGORY_IDS, NAMES, strict=True)
-    ]
+    assert settings["resizing"]["image_size"] == [64, 64]
+    assert settings["classes"] == list(NAMES)
     assert [row["epoch"] for row in read_log(output)] == ["0", "1"]
     for row in read_log(output):
         for name in ("loss", "class_loss", "box_loss", "val_bbox_AP", "val_bbox_AP50"):
@@ -134,6 +131,8 @@ def test_training_writes_models_results_pictures_and_logs(run):
         model = keras.saving.load_model(output / name)
         assert isinstance(model, RetinaNet)
         assert (model.num_classes, model.channels, model.num_convs) == (2, 8, 1)
+        assert model.class_names == list(NAMES)
+        assert model.resizing.image_size == (64, 64)
     assert int(keras.saving.load_model(output / "last.keras").optimizer.iterations) == 4
 
 
@@ -220,7 +219,7 @@ def test_ctrl_c_leaves_a_model(data_folder, tmp_path):
     assert "--resume" in printed
     assert "After training" not in printed
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert settings["sizes"] == {"short_side": 56, "long_side": 96}
+    assert settings["resizing"] == {"image_size": None, "short_side": 56, "long_side": 96}
     model = keras.saving.load_model(tmp_path / "run" / "interrupted.keras")
     frozen = {part.name for part in model.backbone._flatten_layers() if not part.trainable}
     assert {"stage1_norm", "norm1", "norm2"} <= frozen
@@ -258,7 +257,7 @@ def evaluate(*options):
 
 
 def test_evaluation_gives_the_results_of_the_training(run, data_folder, tmp_path):
-    """The sizes come from the settings beside the model, so the results are equal."""
+    """The sizes are in the model's file, so the results are equal."""
     path = tmp_path / "new" / "results.json"
     printed = evaluate(run[0] / "best.keras", "--data", data_folder, "--output", path, "--batch-size", "2")
     results = json.loads(path.read_text())
@@ -275,8 +274,8 @@ def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
     """A file of reference names gives what the model gives; sizes and kinds are taken from the options."""
     keras.utils.set_random_seed(3)
     model = RetinaNet(TinyVAN("b0"), 2, num_convs=4)
-    for tower in (model.class_tower, model.box_tower):
-        tower.output_conv.bias.assign(keras.random.normal(tower.output_conv.bias.shape))
+    for output in (model.class_output, model.box_output):
+        output.bias.assign(keras.random.normal(output.bias.shape))
     path = tmp_path / "retinanet.safetensors"
     save_state_dict(model, path)
     results_path = tmp_path / "results.json"
@@ -390,7 +389,7 @@ def test_detect_writes_pictures_and_coco(mask_model, pictures, tmp_path, capsys)
 
 
 def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
-    """Class names and sizes come from the files beside the model."""
+    """Class names and sizes are in the model's file."""
     path = tmp_path / "results.json"
     evaluate(run[0] / "best.keras", "--data", data_folder, "--output", path)
     folder = data_folder / "images" / "val"
@@ -416,8 +415,8 @@ def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
         (["MODEL", "PICTURES", "--output", "PICTURES"], "must not be the folder of the pictures"),
         (["MODEL", "PICTURES", "PICTURES"], "different names"),
         (["MODEL", "PICTURES", "--class-names", "NAMES"], "the model has 2 classes. Received: 1 names"),
-        (["MODEL", "PICTURES", "--class-names", "none.txt"], "there is no file none.txt"),
-        (["MODEL", "PICTURES", "--class-names", "LATIN"], "must be text in UTF-8"),
+        (["MODEL", "PICTURES", "--class-names", "none.txt"], "Received: none.txt (No such file"),
+        (["MODEL", "PICTURES", "--class-names", "LATIN"], "must be UTF-8 text"),
         (["MODEL", "PICTURES", "--score-threshold", "30"], "--score-threshold must be 0 .. 1"),
         (["MODEL", "PICTURES", "--score-threshold", "-1"], "Received: '-1'"),
         (["MODEL", "PICTURES", "--image-size", "0"], "at least 1. Received: '0'"),

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from pycocotools import mask as coco_mask
 
-from heads.data.detection_moves import Move, draw_masks, encode_mask, move_boxes, move_image, tighten_boxes
+from heads.data.detection_moves import Move, count_runs, draw_masks, move_boxes, move_image, tighten_boxes
 
 
 def geometry_of(original_size, resized_size, offset=(0, 0), size=None, flip=False):
@@ -27,68 +27,68 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_run_lengths_are_sampled_at_pixel_centres(geometry):
+@pytest.mark.parametrize("move", GEOMETRIES)
+def test_run_lengths_are_sampled_at_pixel_centres(move):
     mask = np.random.default_rng(0).random((20, 30)) < 0.4
     expected = np.zeros((64, 64), np.uint8)
-    height, width = geometry.size
+    height, width = move.size
     for y in range(height):
         for x in range(width):
-            moved_x = width - 1 - x if geometry.flip else x
-            row = (y + geometry.offset[0] + 0.5) * 20 / geometry.resized_size[0]
-            column = (moved_x + geometry.offset[1] + 0.5) * 30 / geometry.resized_size[1]
+            moved_x = width - 1 - x if move.flip else x
+            row = (y + move.offset[0] + 0.5) * 20 / move.resized_size[0]
+            column = (moved_x + move.offset[1] + 0.5) * 30 / move.resized_size[1]
             expected[y, x] = mask[int(row), int(column)]
-    drawn = draw_masks([None, encode_mask(mask)], geometry, (64, 64))
+    drawn = draw_masks([None, count_runs(mask)], move, (64, 64))
     assert drawn.dtype == np.uint8
     assert not drawn[0].any()
     np.testing.assert_array_equal(drawn[1], expected)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_polygons_are_moved_then_filled(geometry):
+@pytest.mark.parametrize("move", GEOMETRIES)
+def test_polygons_are_moved_then_filled(move):
     random = np.random.default_rng(1)
     # Tenths of a pixel are awkward: times five, pycocotools rounds them half up. Some lie outside.
     parts = [np.round(random.uniform(-6, 36, (5, 2)), 1), np.round(random.uniform(2, 18, (4, 2)), 1)]
-    resized = geometry.resized_size.tolist()
-    scale = geometry.resized_size[::-1] / (30, 20)
+    resized = move.resized_size.tolist()
+    scale = move.resized_size[::-1] / (30, 20)
     moved = [(part * scale).ravel().tolist() for part in parts]
     whole = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, *resized)))
-    (top, left), (height, width) = geometry.offset, geometry.size
+    (top, left), (height, width) = move.offset, move.size
     expected = whole[top : top + height, left : left + width]
-    drawn = draw_masks([[part.ravel() for part in parts]], geometry, tuple(geometry.size))[0]
-    drawn = drawn[:, ::-1] if geometry.flip else drawn
-    if any(geometry.offset):  # outside of the window, pycocotools rounds the other way
+    drawn = draw_masks([[part.ravel() for part in parts]], move, tuple(move.size))[0]
+    drawn = drawn[:, ::-1] if move.flip else drawn
+    if any(move.offset):  # outside of the window, pycocotools rounds the other way
         assert np.sum(drawn & expected) >= 0.95 * np.sum(drawn | expected) > 0
     else:
         np.testing.assert_array_equal(drawn, expected)
 
 
-def test_encode_mask_equals_pycocotools():
+def test_count_runs_equals_pycocotools():
     random = np.random.default_rng(0)
     for size, share in (((5, 7), 0.5), ((1, 1), 1.0), ((3, 2), 0.0), ((4, 4), 1.0), ((9, 1), 0.7)):
         mask = random.random(size) < share
-        runs = encode_mask(mask)
+        runs = count_runs(mask)
         assert runs["counts"].sum() == mask.size
         plain = {"size": runs["size"], "counts": runs["counts"].tolist()}
         np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(plain, *size)), mask)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_image_and_boxes_move_together(geometry):
+@pytest.mark.parametrize("move", GEOMETRIES)
+def test_image_and_boxes_move_together(move):
     image = np.zeros((20, 30, 3), np.uint8)
     image[6:15, 9:24] = 200
-    moved = move_image(image, geometry).numpy()
-    assert moved.shape == (*geometry.size, 3)
+    moved = move_image(image, move).numpy()
+    assert moved.shape == (*move.size, 3)
     assert moved.dtype == np.float32
-    boxes, is_cut = move_boxes(tf.constant([[9.0, 6, 24, 15], [0, 0, 1, 1]]), geometry)
+    boxes, is_cut = move_boxes(tf.constant([[9.0, 6, 24, 15], [0, 0, 1, 1]]), move)
     # Half of the brightness lies on the edge, so the bright pixels are those whose centre is inside.
     np.testing.assert_allclose(boxes[0], tight_box(moved[..., 0] > 100), atol=0.51)
-    expected = np.array([9, 6, 24, 15]) * np.tile(geometry.resized_size[::-1] / (30, 20), 2)
-    expected -= np.tile(geometry.offset[::-1], 2)
-    height, width = geometry.size
+    expected = np.array([9, 6, 24, 15]) * np.tile(move.resized_size[::-1] / (30, 20), 2)
+    expected -= np.tile(move.offset[::-1], 2)
+    height, width = move.size
     assert bool(is_cut[0]) == (expected.min() < 0 or expected[2] > width or expected[3] > height)
     expected = np.clip(expected, 0, [width, height, width, height])
-    if geometry.flip:
+    if move.flip:
         expected[[0, 2]] = width - expected[[2, 0]]
     np.testing.assert_allclose(boxes[0], expected, atol=1e-5)
 

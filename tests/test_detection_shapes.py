@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 
 from heads.data.coco import CocoDataset
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
-from heads.data.detection_moves import DetectionAugmentation, encode_mask
+from heads.data.detection_moves import DetectionAugmentation, count_runs
 from heads.data.shapes.detection import DetectionShapes
 from heads.data.shapes.scenes import THING_NAMES, draw_scene
 
@@ -28,7 +28,7 @@ def test_shapes_are_the_things_of_the_scenes():
     np.testing.assert_array_equal(source.check(), counts)
     # Without a batch before, the masks are drawn when they are asked for.
     fresh = DetectionShapes(3, (48, 64), seed=5, with_masks=True).load_segmentations(2)
-    np.testing.assert_array_equal(fresh[0]["counts"], encode_mask(scene["masks"][0])["counts"])
+    np.testing.assert_array_equal(fresh[0]["counts"], count_runs(scene["masks"][0])["counts"])
 
 
 def test_shapes_as_coco():

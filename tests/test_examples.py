@@ -112,7 +112,7 @@ def test_finetune_writes_models_pictures_and_logs(run):
         for name in ("loss", "segmentation_loss", "mean_iou", "val_loss", "val_mean_iou"):
             assert np.isfinite(float(row[name])), name
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
-    assert (output / "classes.txt").read_text().split() == list(NAMES)
+    assert keras.saving.load_model(output / "best.keras").class_names == list(NAMES)
     assert json.loads((output / "settings.json").read_text())["crop_size"] == [32, 48]
     assert not (output / "interrupted.keras").exists()
 

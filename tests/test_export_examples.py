@@ -39,7 +39,7 @@ def models(tmp_path_factory):
     keras.utils.set_random_seed(0)
     detector = RetinaNet(TinyVAN("b0"), 3, channels=16, num_convs=1, max_detections=20)
     # A new detector's scores are nearly equal, and rounding would sort them.
-    kernel = detector.class_tower.output_conv.kernel
+    kernel = detector.class_output.kernel
     kernel.assign(keras.random.normal(kernel.shape, stddev=3.0, seed=0))
     detector.save(folder / "detector.keras")
     SemanticFPN(TinyVAN("b0"), 4, channels=16, pyramid_channels=16).save(folder / "segmenter.keras")

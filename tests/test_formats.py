@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from van_backbones import VANClassifier
-from van_backbones.checkpoints.formats import find_variant, read_state_dict, recognize_format
+from van_backbones.checkpoints.formats import (
+    add_prefix,
+    drop_prefix,
+    find_variant,
+    read_state_dict,
+    recognize_format,
+)
 from van_backbones.checkpoints.loading import to_state_dict
 
 KEYMAPS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden" / "keymaps"
@@ -134,3 +140,13 @@ def test_metadata_gives_the_epsilon(tmp_path):
 def test_recognize_format_and_variant_of_strangers():
     assert recognize_format({"conv.weight": 0}) is None
     assert find_variant({"backbone.patch_embed1.proj.weight": np.zeros((32, 3, 7, 7))}) is None
+
+
+def test_only_the_classifiers_own_names_lose_the_prefix():
+    """`head.` alone does not make a file an ImageNet classifier."""
+    classifier = {"backbone.norm1.weight": 1, "head.weight": 2, "head.bias": 3}
+    assert list(drop_prefix(classifier)) == ["norm1.weight", "head.weight", "head.bias"]
+    assert add_prefix(drop_prefix(classifier)) == classifier
+    detector = {"backbone.norm1.weight": 1, "head.conv.weight": 2}
+    assert drop_prefix(detector) == detector
+    assert drop_prefix({"backbone.norm1.weight": 1}) == {"norm1.weight": 1}

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import load, needs_golden
+from golden_reference import load
 
 from heads.ops.losses import binary_cross_entropy, semantic_cross_entropy, sigmoid_focal_loss, smooth_l1_loss
 
@@ -176,7 +176,6 @@ def test_smooth_l1_without_parabola_is_the_absolute_error():
     assert np.asarray(smooth_l1_loss(targets, predictions, 0)).tolist() == [0, 3, 2]
 
 
-@needs_golden
 def test_detection_losses_equal_reference():
     reference = load("ops/box_losses.npz")
     targets = np.eye(6)[reference["labels"]][:, :5]  # the last label is background

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, load, needs_golden
+from golden_reference import check, load
 
 from heads.ops.anchors import make_anchors, mark_inside
 from heads.ops.matching import match_boxes
@@ -170,7 +170,6 @@ def test_boxes_without_area_give_no_nan():
     assert match_one(anchors, [[5, 5, 5, 9], [0, 0, 9, 10]], [0, 0], *RULES["rcnn"]) == [-1, -1, 1]
 
 
-@needs_golden
 @pytest.mark.parametrize("rule", RULES)
 def test_match_equals_reference(rule):
     reference = load("ops/assigners.npz")
@@ -194,7 +193,6 @@ def read_truth(reference):
     return boxes, labels, np.stack([reference["img0_shape"], reference["img1_shape"]])
 
 
-@needs_golden
 def test_targets_equal_those_of_retinanet():
     reference = load("retinanet_b0/loss_eval.npz")
     boxes, labels, image_sizes = read_truth(reference)
@@ -210,7 +208,6 @@ def test_targets_equal_those_of_retinanet():
         check(reference[f"t_label_weights_{level}"], part, 0.0)
 
 
-@needs_golden
 def test_samples_equal_those_of_the_proposal_network():
     # The reference took the first positives and the first of the background.
     reference = load("mask_rcnn_b0/loss_eval.npz")

@@ -119,7 +119,7 @@ def test_metric_in_evaluate():
 BACKEND_SCRIPT = """
 import sys
 import numpy as np
-from heads.mean_iou import MeanIoU
+from heads.layers.mean_iou import MeanIoU
 maps = np.load(sys.argv[1])
 metric = MeanIoU(4)
 metric.update_state(maps["labels"], maps["predictions"])

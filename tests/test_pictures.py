@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from heads.data.pictures import DATA_FORMATS, decode_picture, load_picture, read_picture
+from heads.data.coco import load_picture
+from heads.pictures import DATA_FORMATS, decode_picture, read_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype("uint8")
 GREY = PIXELS[..., 0]

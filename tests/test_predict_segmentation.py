@@ -18,6 +18,7 @@ class Segmenter:
     """Keeps what it is given."""
 
     num_classes = 3
+    class_names = None
 
     def __init__(self):
         self.seen = []
@@ -25,6 +26,10 @@ class Segmenter:
     def segment(self, images, **options):
         self.seen.append(images[0])
         return np.zeros(images.shape[:3], "int32")
+
+    def predict_pictures(self, image):
+        self.seen.append(image)
+        return [{"label_map": np.zeros(image.shape[:2], "int32")}]
 
 
 @pytest.fixture

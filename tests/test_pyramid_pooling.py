@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, checkpoint, load, needs_golden
+from golden_reference import check, checkpoint, load
 
 from heads import PyramidPooling
 from heads.ops.resizing import pool_adaptively
@@ -105,7 +105,6 @@ def test_pyramid_pooling_config_and_shapes():
     assert keras.backend.standardize_dtype(copy(make_maps()).dtype) == "bfloat16"
 
 
-@needs_golden
 @pytest.mark.parametrize("case", ["forward", "forward_odd"])
 def test_pyramid_pooling_equals_mmsegmentation(case):
     reference = load(f"upernet_b0/{case}.npz")

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, load, needs_golden
+from golden_reference import check, load
 
 from heads.ops.resizing import pool_adaptively, resize_bilinear, resize_nearest
 
@@ -152,7 +152,6 @@ def test_pooling_keeps_the_dtype():
     )
 
 
-@needs_golden
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("size", [(18, 26), (17, 25), (5, 7), (36, 52), (9, 26)])
 def test_resizing_equals_pytorch(mode, size):
@@ -165,7 +164,6 @@ def test_resizing_equals_pytorch(mode, size):
         check(expected, resized.transpose(0, 3, 1, 2), 1e-6)
 
 
-@needs_golden
 @pytest.mark.parametrize("num_bins", [1, 2, 3, 6])
 def test_pooling_equals_pytorch(num_bins):
     reference = load("ops/resample.npz")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from detection_reference import compare_detections, compute_gradients, make_inputs, make_targets
-from golden_reference import check, checkpoint, compare_training, load, needs_golden
+from golden_reference import check, checkpoint, compare_training, load
 
 from heads import RetinaNet
 from van_backbones import VANBackbone
@@ -34,9 +34,12 @@ def test_parameters_of_large_variants(variant):
 def test_start():
     keras.utils.set_random_seed(0)
     model = RetinaNet(contracts.PooledBackbone(), num_classes=5, channels=32)
-    for tower, bias in ((model.class_tower, -np.log(99)), (model.box_tower, 0.0)):
-        np.testing.assert_allclose(tower.output_conv.bias, bias, rtol=1e-6)
-        kernels = [conv.kernel.numpy() for conv in (*tower.convs, tower.output_conv)]
+    for tower, output, bias in (
+        (model.class_tower, model.class_output, -np.log(99)),
+        (model.box_tower, model.box_output, 0.0),
+    ):
+        np.testing.assert_allclose(output.bias, bias, rtol=1e-6)
+        kernels = [conv.kernel.numpy() for conv in (*tower.convs, output)]
         assert all(kernel.std() == pytest.approx(0.01, rel=0.1) for kernel in kernels)
         assert np.abs(kernels[0] - kernels[1]).max() > 0.01
     images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
@@ -52,7 +55,7 @@ def test_order_of_the_raw_predictions():
     assert predictions["class_logits"].shape == (2, 9 * 129, 2)
     assert predictions["box_deltas"].shape == (2, 9 * 129, 4)
     levels = model.neck([model.pyramid(images)[level] for level in ("P3", "P4", "P5")])
-    maps = np.asarray(model.class_tower.output_conv(levels[1]))
+    maps = np.asarray(model.class_output(levels[1]))
     y, x, anchor, label = 2, 5, 7, 1
     row = 9 * 96 + 9 * (y * 6 + x) + anchor
     np.testing.assert_allclose(
@@ -140,7 +143,6 @@ def predictions(model):
     return model(make_inputs(load_case("loss_eval")))
 
 
-@needs_golden
 def test_forward_equals_mmdetection(predictions):
     reference = load_case("forward")
     for name, values, count in (("cls_score", "class_logits", 80), ("bbox_pred", "box_deltas", 4)):
@@ -155,7 +157,6 @@ def test_forward_equals_mmdetection(predictions):
         assert end == predictions[values].shape[1]
 
 
-@needs_golden
 def test_targets_equal_mmdetections(predictions):
     from heads.ops.anchors import mark_inside
     from heads.ops.boxes import encode_boxes
@@ -199,7 +200,6 @@ def compare_everywhere(reference, ours):
     np.testing.assert_array_equal(read_array(reference, ours), ours)
 
 
-@needs_golden
 @pytest.mark.parametrize("case", ["loss_eval", "loss_eval_img1_empty"])
 def test_losses_equal_mmdetections(model, predictions, case):
     targets = make_targets(load_case("loss_eval"), empty=1 if "empty" in case else None)
@@ -209,7 +209,6 @@ def test_losses_equal_mmdetections(model, predictions, case):
         assert float(losses[name]) == pytest.approx(float(load_case(case)[f"loss.{theirs}.sum"]), rel=2e-6)
 
 
-@needs_golden
 @pytest.mark.parametrize("kind", [pytest.param("pred", marks=pytest.mark.slow), "pred_rescaled"])
 def test_detections_equal_mmdetections(model, kind):
     inputs = make_inputs(load_case("loss_eval"), original=kind == "pred_rescaled")
@@ -218,7 +217,6 @@ def test_detections_equal_mmdetections(model, kind):
         compare_detections(load_case("predict"), f"{kind}{image}", detections, image)
 
 
-@needs_golden
 def test_training_equals_mmdetections():
     model = make_reference_model()
     names = name_variables(model)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, load, needs_golden
+from golden_reference import check, load
 
 from heads.layers import roi_align as module
 from heads.layers.roi_align import align_regions, assign_levels, roi_align
@@ -292,7 +292,6 @@ def test_refuses_what_makes_no_sense():
         align_regions([], boxes[None], 7, ())
 
 
-@needs_golden
 @pytest.mark.parametrize("aligned", [1, 0])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("output_size", [7, 14])
@@ -304,7 +303,6 @@ def test_equals_mmcv(output_size, sampling_ratio, aligned):
     check(expected, np.asarray(pooled).transpose(0, 3, 1, 2), 1e-5)
 
 
-@needs_golden
 def test_gradient_equals_mmcv():
     reference = load("ops/roi_align.npz")
     rois = reference["rois"]
@@ -320,7 +318,6 @@ def test_gradient_equals_mmcv():
     check(reference["grad_feat_sum_sq_out7_sr0_aligned1"], gradient.numpy().transpose(0, 3, 1, 2), 2e-6)
 
 
-@needs_golden
 def test_levels_equal_mmdetection():
     reference = load("ops/resample.npz")
     for jit_compile in (False, True):
@@ -333,7 +330,7 @@ BACKEND_SCRIPT = """
 import sys
 import keras
 import numpy as np
-from heads.roi_align import align_regions, roi_align
+from heads.layers.roi_align import align_regions, roi_align
 
 arrays = np.load(sys.argv[1])
 boxes, regions, indices = arrays["boxes"], arrays["regions"], arrays["indices"]

@@ -5,9 +5,6 @@ import tensorflow as tf
 from keras import ops
 
 from heads.layers.rpn import (
-    ANCHOR_RATIOS,
-    ANCHOR_SCALES,
-    STRIDES,
     RegionProposalNetwork,
     compute_proposal_losses,
     select_proposals,
@@ -15,11 +12,12 @@ from heads.layers.rpn import (
 from heads.ops.anchors import make_anchors
 
 SIZES = ((8, 12), (4, 6), (2, 3))
+STRIDES = (4, 8, 16)
 
 
 def make_layer(channels=6):
     keras.utils.set_random_seed(0)
-    layer = RegionProposalNetwork(channels)
+    layer = RegionProposalNetwork(channels, STRIDES)
     layer.build([(None, None, None, 5)])
     generator = np.random.default_rng(0)
     for variable in layer.variables:
@@ -35,7 +33,7 @@ def make_levels():
 def make_predictions():
     """Random raw predictions of two images, the second smaller than the batch."""
     generator = np.random.default_rng(2)
-    anchors = make_anchors(SIZES, STRIDES[:3], ANCHOR_SCALES, ANCHOR_RATIOS)
+    anchors = make_anchors(SIZES, STRIDES, (8.0,), (0.5, 1.0, 2.0))
     count = sum(len(level) for level in anchors)
     return {
         "objectness_logits": generator.normal(size=(2, count)).astype("float32"),
@@ -67,7 +65,7 @@ def test_raw_predictions_equal_loop():
 
 
 def test_half_precision_gives_float32():
-    layer = RegionProposalNetwork(4, dtype="mixed_bfloat16")
+    layer = RegionProposalNetwork(4, STRIDES, dtype="mixed_bfloat16")
     outputs = layer([level.astype("float32") for level in make_levels()])
     assert layer.conv.compute_dtype == "bfloat16"
     assert outputs["objectness_logits"].dtype == outputs["proposal_deltas"].dtype == tf.float32

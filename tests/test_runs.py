@@ -18,7 +18,7 @@ SETTINGS = {
     "sizes": {"image_size": (64, 64)},
     "steps": 8,
     "output": "run",
-    "categories": [{"id": 3, "name": "square"}, {"id": 7, "name": "bär"}],
+    "classes": ["square", "bär"],
 }
 
 
@@ -237,24 +237,20 @@ def test_a_best_model_that_was_lost_is_replaced(trained, tmp_path):
 
 
 def test_notes_belong_to_the_models(trained, tmp_path, capsys):
-    assert (tmp_path / "classes.txt").read_text(encoding="utf-8") == "square\nbär\n"
     settings = json.loads((tmp_path / "settings.json").read_text())
-    assert settings["categories"] == SETTINGS["categories"]
+    assert settings["classes"] == SETTINGS["classes"]
     assert settings["sizes"] == {"image_size": [64, 64]}
     (tmp_path / "mine.txt").write_text("not ours")
     (tmp_path / "results.json").write_text("[]")
 
-    other = {**SETTINGS, "categories": [{"id": 1, "name": "wheel"}]}
+    other = {**SETTINGS, "classes": ["wheel"]}
     run = start(tmp_path, build_model(), other)
-    assert (tmp_path / "classes.txt").read_text(encoding="utf-8") == "square\nbär\n"  # until it begins
     run.begin(2)
     older = tmp_path / "older" / "1"
     assert str(older) in capsys.readouterr().out
-    assert (older / "classes.txt").read_text(encoding="utf-8") == "square\nbär\n"
     assert read_saved(older / "best.keras") == 4
-    assert (tmp_path / "classes.txt").read_text() == "wheel\n"
     here = {path.name for path in tmp_path.iterdir()}
-    assert here == {"older", "mine.txt", "classes.txt", "settings.json", "log.csv", "state"}
+    assert here == {"older", "mine.txt", "settings.json", "log.csv", "state"}
     # What was put aside can be gone on with, and the next one is put beside it.
     moved = start(older, build_model())
     assert moved.restore(moved.model)
@@ -279,7 +275,7 @@ def test_results_of_an_older_best_model_do_not_stay(trained, tmp_path):
     [
         ({"head": "mask_rcnn"}, "head 'retinanet' became 'mask_rcnn'"),
         ({"sizes": {"image_size": (96, 96)}}, r"sizes \{'image_size': \[64, 64\]\} became"),
-        ({"categories": [{"id": 1, "name": "wheel"}]}, "categories .*square.* became .*wheel"),
+        ({"classes": ["wheel"]}, "classes .*square.* became .*wheel"),
     ],
 )
 def test_other_settings_are_refused(trained, tmp_path, change, message):

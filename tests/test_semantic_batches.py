@@ -8,7 +8,7 @@ from PIL import Image
 from heads.data.label_pictures import decode_label, shift_zero_label
 from heads.data.semantic_batches import semantic_evaluation_batches, semantic_training_batches
 from heads.data.semantic_folder import SemanticFolder
-from heads.data.semantic_moves import MEAN_GREY
+from heads.pictures import MEAN_PIXEL
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMES = ("wall", "window", "door")
@@ -353,7 +353,7 @@ def test_evaluation_batches_fit_and_pad(tmp_path):
         for rest in (label[height:], label[:, width:]):
             assert (rest == 255).all()
         for rest in (image[height:], image[:, width:]):
-            np.testing.assert_array_equal(rest, np.broadcast_to(MEAN_GREY, rest.shape))
+            np.testing.assert_array_equal(rest, np.broadcast_to(np.float32(MEAN_PIXEL), rest.shape))
     (_, enlarged), _, (same, _) = batches
     true_label = written["picture_00"][1]
     np.testing.assert_array_equal(enlarged[0], true_label.repeat(2, 0).repeat(2, 1))

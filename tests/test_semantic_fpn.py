@@ -4,7 +4,7 @@ import contracts
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, checkpoint, compare_training, load, needs_golden, to_nchw
+from golden_reference import check, checkpoint, compare_training, load, to_nchw
 
 from heads import SemanticFPN
 from heads.ops.resizing import resize_bilinear
@@ -20,7 +20,7 @@ def test_one_policy_for_the_head_alone():
     assert model.neck.compute_dtype == "bfloat16"
     assert model(np.zeros((1, 64, 64, 3))).dtype == tf.float32
     copy = SemanticFPN.from_config(model.get_config())
-    assert copy.scale_heads[3].blocks[2].conv.compute_dtype == "bfloat16"
+    assert copy.scale_heads[3].parts[2].conv.compute_dtype == "bfloat16"
     assert copy.backbone.compute_dtype == "float32"
 
 
@@ -61,7 +61,6 @@ def load_case(case):
     return reference, reference["input"].transpose(0, 2, 3, 1)
 
 
-@needs_golden
 @pytest.mark.parametrize("case", ["forward", "forward_odd"])
 def test_forward_equals_mmsegmentation(reference_model, case):
     reference, images = load_case(case)
@@ -80,14 +79,12 @@ def test_forward_equals_mmsegmentation(reference_model, case):
     )
 
 
-@needs_golden
 def test_predict_equals_mmsegmentation(reference_model):
     reference, images = load_case("forward_odd")
     label_maps = reference_model.predict(images, verbose=0)
     assert (label_maps != reference["resized_argmax"]).sum() <= 5
 
 
-@needs_golden
 def test_sliding_equals_mmsegmentation(reference_model):
     reference, images = load_case("slide")
     logits = predict_logits(reference_model, images, crop=(128, 160), stride=(85, 107))
@@ -96,7 +93,6 @@ def test_sliding_equals_mmsegmentation(reference_model):
     assert (label_maps != reference["argmax"]).sum() <= 5
 
 
-@needs_golden
 def test_training_equals_mmsegmentation():
     reference, images = load("semfpn_b0/loss_train.npz"), load_case("forward")[1]
     labels = load_case("forward")[0]["labels"].astype("int32")

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from heads.data import semantic_moves as augmentation
 from heads.data.semantic_moves import (
-    MEAN_GREY,
+    MEAN_PIXEL,
     SemanticAugmentation,
     add_brightness,
     photometric_distortion,
@@ -114,7 +114,7 @@ def test_random_crop_pads_bottom_right(height, width):
     padded[: kept[0], : kept[1]] = False
     assert (crop_label.numpy()[padded] == 255).all()
     np.testing.assert_array_equal(
-        crop_image.numpy()[padded], np.broadcast_to(MEAN_GREY, (padded.sum(), 3)).astype("float32")
+        crop_image.numpy()[padded], np.broadcast_to(np.float32(MEAN_PIXEL), (padded.sum(), 3))
     )
     assert random_crop(image, label, make_seed(0), (6, 6), pad=False)[1].shape == kept
 
@@ -191,7 +191,9 @@ def test_image_and_label_stay_aligned(axis, base_size):
         difference = np.abs(new_image[..., channel] - new_label)[inside]
         assert difference.max() <= 0.5 + 1e-3
         np.testing.assert_allclose(new_image[..., 2][inside], 50, atol=1e-3)
-        np.testing.assert_array_equal(new_image[~inside], np.broadcast_to(MEAN_GREY, ((~inside).sum(), 3)))
+        np.testing.assert_array_equal(
+            new_image[~inside], np.broadcast_to(np.float32(MEAN_PIXEL), ((~inside).sum(), 3))
+        )
         directions.add(new_image[0, 0, 0] > new_image[0, 5, 0])
     assert directions == {True, False}
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import load, needs_golden
+from golden_reference import load
 
 from heads.ops.suppression import suppress_boxes, suppress_sorted_boxes
 
@@ -133,7 +133,6 @@ def test_sorted_suppression_equals_loop(iou_threshold):
     np.testing.assert_array_equal(kept, expected)
 
 
-@needs_golden
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.5, 0.6, 0.7])
 def test_suppression_equals_reference(iou_threshold):
     reference = load("ops/nms.npz")

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, checkpoint, compare_training, load, needs_golden, to_nchw
+from golden_reference import check, checkpoint, compare_training, load, to_nchw
 
 from heads import UPerNet
 from heads.ops.resizing import resize_bilinear
@@ -70,7 +70,6 @@ def load_case(case):
     return reference, reference["input"].transpose(0, 2, 3, 1)
 
 
-@needs_golden
 @pytest.mark.parametrize("case", ["forward", "forward_odd"])
 def test_forward_equals_mmsegmentation(reference_model, case):
     reference, images = load_case(case)
@@ -96,7 +95,6 @@ def test_forward_equals_mmsegmentation(reference_model, case):
     assert list(reference_model.compute_losses(labels, logits)) == ["segmentation_loss"]
 
 
-@needs_golden
 def test_predict_equals_mmsegmentation(reference_model):
     reference, images = load_case("forward_odd")
     label_maps = reference_model.predict(images, verbose=0)
@@ -105,7 +103,6 @@ def test_predict_equals_mmsegmentation(reference_model):
     check(reference["resized_logits_first8ch"], to_nchw(logits)[:, :8])
 
 
-@needs_golden
 def test_sliding_equals_mmsegmentation(reference_model):
     reference, images = load_case("slide")
     logits = predict_logits(reference_model, images, crop=(128, 160), stride=(85, 107))
@@ -114,7 +111,6 @@ def test_sliding_equals_mmsegmentation(reference_model):
     assert (label_maps != reference["argmax"]).sum() <= 5
 
 
-@needs_golden
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-3), ("float64", 1e-3)])
 def test_training_equals_mmsegmentation(dtype, tolerance):

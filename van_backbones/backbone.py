@@ -37,8 +37,8 @@ class VANBackbone(keras.Model):
         layer_norm_epsilon: 1e-6 as in the classification code; the segmentation code has 1e-5.
         weights: None for a random start, "imagenet", a release's name or a checkpoint's path: see
             `van_backbones.checkpoints.load_checkpoint`.
-        widths: channels of the four stages, in place of the variant's.
-        depths: blocks in the four stages, in place of the variant's.
+        widths: channels of the four stages, instead of the variant's.
+        depths: blocks in the four stages, instead of the variant's.
         dtype: dtype policy of all layers. None gives the global one.
         recompute: whether training keeps only what enters each block, and computes the rest again in the
             backward pass: less memory for a longer step, and the same numbers.
@@ -102,7 +102,7 @@ class VANBackbone(keras.Model):
             load_checkpoint(self, weights)
 
     def reference_layers(self):
-        """Gives the official names behind `backbone.`, as in VAN-Segmentation: name -> layer or variable."""
+        """Returns the official names behind `backbone.`, as in VAN-Segmentation: name -> part."""
         names = {}
         for stage, depth in enumerate(self.depths, 1):
             embedding = self.get_layer(f"stage{stage}_embedding")
@@ -170,7 +170,7 @@ class VANBackbone(keras.Model):
 
 
 def _build_stages(x, widths, depths, expansion_ratios, drop_path_rates, layer_norm_epsilon, dtype, recompute):
-    """Gives the four stages' symbolic outputs."""
+    """Returns the four stages' symbolic outputs."""
     rates = iter(drop_path_rates)
     stages = []
     for stage, (width, depth, ratio) in enumerate(zip(widths, depths, expansion_ratios, strict=True), 1):

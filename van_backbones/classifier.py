@@ -77,7 +77,7 @@ class VANClassifier(keras.Model):
             load_checkpoint(self, weights)
 
     def reference_layers(self):
-        """Gives the official names, the backbone's behind `backbone.`: name -> layer or variable."""
+        """Returns the official names, the backbone's behind `backbone.`: name -> layer or variable."""
         return {**self.backbone.reference_layers(), "head": self.get_layer("head")}
 
     def get_config(self):
@@ -105,7 +105,7 @@ class VANClassifier(keras.Model):
 
 
 def preprocess_images(images, image_size=224, crop_share=0.9):
-    """Gives images as the published accuracies were measured: bicubic resizing, then the centre.
+    """Returns images as the published accuracies were measured: bicubic resizing, then the centre.
 
     The shorter side becomes `image_size / crop_share`, and the central square of `image_size` is kept.
 
@@ -137,7 +137,7 @@ def preprocess_images(images, image_size=224, crop_share=0.9):
 
 
 def decode_predictions(logits, top=5):
-    """Gives the names of the most likely ImageNet classes.
+    """Returns the names of the most likely ImageNet classes.
 
     Args:
         logits: (batch, 1000).

@@ -43,7 +43,7 @@ def _runs_on_cpu():
 
 
 def _read_variables(*variables):
-    """Gives tensors in the layer's compute dtype, as `tf.custom_gradient` takes no variables."""
+    """Returns tensors in the layer's compute dtype, as `tf.custom_gradient` takes no variables."""
     import tensorflow as tf
 
     return [tf.convert_to_tensor(ops.convert_to_tensor(variable)) for variable in variables]
@@ -99,7 +99,7 @@ def _convolve_depthwise(inputs, kernel, bias, dilation):
 
 
 def _differentiate_kernel(inputs, gradient, kernel_size):
-    """Gives the gradient of a depthwise kernel that kept the size of its map."""
+    """Returns the gradient of a depthwise kernel that kept the size of its map."""
     import tensorflow as tf
 
     (height, width), channels = kernel_size, inputs.shape[-1]
@@ -130,19 +130,19 @@ def _differentiate_kernel(inputs, gradient, kernel_size):
 
 
 def _read_size(maps):
-    """Gives height and width: numbers if they are known."""
+    """Returns height and width: numbers if they are known."""
     return maps.shape[1:3] if None not in maps.shape[1:3] else ops.shape(maps)[1:3]
 
 
 def _sum_rows(rows):
-    """Gives the sum over the first axis; as a matrix product, half precision rounds it only once."""
+    """Returns the sum over the first axis; as a matrix product, half precision rounds it only once."""
     import tensorflow as tf
 
     return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]
 
 
 def gelu(inputs):
-    """Gives the exact GELU, `x * Phi(x)`.
+    """Returns the exact GELU, `x * Phi(x)`.
 
     `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary
     error function, which takes several times as long (README, "Speed"). Written in this order, other runtimes
@@ -152,7 +152,7 @@ def gelu(inputs):
 
 
 def fused_gelu(inputs, training=True):
-    """Gives the exact GELU, and its gradient, on TensorFlow in one pass over the map in place of five.
+    """Returns the exact GELU, and its gradient, on TensorFlow in one pass over the map instead of five.
 
     The graph has the operations of `gelu`, marked, so that TensorFlow lets XLA make them one; in an export,
     other runtimes see no difference. XLA compiles them for each size anew: hence not in a graph that is to
@@ -195,7 +195,7 @@ def _fused_gelu():
 
 
 def normalize_in_one_pass(inputs, gamma, beta, epsilon):
-    """Gives what `_normalize` gives, by the kernel of TensorFlow that Keras leaves aside.
+    """Returns what `_normalize` gives, by the kernel of TensorFlow that Keras leaves aside.
 
     Its sums are less exact than float32 can be, which half precision does not show.
     """

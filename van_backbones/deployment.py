@@ -1,4 +1,4 @@
-"""Models for use: norms folded into convolutions, and exports that other runtimes load."""
+"""Models for use: norms and layer scales become part of the convolutions."""
 
 import keras
 
@@ -25,12 +25,13 @@ class DeployedBackbone(keras.Model):
 
 
 def deploy(model, dtype=None):
-    """Gives a model for inference with equal outputs: norms and layer scales are part of the convolutions.
+    """Returns a model for inference with equal outputs: norms and layer scales are part of the convolutions.
 
     Works for a `VANBackbone`, a `VANClassifier`, every head of `heads` on any backbone, and functional and
     `Sequential` models with one of these inside, whatever their inputs and outputs. LoRA becomes part of the
     kernels. The result saves and loads like any Keras model, and is not for training. The model itself stays
-    as it is. What is deployed already is given back as it is.
+    as it is. What is deployed already is returned as it is. The norms of heads stay, as folding them makes
+    nothing faster (`tests/benchmarks/folding.py`).
 
     Args:
         model: the model, built.
@@ -46,10 +47,13 @@ def deploy(model, dtype=None):
         ValueError: if `dtype` is given and a layer is quantized.
     """
     layers = list(model._flatten_layers()) if isinstance(model, keras.Model) else []
-    is_unfolded = any(map(_is_unfolded, layers))
-    if not is_unfolded and any(map(_is_folded, layers)):
+    is_unfolded, has_head = (any(map(test, layers)) for test in (_is_unfolded, _is_head))
+    is_done = any(map(_is_folded, layers))
+    if has_head:  # a new one may be on a deployed backbone, or on one that is not ours
+        is_done = not model.trainable and (is_done or dtype is None)
+    if is_done and not is_unfolded:
         return model
-    if not is_unfolded or not model.built:
+    if not (is_unfolded or has_head) or not model.built:
         raise TypeError(
             "model must be a VANBackbone, a VANClassifier, a head, or a functional or Sequential model with "
             f"one of them inside, and built. Received: {model!r}"
@@ -65,12 +69,15 @@ def _is_folded(layer):
 
 
 def _is_unfolded(layer):
-    # Heads and their parts have the flag too, False before they are deployed.
-    return isinstance(layer, (OverlapPatchEmbedding, VANBlock)) or getattr(layer, "folded", None) is False
+    return isinstance(layer, (OverlapPatchEmbedding, VANBlock))
+
+
+def _is_head(layer):
+    return hasattr(layer, "decode") and hasattr(layer, "backbone")
 
 
 def _fold(layer, dtype):
-    """Gives what a layer or a model is replaced by, with weights still to come."""
+    """Returns what a layer or a model is replaced by, with weights still to come."""
     if not isinstance(layer, keras.layers.Layer):  # an operation of `keras.ops`
         return layer
     options = {"name": layer.name, "dtype": dtype or layer.dtype_policy}
@@ -79,7 +86,7 @@ def _fold(layer, dtype):
         return FoldedPatchEmbedding(layer.width, layer.kernel_size, layer.strides, **options)
     if type(layer) is VANBlock:
         return FoldedVANBlock(layer.expansion_ratio, **options)
-    if hasattr(layer, "decode") and hasattr(layer, "folded"):
+    if _is_head(layer):
         return _fold_head(layer, dtype)
     if isinstance(layer, keras.Sequential) and type(layer).call is keras.Sequential.call:
         inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name) for x in layer.inputs]
@@ -95,7 +102,7 @@ def _fold(layer, dtype):
 
 
 def _gives_pyramid(model):
-    """Tells whether a functional model's outputs are its pyramid, as a head's backbone must have it."""
+    """Returns whether a functional model's outputs are its pyramid, as a head's backbone must have it."""
     pyramid, outputs = getattr(model, "pyramid_outputs", None), model.output
     if not pyramid or not isinstance(outputs, dict):
         return False
@@ -103,7 +110,7 @@ def _gives_pyramid(model):
 
 
 def _fold_head(head, dtype):
-    config = {**head.get_config(), "folded": True}
+    config = head.get_config()
     del config["frozen_parts"]  # what is deployed is not trained
     is_van = any(isinstance(layer, (VANBlock, FoldedVANBlock)) for layer in head.backbone._flatten_layers())
     config["backbone"] = _fold(head.backbone, dtype) if is_van else _copy(head.backbone, dtype)
@@ -118,9 +125,9 @@ def _fold_head(head, dtype):
 
 
 def _copy(layer, dtype):
-    """Gives a layer like this one, of another dtype if wanted, with weights still to come."""
+    """Returns a layer like this one, of another dtype if wanted, with weights still to come."""
     inside = [part for part in layer._flatten_layers(include_self=False) if _is_unfolded(part)]
-    if inside or isinstance(layer, (OverlapPatchEmbedding, VANBlock)):
+    if inside or _is_unfolded(layer):
         raise TypeError(
             "model must have its backbone or head where it can be replaced, in a functional or Sequential "
             f"model: {layer.name} is of {type(layer).__name__}, which has a `call` of its own. Deploy the "
@@ -131,8 +138,6 @@ def _copy(layer, dtype):
     config = layer.get_config()
     for name in ("lora_rank", "lora_alpha"):
         config.pop(name, None)
-    if config.get("folded") is False:
-        config["folded"] = True
     if dtype is not None and not isinstance(layer, keras.Model):
         if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
             raise ValueError(
@@ -144,7 +149,7 @@ def _copy(layer, dtype):
 
 
 def _copy_weights(source, target):
-    """Gives a deployed model, or a layer in it, the weights of the original."""
+    """Returns a deployed model, or a layer in it, the weights of the original."""
     if hasattr(target, "fold") and _is_folded(target) and not _is_folded(source):
         target.fold(source)
         return

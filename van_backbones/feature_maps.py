@@ -72,7 +72,7 @@ def draw_feature_maps(backbone, image, num_channels: int = 3) -> np.ndarray:
 
 
 def mean_activation(features) -> np.ndarray:
-    """Gives the mean over the channels of the features' absolute value.
+    """Returns the mean over the channels of the features' absolute value.
 
     Each stage ends in a layer norm over the channels, so the plain mean is nearly the same at all positions.
 
@@ -86,7 +86,7 @@ def mean_activation(features) -> np.ndarray:
 
 
 def project_to_rgb(features) -> np.ndarray:
-    """Gives the first three principal components of the positions' features as a colour picture.
+    """Returns the first three principal components of the positions' features as a colour picture.
 
     Each component is stretched so that its 2nd and 98th percentiles become 0 and 255. Its sign is such that
     the channel with the largest weight has a positive one. A component without variance is 128.
@@ -114,7 +114,7 @@ def project_to_rgb(features) -> np.ndarray:
 
 
 def strongest_channels(features, num_channels: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Gives the channels that vary most over the positions, the strongest first.
+    """Returns the channels that vary most over the positions, the strongest first.
 
     Args:
         features: (height, width, channels).
@@ -135,7 +135,7 @@ def strongest_channels(features, num_channels: int = 4) -> tuple[np.ndarray, np.
 
 
 def attention_maps(backbone, images) -> dict[str, np.ndarray]:
-    """Gives how strongly the large-kernel attention of each stage's last block weighs each position.
+    """Returns how strongly the large-kernel attention of each stage's last block weighs each position.
 
     The attention multiplies the block's features channel by channel (arXiv 2202.09741, equation 2). Its sign
     differs between channels and cancels in a plain mean, so its absolute value is averaged.
@@ -180,12 +180,12 @@ def _checked_features(features):
 
 
 def _to_float32(tensor):
-    """Gives a NumPy array of a tensor of any backend and precision (NumPy itself knows no bfloat16)."""
+    """Returns a NumPy array of a tensor of any backend and precision (NumPy itself knows no bfloat16)."""
     return np.array(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32")))
 
 
 def _stretch(values):
-    """Gives `values` as 0 .. 1 between their 2nd and 98th percentile, clipped; a constant gives 0.5."""
+    """Returns `values` as 0 .. 1 between their 2nd and 98th percentile, clipped; a constant gives 0.5."""
     low, high = np.percentile(values, (2, 98))
     if high <= low:  # nearly constant, with a few outliers at most
         low, high = values.min(), values.max()
@@ -195,14 +195,14 @@ def _stretch(values):
 
 
 def _tint(values, colours="viridis"):
-    """Gives a map (h, w) in false colours, uint8 (h, w, 3)."""
+    """Returns a map (h, w) in false colours, uint8 (h, w, 3)."""
     from matplotlib import colormaps  # costs a second; only pictures need it
 
     return colormaps[colours](_stretch(values), bytes=True)[:, :, :3]
 
 
 def _tint_signed(values):
-    """Gives a map (h, w) in red above and blue below its mean."""
+    """Returns a map (h, w) in red above and blue below its mean."""
     from matplotlib import colormaps
 
     values = values - values.mean()
@@ -220,7 +220,7 @@ def _caption(picture, text):
 
 
 def _write(lines, height, width):
-    """Gives a white picture with lines of text."""
+    """Returns a white picture with lines of text."""
     page = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(page)
     font = ImageFont.load_default(TEXT_SIZE)

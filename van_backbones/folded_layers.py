@@ -128,7 +128,7 @@ class FoldedVANBlock(keras.layers.Layer):
         self.fc2.set_weights([kernel * layer_scale_2, bias * layer_scale_2])
 
     def attention_map(self, inputs):
-        """Gives the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
+        """Returns the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
         return self._attend(fused_gelu(self.proj_1(inputs), training=False))
 
     def _attend(self, gated):
@@ -170,12 +170,12 @@ def _read_variable(variable):
 
 
 def _read(layer):
-    """Gives a convolution's kernel, with LoRA in it where that is enabled, and bias."""
+    """Returns a convolution's kernel, with LoRA in it where that is enabled, and bias."""
     return [_read_variable(variable) for variable in (layer.kernel, layer.bias)]
 
 
 def _read_norm(norm):
-    """Gives the scale and the shift that a batch norm applies at inference."""
+    """Returns the scale and the shift that a batch norm applies at inference."""
     gamma, beta, mean, variance = (
         _read_variable(variable)
         for variable in (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)

@@ -2,7 +2,7 @@
 
 
 def list_frozen(model):
-    """Gives the paths of the parts with weights that are not trainable, a list of texts."""
+    """Returns the paths of the parts with weights that are not trainable, a list of texts."""
     return [path for path, part in _walk(model) if not part.trainable]
 
 

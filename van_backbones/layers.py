@@ -10,7 +10,7 @@ from van_backbones.normalization import BatchNormalization
 
 
 def drop_path(rate, **kwargs):
-    """Gives a layer of stochastic depth: whole samples are dropped, the others scaled up.
+    """Returns a layer of stochastic depth: whole samples are dropped, the others scaled up.
 
     Args:
         rate: probability of dropping a sample's residual branch.
@@ -50,14 +50,14 @@ def _depthwise_convolution(size, dilation=1, **kwargs):
 
 
 def _convolve_normed(conv, inputs, norm):
-    """Gives `conv(norm(inputs))` of a 1 x 1 convolution, in one."""
+    """Returns `conv(norm(inputs))` of a 1 x 1 convolution, in one."""
     scale, shift = norm.scale_and_shift()
     kernel = ops.multiply(conv.kernel, scale[:, None])
     return _convolve(inputs, kernel, ops.add(conv.bias, ops.matmul(shift, conv.kernel)[0, 0]))
 
 
 def _convolve_scaled(conv, inputs, scale, shift=None):
-    """Gives `scale * conv(inputs) + shift` of a 1 x 1 convolution, in one."""
+    """Returns `scale * conv(inputs) + shift` of a 1 x 1 convolution, in one."""
     # `ops.multiply` promotes where a weight comes in half precision and a scale does not; `*` would fail.
     bias = ops.multiply(conv.bias, scale)
     return _convolve(
@@ -133,7 +133,7 @@ class LargeKernelAttention(keras.layers.Layer):
         self.built = True
 
     def attention_map(self, gated):
-        """Gives the factors, (batch, height, width, channels), that multiply `gated`."""
+        """Returns the factors, (batch, height, width, channels), that multiply `gated`."""
         return self.conv1(self.conv_spatial(self.conv0(gated)))
 
     def call(self, inputs):
@@ -141,7 +141,7 @@ class LargeKernelAttention(keras.layers.Layer):
         return self.proj_2(gated * self.attention_map(gated)) + inputs
 
     def call_folded(self, inputs, norm, output_scale):
-        """Gives `inputs + output_scale * self(norm(inputs))`, in fewer passes over the map.
+        """Returns `inputs + output_scale * self(norm(inputs))`, in fewer passes over the map.
 
         The norm, the layer scale and the shortcut become part of the convolutions' small weights.
         """
@@ -184,7 +184,7 @@ class ConvolutionalFeedForward(keras.layers.Layer):
         return self.fc2(fused_gelu(self.dwconv(self.fc1(inputs))))
 
     def call_folded(self, inputs, norm, output_scale):
-        """Gives `inputs + output_scale * self(norm(inputs))`, in fewer passes over the hidden map."""
+        """Returns `inputs + output_scale * self(norm(inputs))`, in fewer passes over the hidden map."""
         hidden = fused_gelu(self.dwconv(_convolve_normed(self.fc1, inputs, norm)))
         return inputs + _convolve_scaled(self.fc2, hidden, output_scale)
 
@@ -246,12 +246,12 @@ class VANBlock(keras.layers.Layer):
         return outputs
 
     def _branch_factor(self, inputs, scale):
-        """Gives the layer scale, 0 for the samples that lose the branch: (batch, 1, 1, channels)."""
+        """Returns the layer scale, 0 for the samples that lose the branch: (batch, 1, 1, channels)."""
         kept = self.drop_path(ops.ones((ops.shape(inputs)[0], 1, 1, 1), self.compute_dtype), training=True)
         return ops.cast(ops.multiply(scale, kept), self.compute_dtype)
 
     def _train(self, inputs, factor_1, factor_2):
-        """Gives the outputs and the statistics of the two norms, and changes no variable."""
+        """Returns the outputs and the statistics of the two norms, and changes no variable."""
         normed, statistics_1 = self.norm1.normalize_batch(inputs)
         outputs = inputs + factor_1 * self.attention(normed)
         normed, statistics_2 = self.norm2.normalize_batch(outputs)
@@ -259,12 +259,12 @@ class VANBlock(keras.layers.Layer):
         return outputs, statistics_1, statistics_2
 
     def attention_map(self, inputs):
-        """Gives the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
+        """Returns the large-kernel attention, (batch, height, width, channels), of the block's inputs."""
         gated = gelu(self.attention.proj_1(self.norm1(inputs, training=False)))
         return self.attention.attention_map(gated)
 
     def reference_layers(self):
-        """Gives the official names: name -> layer or variable."""
+        """Returns the official names: name -> layer or variable."""
         attention, feed_forward = self.attention, self.feed_forward
         return {
             "layer_scale_1": self.layer_scale_1,

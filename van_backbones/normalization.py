@@ -30,7 +30,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def normalize_batch(self, inputs):
-        """Gives what `call` gives in training, and the batch's statistics for `update_statistics`.
+        """Returns what `call` gives in training, and the batch's statistics for `update_statistics`.
 
         Changes no variable, so that it may run twice. A frozen layer goes by its moving statistics and has
         none of the batch.
@@ -53,13 +53,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
             moving.assign(ops.cast(moving, value.dtype) * self.momentum + value * (1.0 - self.momentum))
 
     def scale_and_shift(self):
-        """Gives the (channels,) `scale` and `shift` that the layer applies at inference."""
+        """Returns the (channels,) `scale` and `shift` that the layer applies at inference."""
         scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
         return scale, self.beta - self.moving_mean * scale
 
 
 def _normalize(inputs, gamma, beta, epsilon, synchronized):
-    """Gives the normed inputs in gamma's dtype, the mean and the unbiased variance."""
+    """Returns the normed inputs in gamma's dtype, the mean and the unbiased variance."""
     inputs = ops.cast(inputs, gamma.dtype)
     mean, variance = ops.moments(inputs, axes=(0, 1, 2), synchronized=synchronized)
     outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, epsilon)

@@ -185,7 +185,7 @@ def _check_inside(annotation, image_size):
 
 
 def _read_mask(annotation, segmentation, image_size):
-    """Gives the mask, which must lie in its box; None where it is faulty and nothing is learned from it."""
+    """Returns the mask, which must lie in its box; None where it is faulty and nothing is learned from it."""
     if annotation.has_no_area or (annotation.is_ignored and not segmentation):
         try:
             return read_segmentation(segmentation, image_size)

@@ -44,6 +44,21 @@ def read_segmentation(segmentation, image_size: tuple[int, int]) -> list | dict:
     return {"size": list(image_size), "counts": np.array(runs, dtype)}
 
 
+def encode_mask(mask) -> dict:
+    """COCO's compressed run lengths of a mask.
+
+    Args:
+        mask: Bool or 0 / 1, `(height, width)`.
+
+    Returns:
+        {"size": [height, width], "counts": str}.
+    """
+    from pycocotools import mask as run_lengths
+
+    encoded = run_lengths.encode(np.asfortranarray(mask, dtype="uint8"))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
 def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, float]):
     """Raises ValueError where a mask is empty, mostly outside of its box, or fits it with x and y exchanged.
 
@@ -70,7 +85,7 @@ def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, 
 
 
 def _measure_runs(segmentation, box_xyxy, is_exchanged=False):
-    """Gives the share of a mask's pixels that are in a box, also as if its runs went along rows."""
+    """Returns the share of a mask's pixels that are in a box, also as if its runs went along rows."""
     height, width = segmentation["size"]
     x1, y1, x2, y2 = np.clip(np.round(box_xyxy), 0, (width, height, width, height)).astype(np.int64)
     line, along, across = (width, (x1, x2), (y1, y2)) if is_exchanged else (height, (y1, y2), (x1, x2))
@@ -87,7 +102,7 @@ def _measure_runs(segmentation, box_xyxy, is_exchanged=False):
 
 
 def _measure_polygons(polygons, box_xyxy, is_exchanged=False):
-    """Gives about the share of the polygons that is in a box, also with x and y exchanged."""
+    """Returns about the share of the polygons that is in a box, also with x and y exchanged."""
     inside = total = 0.0
     for polygon in polygons:
         points = polygon.reshape(-1, 2)
@@ -104,7 +119,7 @@ def _measure_polygons(polygons, box_xyxy, is_exchanged=False):
 
 
 def _area(points):
-    """Gives the area of a polygon, 0 where it crosses itself in the middle."""
+    """Returns the area of a polygon, 0 where it crosses itself in the middle."""
     x, y = points.T
     return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
@@ -124,7 +139,7 @@ def _read_polygon(polygon, image_size):
 
 
 def _decode_counts(counts):
-    """Gives the run lengths of COCO's compressed text: 5 bits a character, each added to the last but one."""
+    """Returns the run lengths of COCO's compressed text: 5 bits a character, added to the last but one."""
     runs, value, shift = [], 0, 0
     for character in counts:
         code = ord(character) - 48

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from heads.coco.annotations import clip_box, judge_boxes, read_annotations
 from heads.coco.entries import is_side, list_briefly, read_entries, read_json, show
 from heads.coco.segmentations import _decode_counts  # noqa: F401  a case of issue 11 times it by this name
-from heads.data.pictures import DATA_FORMATS, decode_picture, load_picture
 from heads.ops.labels import CROWD_LABEL
+from heads.pictures import DATA_FORMATS, decode_picture, read_picture
 
 MAX_NAMES = 10
 
@@ -153,7 +153,7 @@ class CocoDataset:
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def load_segmentations(self, index: int) -> list:
-        """The segmentation of each object of an image, as `geometry.draw_masks` takes them."""
+        """The segmentation of each object of an image, as `move.draw_masks` takes them."""
         return self._segmentations[index]
 
     def _read_annotations(self, entries, image_sizes):
@@ -217,6 +217,17 @@ class CocoDataset:
             yield f"{len(missing)} of {self.num_classes} classes have no objects: {names}"
 
 
+def load_picture(path, size=None):
+    """`read_picture` in a `tf.data` graph: a picture that cannot be read ends the iteration with its path."""
+
+    def read(path, *size):
+        path = np.asarray(path, object).item()  # bytes in a graph, an array of them outside
+        return read_picture(path, size or None, DATA_FORMATS)
+
+    arguments = [path] if size is None else [path, size[0], size[1]]
+    return tf.ensure_shape(tf.numpy_function(read, arguments, tf.uint8), (None, None, 3))
+
+
 def _find_category_problem(category):
     name = category.get("name")
     if not isinstance(name, str) or not name.strip():
@@ -225,7 +236,7 @@ def _find_category_problem(category):
 
 
 def _find_picture_problem(picture):
-    """Gives what is wrong with an entry of "images", or None."""
+    """Returns what is wrong with an entry of "images", or None."""
     is_right = {
         "file_name": _is_file_name(picture.get("file_name")),
         "height": is_side(picture.get("height")),
@@ -249,13 +260,13 @@ def _is_file_name(name):
 
 
 def _find_path(folder, name):
-    """Gives the path of a picture; the name may be one of Windows."""
+    """Returns the path of a picture; the name may be one of Windows."""
     path, other = folder / name, folder / name.replace("\\", "/")
     return other if "\\" in name and not os.path.exists(path) and os.path.exists(other) else path
 
 
 def _examine_picture(image_id, path, image_size):
-    """Gives what is wrong with a picture file, or None; and whether it is turned."""
+    """Returns what is wrong with a picture file, or None; and whether it is turned."""
     try:
         return None, decode_picture(path, image_size, DATA_FORMATS).is_turned
     except ValueError as error:

@@ -9,7 +9,7 @@ A source (`CocoDataset`, `DetectionShapes`, or your own class) has
   "index": int64 (); "image": uint8 (height, width, 3), RGB; "boxes": float32 (n, 4), xyxy pixels inside of
   the image; "labels": int32 (n,), -2 for a crowd region. n may be 0.
 - `with_masks`: whether batches have masks. If so, `load_segmentations(index)` gives for each object, in the
-  order of its boxes, what `geometry.draw_masks` takes: polygons, run lengths, or None (crowds).
+  order of its boxes, what `move.draw_masks` takes: polygons, run lengths, or None (crowds).
 
 A batch is `(inputs, targets)`:
 
@@ -27,16 +27,13 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from heads.data.arguments import read_count, read_flag, read_seed, read_size
+from heads.arguments import read_count, read_flag, read_seed, read_size
 from heads.data.detection_moves import (
     LONG_SIDE,
-    MEAN_PIXEL,
     SIZE_DIVISOR,
     SMALLEST_SIDE,
     Move,
     draw_masks,
-    fit_sides,
-    fit_size,
     make_resize,
     move_boxes,
     move_image,
@@ -44,7 +41,9 @@ from heads.data.detection_moves import (
 )
 from heads.data.order import BatchOrder, continue_batches, find_groups
 from heads.data.prefetching import prefetch_batches
+from heads.data.semantic_moves import colour_padding, fit_original
 from heads.ops.labels import PADDING_LABEL
+from heads.picture_sizes import Resizing
 
 
 def detection_training_batches(
@@ -68,7 +67,7 @@ def detection_training_batches(
     Args:
         source: See the top of this file.
         batch_size: Images per batch.
-        augment: Function `(image, seed) -> (image, geometry)`, see `DetectionAugmentation`. Its attribute
+        augment: Function `(image, seed) -> (image, move)`, see `DetectionAugmentation`. Its attribute
             `image_size`, where it has one that is not None, is the largest size that it gives.
         seed: Seed of the order and of the augmentation, 0 or more.
         shuffle: Whether to shuffle in each epoch; otherwise the order is that of `source.image_ids`.
@@ -91,8 +90,8 @@ def detection_training_batches(
     )
 
     def prepare(example, number):
-        image, geometry = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
-        return _prepare_example(source, example, image, geometry, canvas_size, drop_lost=True)
+        image, move = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
+        return _prepare_example(source, example, image, move, canvas_size, drop_lost=True)
 
     def make_batches(positions, numbers):
         examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
@@ -126,46 +125,36 @@ def detection_evaluation_batches(
         multiple of 32.
     """
     read_count("batch_size", batch_size)
-    read_count("long_side", long_side)
-    canvas_size = None if image_size is None else read_size("image_size", image_size)
-    short_side = None if short_side is None else read_count("short_side", short_side)
-    if short_side is not None and (image_size is not None or short_side > long_side):
-        raise ValueError(
-            "short_side must be at least 1, not above long_side, and None where image_size is given. "
-            f"Received: short_side={short_side}, long_side={long_side}, image_size={image_size}"
-        )
+    resizing = Resizing(image_size, short_side, long_side)
 
     def prepare(example):
-        original_size = resized_size = tf.shape(example["image"])[:2]
-        if canvas_size is not None:
-            resized_size = fit_size(original_size, canvas_size)
-        elif short_side is not None:
-            resized_size = fit_sides(original_size, short_side, long_side)
-        geometry = make_resize(original_size, resized_size)
-        image = move_image(example["image"], geometry)
-        inputs, targets = _prepare_example(source, example, image, geometry, canvas_size, drop_lost=False)
+        original_size = tf.shape(example["image"])[:2]
+        move = make_resize(original_size, fit_original(resizing, original_size))
+        image = move_image(example["image"], move)
+        canvas_size = resizing.image_size
+        inputs, targets = _prepare_example(source, example, image, move, canvas_size, drop_lost=False)
         return {**inputs, "original_sizes": original_size}, targets
 
     examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return _batch_examples(examples, batch_size, drop_remainder=False)
 
 
-def _prepare_example(source, example, image, geometry, canvas_size, drop_lost):
-    """Gives the inputs and targets of one image, padded to the canvas, the padding still black."""
-    boxes, is_cut = move_boxes(example["boxes"], geometry)
+def _prepare_example(source, example, image, move, canvas_size, drop_lost):
+    """Returns the inputs and targets of one image, padded to the canvas, the padding still black."""
+    boxes, is_cut = move_boxes(example["boxes"], move)
     kept = tf.range(tf.shape(boxes)[0])
     if drop_lost:
         kept = kept[tf.reduce_all(boxes[:, 2:] - boxes[:, :2] > SMALLEST_SIDE, axis=1)]
     boxes, labels, is_cut = (tf.gather(values, kept) for values in (boxes, example["labels"], is_cut))
     static_size = (None, None) if canvas_size is None else canvas_size
     if canvas_size is None:
-        canvas_size = (geometry.size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
+        canvas_size = (move.size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
     targets = {}
     if source.with_masks:
 
-        def draw(index, kept, boxes, labels, is_cut, canvas_size, *geometry):
+        def draw(index, kept, boxes, labels, is_cut, canvas_size, *move):
             segmentations = source.load_segmentations(int(index))
-            masks = draw_masks([segmentations[k] for k in kept], Move(*geometry), canvas_size)
+            masks = draw_masks([segmentations[k] for k in kept], Move(*move), canvas_size)
             if drop_lost and is_cut.any():
                 boxes = tighten_boxes(boxes, masks, is_cut & (labels >= 0))
                 found = (boxes[:, 2:] - boxes[:, :2] > SMALLEST_SIDE).all(1)
@@ -174,31 +163,28 @@ def _prepare_example(source, example, image, geometry, canvas_size, drop_lost):
 
         boxes, labels, masks = tf.numpy_function(
             draw,
-            [example["index"], kept, boxes, labels, is_cut, canvas_size, *geometry],
+            [example["index"], kept, boxes, labels, is_cut, canvas_size, *move],
             (tf.float32, tf.int32, tf.uint8),
         )
         targets["masks"] = tf.ensure_shape(masks, (None, *static_size))
     missing = tf.maximum(1 - tf.shape(labels)[0], 0)
     boxes = tf.pad(tf.ensure_shape(boxes, (None, 4)), [[0, missing], [0, 0]])
     labels = tf.pad(tf.ensure_shape(labels, (None,)), [[0, missing]], constant_values=PADDING_LABEL)
-    below, right = tf.unstack(canvas_size - geometry.size)
+    below, right = tf.unstack(canvas_size - move.size)
     image = tf.pad(tf.cast(image, tf.float32), [[0, below], [0, right], [0, 0]])
-    inputs = {"images": tf.ensure_shape(image, (*static_size, 3)), "image_sizes": geometry.size}
+    inputs = {"images": tf.ensure_shape(image, (*static_size, 3)), "image_sizes": move.size}
     return inputs, {"boxes": boxes, "labels": labels, **targets}
 
 
 def _batch_examples(examples, batch_size, drop_remainder):
-    """Gives batches padded to their largest image and their largest number of objects."""
+    """Returns batches padded to their largest image and their largest number of objects."""
     padding = tf.nest.map_structure(lambda spec: tf.zeros((), spec.dtype), examples.element_spec)
     padding[1]["labels"] = tf.constant(PADDING_LABEL)
 
-    def colour_padding(inputs, targets):
-        images, sizes = inputs["images"], inputs["image_sizes"]
-        rows = tf.sequence_mask(sizes[:, 0], tf.shape(images)[1])[:, :, tf.newaxis, tf.newaxis]
-        columns = tf.sequence_mask(sizes[:, 1], tf.shape(images)[2])[:, tf.newaxis, :, tf.newaxis]
-        coloured = tf.where(rows & columns, images, MEAN_PIXEL)
-        return {**inputs, "images": tf.ensure_shape(coloured, images.shape)}, targets
+    def colour(inputs, targets):
+        coloured = colour_padding(inputs["images"], inputs["image_sizes"])
+        return {**inputs, "images": tf.ensure_shape(coloured, inputs["images"].shape)}, targets
 
     batches = examples.padded_batch(batch_size, padding_values=padding, drop_remainder=drop_remainder)
-    batches = batches.map(colour_padding, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = batches.map(colour, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return prefetch_batches(batches)

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from pycocotools import mask as coco_mask
 
-from heads.data.arguments import read_count, read_counts, read_flag, read_range, read_size
-from heads.data.semantic_moves import photometric_distortion, scale_size
+from heads.arguments import read_count, read_counts, read_flag, read_range, read_size
+from heads.data.semantic_moves import fit_sides, photometric_distortion, scale_size
 
 # mmdetection's least width and height after large-scale jitter, in pixels.
 SMALLEST_SIDE = 0.01
@@ -37,7 +36,7 @@ class Move(NamedTuple):
 
 
 def make_resize(original_size, resized_size) -> Move:
-    """Gives the geometry of a resize alone.
+    """Returns the move of a resize alone.
 
     Args:
         original_size: int32 (2,), (height, width).
@@ -46,74 +45,74 @@ def make_resize(original_size, resized_size) -> Move:
     return Move(original_size, resized_size, tf.zeros(2, tf.int32), resized_size, tf.constant(False))
 
 
-def move_image(image, geometry: Move):
-    """Gives the moved picture, by bilinear interpolation that is not antialiased, as in the reference.
+def move_image(image, move: Move):
+    """Returns the moved picture, by bilinear interpolation that is not antialiased, as in the reference.
 
     Args:
         image: (height, width, 3), any dtype.
-        geometry: the move.
+        move: the move.
 
     Returns:
-        float32 (*geometry.size, 3).
+        float32 (*move.size, 3).
     """
     # TensorFlow resizes float32 faster than uint8, the cast included.
-    image = tf.image.resize(tf.cast(image, tf.float32), geometry.resized_size, "bilinear")
-    image = tf.slice(image, tf.concat([geometry.offset, [0]], 0), tf.concat([geometry.size, [3]], 0))
-    return tf.cond(geometry.flip, lambda: tf.reverse(image, [1]), lambda: image)
+    image = tf.image.resize(tf.cast(image, tf.float32), move.resized_size, "bilinear")
+    image = tf.slice(image, tf.concat([move.offset, [0]], 0), tf.concat([move.size, [3]], 0))
+    return tf.cond(move.flip, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def move_boxes(boxes, geometry: Move):
-    """Gives the moved boxes, clipped to the window.
+def move_boxes(boxes, move: Move):
+    """Returns the moved boxes, clipped to the window.
 
     mmdetection's arithmetic: each axis is scaled by the exact ratio of the rounded new size to the old one.
 
     Args:
         boxes: float32 (n, 4), xyxy in pixels of the original picture.
-        geometry: the move.
+        move: the move.
 
     Returns:
         float32 (n, 4), xyxy in pixels of the result; a box outside of the window has no area. And bool (n,),
         whether a part of the box was cut off.
     """
-    scale = tf.cast(geometry.resized_size, tf.float32) / tf.cast(geometry.original_size, tf.float32)
-    offset = tf.cast(geometry.offset, tf.float32)
-    height, width = tf.unstack(tf.cast(geometry.size, tf.float32))
+    scale = tf.cast(move.resized_size, tf.float32) / tf.cast(move.original_size, tf.float32)
+    offset = tf.cast(move.offset, tf.float32)
+    height, width = tf.unstack(tf.cast(move.size, tf.float32))
     whole = boxes * tf.tile(scale[::-1], [2]) - tf.tile(offset[::-1], [2])
     clipped = tf.clip_by_value(whole, 0.0, tf.stack([width, height, width, height]))
     is_cut = tf.reduce_any(tf.abs(whole - clipped) > SMALLEST_SIDE, axis=1)
     x1, y1, x2, y2 = tf.unstack(clipped, axis=1)
     mirrored = tf.stack([width - x2, y1, width - x1, y2], axis=1)
-    return tf.where(geometry.flip, mirrored, clipped), is_cut
+    return tf.where(move.flip, mirrored, clipped), is_cut
 
 
-def draw_masks(segmentations, geometry: Move, canvas_size: tuple[int, int]) -> np.ndarray:
-    """Gives the moved masks of the objects of one picture.
+def draw_masks(segmentations, move: Move, canvas_size: tuple[int, int]) -> np.ndarray:
+    """Returns the moved masks of the objects of one picture.
 
     Polygons are moved and then filled, so that their edges stay sharp at any scale. Run lengths are decoded
     at their own size and sampled at the centres of the result's pixels. Each is drawn in its own window.
 
     Args:
         segmentations: for each object a list of polygons (float64 x, y, x, y, ... in pixels of the original
-            picture), or COCO's run lengths, see `encode_mask`, or None for no mask.
-        geometry: the move, as NumPy arrays.
-        canvas_size: (height, width) of the result, at least `geometry.size`; the rest is 0.
+            picture), or COCO's run lengths, see `count_runs`, or None for no mask.
+        move: the move, as NumPy arrays.
+        canvas_size: (height, width) of the result, at least `move.size`; the rest is 0.
 
     Returns:
         uint8 (n, *canvas_size), 0 or 1. Without any move the pixels are those of pycocotools' decoder.
     """
     masks = np.zeros((len(segmentations), *canvas_size), np.uint8)
-    sampled = _sample_positions(geometry)
+    sampled = _sample_positions(move)
     for mask, segmentation in zip(masks, segmentations, strict=True):
         if isinstance(segmentation, dict):
-            _draw_runs(mask, segmentation, sampled, geometry)
+            _draw_runs(mask, segmentation, sampled, move)
         else:
             for polygon in segmentation or ():
-                _draw_polygon(mask, polygon, geometry)
+                _draw_polygon(mask, polygon, move)
     return masks
 
 
-def encode_mask(mask) -> dict:
-    """Gives the run lengths of a mask, as in COCO's uncompressed format.
+def count_runs(mask) -> dict:
+    """Returns the run lengths of a mask, as in COCO's uncompressed format.
 
     Args:
         mask: bool or 0 and 1, (height, width).
@@ -129,7 +128,7 @@ def encode_mask(mask) -> dict:
 
 
 def tighten_boxes(boxes, masks, is_cut):
-    """Gives the boxes, with those that were cut replaced by the tight box of what is left of their masks.
+    """Returns the boxes, with those that were cut replaced by the tight box of what is left of their masks.
 
     mmdetection's `recompute_bbox` after a random crop: the clipped box of a slanted object may be far larger
     than the part that is still visible.
@@ -149,16 +148,16 @@ def tighten_boxes(boxes, masks, is_cut):
     return boxes
 
 
-def _sample_positions(geometry):
-    """Gives for both axes the row or column of the original picture under each pixel of the window."""
-    scales = np.asarray(geometry.original_size) / np.asarray(geometry.resized_size)
+def _sample_positions(move):
+    """Returns for both axes the row or column of the original picture under each pixel of the window."""
+    scales = np.asarray(move.original_size) / np.asarray(move.resized_size)
     return [
         ((np.arange(size) + offset + 0.5) * scale).astype(np.int64)
-        for size, offset, scale in zip(geometry.size, geometry.offset, scales, strict=True)
+        for size, offset, scale in zip(move.size, move.offset, scales, strict=True)
     ]
 
 
-def _draw_runs(mask, segmentation, sampled, geometry):
+def _draw_runs(mask, segmentation, sampled, move):
     # The runs go down column after column; only the columns with pixels are spread out.
     height, ends = segmentation["size"][0], np.cumsum(segmentation["counts"], dtype=np.int64)
     left, right = ends[0] // height, -(-ends[1::2].max(initial=0) // height)
@@ -167,34 +166,33 @@ def _draw_runs(mask, segmentation, sampled, geometry):
         runs = np.diff(np.clip(ends, left * height, right * height), prepend=left * height)
         strip = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(-1, height)
         part = strip[sampled[1][first:last] - left].T[sampled[0]]
-        _paint(mask, part, 0, first, geometry)
+        _paint(mask, part, 0, first, move)
 
 
-def _draw_polygon(mask, polygon, geometry):
-    scale = np.asarray(geometry.resized_size) / np.asarray(geometry.original_size)
-    points = polygon.reshape(-1, 2) * scale[::-1] - np.asarray(geometry.offset)[::-1]
+def _draw_polygon(mask, polygon, move):
+    scale = np.asarray(move.resized_size) / np.asarray(move.original_size)
+    points = polygon.reshape(-1, 2) * scale[::-1] - np.asarray(move.offset)[::-1]
     # pycocotools rounds to fifths of a pixel; done here, so that the window's corner does not change it.
     fifths = np.trunc(5 * points + 0.5)
     # One pixel more on each side, or the outline would be cut.
-    limits = np.asarray(geometry.size)[::-1]
+    limits = np.asarray(move.size)[::-1]
     low = np.clip(fifths.min(0) // 5 - 1, 0, limits).astype(np.int64)
     high = np.clip(fifths.max(0) // 5 + 2, 0, limits).astype(np.int64)
     width, height = (high - low).tolist()
     if width and height:
         fifths -= 5 * low
         points = (fifths - 0.75 * (fifths < 0)) / 5  # C rounds towards 0
+        from pycocotools import mask as coco_mask  # only polygons need it
+
         (runs,) = coco_mask.frPyObjects([points.ravel()], height, width)
-        _paint(mask, coco_mask.decode(runs), low[1], low[0], geometry)
+        _paint(mask, coco_mask.decode(runs), low[1], low[0], move)
 
 
-def _paint(mask, part, top, left, geometry):
+def _paint(mask, part, top, left, move):
     height, width = part.shape
-    if geometry.flip:
-        part, left = part[:, ::-1], geometry.size[1] - left - width
+    if move.flip:
+        part, left = part[:, ::-1], move.size[1] - left - width
     mask[top : top + height, left : left + width] |= part
-
-
-MEAN_PIXEL = (123.675, 116.28, 103.53)
 
 
 # The coarsest stride of the backbones.
@@ -281,23 +279,13 @@ class DetectionAugmentation:
         flip = tf.constant(False)
         if self.flip:
             flip = tf.random.stateless_uniform((), flip_seed) < 0.5
-        geometry = Move(original_size, resized_size, offset, size, flip)
-        image = move_image(image, geometry)
-        return photometric_distortion(image, colour_seed) if self.photometric else image, geometry
-
-
-def fit_sides(size, short_side, long_side):
-    """Gives the largest size of the same ratio within both limits, int32 (2,), rounded as in mmdetection."""
-    sides = tf.cast(size, tf.float64)
-    scale = tf.minimum(
-        tf.cast(long_side, tf.float64) / tf.reduce_max(sides),
-        tf.cast(short_side, tf.float64) / tf.reduce_min(sides),
-    )
-    return scale_size(size, scale)
+        move = Move(original_size, resized_size, offset, size, flip)
+        image = move_image(image, move)
+        return photometric_distortion(image, colour_seed) if self.photometric else image, move
 
 
 def fit_size(size, image_size, factor=1.0):
-    """Gives the largest size of the same ratio inside of (height, width) times a factor, int32 (2,)."""
+    """Returns the largest size of the same ratio inside of (height, width) times a factor, int32 (2,)."""
     limits = tf.floor(tf.constant(image_size, tf.float64) * tf.cast(factor, tf.float64))
     limits = tf.maximum(limits, 1.0)
     scale = tf.reduce_min(limits / tf.cast(size, tf.float64))

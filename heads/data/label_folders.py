@@ -5,8 +5,8 @@ import os
 import pathlib
 import unicodedata
 
-from heads.data.pictures import show_path
 from heads.ops.labels import IGNORED_LABEL
+from heads.pictures import show_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)

@@ -5,8 +5,8 @@ import typing
 
 import numpy as np
 
-from heads.data.pictures import named_faults, open_picture, read_orientation, show_path
 from heads.ops.labels import IGNORED_LABEL
+from heads.pictures import named_faults, open_picture, read_orientation, show_path
 
 MAX_NUMBERS = 20
 # Pillow stretches grey of 2 and 4 bits to 0 .. 255.

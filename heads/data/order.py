@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from heads.data.arguments import read_count, read_seed
+from heads.arguments import read_count, read_seed
 
 
 class BatchOrder:

@@ -11,7 +11,7 @@ WAITING_BATCHES = 2
 
 
 def prefetch_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Gives the batches, made ahead of their use.
+    """Returns the batches, made ahead of their use.
 
     Without tf.data's autotuning: its thread wakes up at growing intervals, of up to a minute, and whoever
     drops an iterator waits for it, which is at the end of every `fit` and `evaluate`. Parallel steps then run

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import tensorflow as tf
 from PIL import Image
 
-from heads.data.arguments import read_count, read_flag, read_seed, read_size
+from heads.arguments import read_count, read_flag, read_seed
 from heads.data.order import BatchOrder, continue_batches, find_groups
-from heads.data.pictures import named_faults
 from heads.data.prefetching import prefetch_batches
 from heads.data.semantic_folder import SemanticFolder
-from heads.data.semantic_moves import check_bands, pad_pair, resize_pair, scale_size
+from heads.data.semantic_moves import check_bands, fit_original, pad_pair, resize_pair
+from heads.picture_sizes import Resizing
+from heads.pictures import named_faults
 
 
 def semantic_training_batches(
@@ -80,16 +81,15 @@ def semantic_evaluation_batches(
         ValueError: Where images of different sizes would share a batch.
     """
     read_count("batch_size", batch_size)
-    image_size = None if image_size is None else read_size("image_size", image_size)
+    resizing = Resizing(image_size)
     if batch_size > 1 and image_size is None and isinstance(source, SemanticFolder):
         _check_one_size(source.pairs, batch_size)
 
     def prepare(image, label):
         if image_size is None:
             return tf.cast(check_bands(image), tf.float32), label
-        scale = tf.reduce_min(tf.constant(image_size, tf.float64) / tf.cast(tf.shape(label), tf.float64))
-        size = tf.minimum(scale_size(tf.shape(label), scale), image_size)
-        return pad_pair(*resize_pair(image, label, size), image_size)
+        size = fit_original(resizing, tf.shape(label))
+        return pad_pair(*resize_pair(image, label, size), resizing.image_size)
 
     examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return prefetch_batches(examples.batch(batch_size))

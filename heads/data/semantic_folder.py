@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from heads.data.label_folders import MAX_LISTED, find_class_names, find_split, list_briefly, pair_files
 from heads.data.label_pictures import decode_label_picture, find_other_order, map_numbers
-from heads.data.pictures import DATA_FORMATS, decode_picture, show_path
 from heads.ops.labels import IGNORED_LABEL
+from heads.pictures import DATA_FORMATS, decode_picture, show_path
 
 
 class SemanticFolder:
@@ -26,7 +26,7 @@ class SemanticFolder:
     Two layouts are read: `images/<split>/` with `labels/<split>/`, and ADE20K's `images/training/` with
     `annotations/training/`; sub-folders belong to the split. Images are JPEG or PNG, label pictures are
     one-channel or palette PNG that hold the class numbers: of palettes the indices count. A number is the
-    line in `classes.txt`, from 0; 255 is ignored. Images are read as `heads.data.pictures.decode_picture`
+    line in `classes.txt`, from 0; 255 is ignored. Images are read as `heads.pictures.decode_picture`
     says: the EXIF orientation is applied unless only the stored pixels have the size of the label.
 
     Args:
@@ -97,7 +97,7 @@ class SemanticFolder:
         return [image for image, _ in self.pairs]
 
     def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:
-        """Gives the decoded pairs.
+        """Returns the decoded pairs.
 
         Args:
             indices: Dataset of positions in `pairs`, int64 scalars. Default: all, once, in order.

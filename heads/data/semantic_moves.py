@@ -4,13 +4,12 @@ mmsegmentation's training pipeline for ADE20K, the one of the VAN paper's result
 function takes an explicit stateless seed, int32 `(2,)`: the same seed gives the same result.
 """
 
+import numpy as np
 import tensorflow as tf
 
-from heads.data.arguments import read_counts, read_flag, read_range, read_share, read_size
+from heads.arguments import read_counts, read_flag, read_range, read_share, read_size
 from heads.ops.labels import IGNORED_LABEL
-
-# The ImageNet mean: a backbone that normalises its input sees about zero in the padding.
-MEAN_GREY = (124.0, 116.0, 104.0)
+from heads.pictures import MEAN_PIXEL
 
 MAX_CROP_TRIES = 10
 BRIGHTNESS_DELTA = 32.0
@@ -207,12 +206,23 @@ def resize_keep_ratio(image, label, long_side, short_side):
     Returns:
         Image float32 and label int32, of the new size.
     """
-    sides = tf.cast(tf.shape(label), tf.float64)
+    return resize_pair(image, label, fit_sides(tf.shape(label), short_side, long_side))
+
+
+def fit_sides(size, short_side, long_side):
+    """The largest size of the same ratio within both limits, int32 (2,), rounded as in mmdetection."""
+    sides = tf.cast(size, tf.float64)
     scale = tf.minimum(
         tf.cast(long_side, tf.float64) / tf.reduce_max(sides),
         tf.cast(short_side, tf.float64) / tf.reduce_min(sides),
     )
-    return resize_pair(image, label, scale_size(tf.shape(label), scale))
+    return scale_size(size, scale)
+
+
+def fit_original(resizing, size):
+    """The size that a `Resizing` gives to a picture, in a graph: int32 (2,) both."""
+    fitted = tf.numpy_function(lambda size: np.array(resizing.fit(size), "int32"), [size], tf.int32)
+    return tf.ensure_shape(fitted, (2,))
 
 
 def scale_size(size, scale):
@@ -252,12 +262,17 @@ def pad_pair(image, label, size):
     """
     height, width = size
     below, right = height - tf.shape(label)[0], width - tf.shape(label)[1]
-    image = (
-        tf.pad(tf.cast(check_bands(image), tf.float32) - MEAN_GREY, [[0, below], [0, right], [0, 0]])
-        + MEAN_GREY
-    )
+    image = tf.pad(tf.cast(check_bands(image), tf.float32), [[0, below], [0, right], [0, 0]])
+    image = colour_padding(image[tf.newaxis], tf.shape(label)[tf.newaxis])[0]
     label = tf.pad(label, [[0, below], [0, right]], constant_values=IGNORED_LABEL)
     return tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(label, (height, width))
+
+
+def colour_padding(images, image_sizes):
+    """Images `(batch, height, width, 3)` with the mean pixel beyond their sizes `(batch, 2)`."""
+    rows = tf.sequence_mask(image_sizes[:, 0], tf.shape(images)[1])[:, :, tf.newaxis, tf.newaxis]
+    columns = tf.sequence_mask(image_sizes[:, 1], tf.shape(images)[2])[:, tf.newaxis, :, tf.newaxis]
+    return tf.where(rows & columns, images, MEAN_PIXEL)
 
 
 def check_bands(image):

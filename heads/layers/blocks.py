@@ -1,11 +1,38 @@
-"""The bricks of the segmentation heads: convolution with batch norm and ReLU, and the last layer."""
+"""The bricks of the heads: layers in a row, convolution with batch norm and ReLU, the last layers."""
 
 import keras
-import numpy as np
 from keras import ops
 
 
-@keras.saving.register_keras_serializable(package="heads")
+class Layer(keras.layers.Layer):
+    """A layer whose configuration Keras writes from the arguments of its constructor."""
+
+    def __new__(cls, *args, dtype=None, **kwargs):
+        # `get_config` knows the policy. As an object, it would keep Keras from noting the other arguments.
+        return super().__new__(cls, *args, **kwargs)
+
+
+class Chain(Layer):
+    """Layers in a row, as `parts`; a subclass makes them in its constructor."""
+
+    def build(self, input_shape):
+        for part in self.parts:
+            part.build(input_shape)
+            input_shape = part.compute_output_shape(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        for part in self.parts:
+            inputs = part(inputs)
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        for part in self.parts:
+            input_shape = part.compute_output_shape(input_shape)
+        return input_shape
+
+
+@keras.saving.register_keras_serializable("van_backbones.heads")
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation that keeps PyTorch's statistics: the moving variance is the unbiased one.
 
@@ -31,73 +58,34 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
-@keras.saving.register_keras_serializable(package="heads")
-class ConvolutionBlock(keras.layers.Layer):
+@keras.saving.register_keras_serializable("van_backbones.heads")
+class ConvolutionBlock(Chain):
     """Convolution without bias, batch normalisation, ReLU; the map keeps its size.
 
     Args:
         filters: output channels.
         kernel_size: side of the kernel, odd.
-        folded: whether the norm is part of the convolution, for inference: see `fold`.
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, filters, kernel_size, folded=False, **kwargs):
+    def __init__(self, filters, kernel_size, **kwargs):
         super().__init__(**kwargs)
-        self.filters = filters
-        self.kernel_size = kernel_size
-        self.folded = folded
-        # PyTorch's kaiming normal over the fan out, which mmcv gives every such convolution. One initializer
-        # for all blocks would draw the same values for each.
-        initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-        self.conv = keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            padding="same",
-            data_format="channels_last",
-            use_bias=folded,
-            kernel_initializer=initializer,
-            # What is not trained any more is stored as it is used.
-            dtype=self.compute_dtype if folded else self.dtype_policy,
-            name="conv",
+        self.conv = make_kaiming_convolution(
+            filters, kernel_size, use_bias=False, dtype=self.dtype_policy, name="conv"
         )
-        if not folded:
-            self.norm = BatchNormalization(dtype=self.dtype_policy, name="norm")
-
-    def build(self, input_shape):
-        self.conv.build(input_shape)
-        if not self.folded:
-            self.norm.build((*input_shape[:-1], self.filters))
-        self.built = True
-
-    def fold(self, block):
-        """Takes, if this block is folded, the weights of one that is not, and gives what that gives."""
-        # `kernel`, as the weights would have what LoRA adds to it beside it.
-        weights = [ops.convert_to_numpy(block.conv.kernel), *block.norm.get_weights()]
-        kernel, gamma, beta, mean, variance = (np.asarray(values, np.float64) for values in weights)
-        scale = gamma / np.sqrt(variance + block.norm.epsilon)
-        self.conv.set_weights([kernel * scale, beta - mean * scale])
+        self.norm = BatchNormalization(dtype=self.dtype_policy, name="norm")
+        self.parts = [self.conv, self.norm]
 
     def call(self, inputs, training=None):
-        outputs = self.conv(inputs)
-        return ops.relu(outputs if self.folded else self.norm(outputs, training=training))
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.filters)
+        return ops.relu(super().call(inputs, training=training))
 
     def reference_layers(self):
-        """Gives mmcv's names: name -> layer."""
-        if self.folded:
-            raise ValueError("a folded model has no norms to load or save by name: deploy after loading")
+        """Returns mmcv's names: name -> layer."""
         return {"conv": self.conv, "bn": self.norm}
 
-    def get_config(self):
-        config = {"filters": self.filters, "kernel_size": self.kernel_size, "folded": self.folded}
-        return {**super().get_config(), **config}
 
-
-@keras.saving.register_keras_serializable(package="heads")
-class PixelClassifier(keras.layers.Layer):
+@keras.saving.register_keras_serializable("van_backbones.heads")
+class PixelClassifier(Chain):
     """The last layer of a segmenter: whole channels dropped in training, then a 1 x 1 convolution.
 
     Args:
@@ -108,31 +96,56 @@ class PixelClassifier(keras.layers.Layer):
 
     def __init__(self, num_classes, dropout_rate=0.1, **kwargs):
         super().__init__(**kwargs)
-        self.num_classes = num_classes
-        self.dropout_rate = dropout_rate
-        initializer = keras.initializers.RandomNormal(0.0, 0.01)
-        dtype = self.dtype_policy
-        self.dropout = keras.layers.SpatialDropout2D(
-            dropout_rate, data_format="channels_last", dtype=dtype, name="dropout"
-        )
-        self.conv = keras.layers.Conv2D(
-            num_classes,
-            1,
-            data_format="channels_last",
-            kernel_initializer=initializer,
-            dtype=dtype,
-            name="conv",
-        )
+        options = {"data_format": "channels_last", "dtype": self.dtype_policy}
+        self.dropout = keras.layers.SpatialDropout2D(dropout_rate, name="dropout", **options)
+        self.conv = make_small_convolution(num_classes, 1, dtype=self.dtype_policy, name="conv")
+        self.parts = [self.dropout, self.conv]
 
-    def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.built = True
 
-    def call(self, inputs, training=None):
-        return self.conv(self.dropout(inputs, training=training))
+def make_small_convolution(filters, kernel_size, bias=0.0, **kwargs):
+    """Returns a convolution whose weights start near 0 (deviation 0.01), as those of mmdetection's heads do.
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.num_classes)
+    Args:
+        filters: output channels.
+        kernel_size: side of the kernel; the map keeps its size.
+        bias: value of the biases at the start.
+        **kwargs: arguments of `keras.layers.Conv2D`.
+    """
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        padding="same",
+        data_format="channels_last",
+        kernel_initializer=keras.initializers.RandomNormal(0.0, 0.01),
+        bias_initializer=keras.initializers.Constant(bias),
+        **kwargs,
+    )
 
-    def get_config(self):
-        return {**super().get_config(), "num_classes": self.num_classes, "dropout_rate": self.dropout_rate}
+
+def make_kaiming_convolution(filters, kernel_size, layer=keras.layers.Conv2D, **kwargs):
+    """Returns a convolution that starts as PyTorch's kaiming normal over the fan out, as mmcv's blocks do.
+
+    Args:
+        filters: output channels.
+        kernel_size: side of the kernel.
+        layer: the class, `keras.layers.Conv2D` or `keras.layers.Conv2DTranspose`.
+        **kwargs: arguments of the class.
+    """
+    # One initializer for all of them would draw the same values for each.
+    initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+    options = {"padding": "same", "data_format": "channels_last", "kernel_initializer": initializer}
+    return layer(filters, kernel_size, **{**options, **kwargs})
+
+
+def join_reference_layers(parts):
+    """Returns the reference names of layers inside of parts: name -> layer or variable.
+
+    Args:
+        parts: prefix -> layer or variable, whose own `reference_layers()`, where there are any, follow the
+            prefix and a dot.
+    """
+    names = {}
+    for prefix, part in parts.items():
+        inner = part.reference_layers() if hasattr(part, "reference_layers") else {"": part}
+        names |= {f"{prefix}.{name}".strip("."): layer for name, layer in inner.items()}
+    return names

@@ -3,13 +3,14 @@
 import keras
 from keras import ops
 
+from heads.layers.blocks import Layer
 from heads.ops.resizing import resize_nearest
 
 EXTRA_LEVEL_SOURCES = ("pool", "input", "output")
 
 
-@keras.saving.register_keras_serializable(package="heads")
-class FPN(keras.layers.Layer):
+@keras.saving.register_keras_serializable("van_backbones.heads")
+class FPN(Layer):
     """Feature pyramid network: every level gets the semantics of the coarser ones.
 
     A 1 x 1 convolution per level, coarse to fine addition with nearest upsampling, a 3 x 3 convolution per
@@ -100,15 +101,7 @@ class FPN(keras.layers.Layer):
         return shapes
 
     def reference_layers(self):
-        """Gives mmdetection's names: name -> layer."""
+        """Returns mmdetection's names: name -> layer."""
         names = {f"lateral_convs.{i}.conv": conv for i, conv in enumerate(self.lateral_convs)}
         convs = [*self.output_convs, *self.extra_convs]
         return names | {f"fpn_convs.{i}.conv": conv for i, conv in enumerate(convs)}
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "channels": self.channels,
-            "num_extra_levels": self.num_extra_levels,
-            "extra_levels_from": self.extra_levels_from,
-        }

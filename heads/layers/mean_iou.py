@@ -7,7 +7,7 @@ from heads.ops.labels import IGNORED_LABEL
 from heads.ops.selection import label_pixels
 
 
-@keras.saving.register_keras_serializable(package="heads")
+@keras.saving.register_keras_serializable("van_backbones.heads")
 class MeanIoU(keras.metrics.Metric):
     """Mean IoU over the classes that occur in the truth or in the predictions; 0 where no pixel has a truth.
 

@@ -3,18 +3,17 @@
 import keras
 from keras import ops
 
-from heads.layers.blocks import ConvolutionBlock
+from heads.layers.blocks import ConvolutionBlock, Layer, join_reference_layers
 from heads.ops.resizing import pool_adaptively, resize_bilinear
 
 
-@keras.saving.register_keras_serializable(package="heads")
-class PyramidPooling(keras.layers.Layer):
+@keras.saving.register_keras_serializable("van_backbones.heads")
+class PyramidPooling(Layer):
     """Pyramid pooling module: the map, averaged over coarse grids, beside the map itself.
 
     Args:
         channels: output channels.
         pool_sizes: cells per axis of each grid.
-        folded: whether norms are part of the convolutions: see `ConvolutionBlock`.
         **kwargs: base arguments of the layer.
 
     Call arguments:
@@ -27,16 +26,15 @@ class PyramidPooling(keras.layers.Layer):
         - Zhao et al., "Pyramid Scene Parsing Network", arXiv 1612.01105, section 3.2.
     """
 
-    def __init__(self, channels=512, pool_sizes=(1, 2, 3, 6), folded=False, **kwargs):
+    def __init__(self, channels=512, pool_sizes=(1, 2, 3, 6), **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
         self.pool_sizes = tuple(pool_sizes)
-        self.folded = folded
-        options = {"folded": folded, "dtype": self.dtype_policy}
+        dtype = self.dtype_policy
         self.pool_blocks = [
-            ConvolutionBlock(channels, 1, **options, name=f"pool_{size}") for size in self.pool_sizes
+            ConvolutionBlock(channels, 1, dtype=dtype, name=f"pool_{size}") for size in self.pool_sizes
         ]
-        self.bottleneck = ConvolutionBlock(channels, 3, **options, name="bottleneck")
+        self.bottleneck = ConvolutionBlock(channels, 3, dtype=dtype, name="bottleneck")
 
     def build(self, input_shape):
         for block in self.pool_blocks:
@@ -56,6 +54,7 @@ class PyramidPooling(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.channels)
 
-    def get_config(self):
-        config = {"channels": self.channels, "pool_sizes": self.pool_sizes, "folded": self.folded}
-        return {**super().get_config(), **config}
+    def reference_layers(self):
+        """Returns mmsegmentation's names: name -> layer."""
+        blocks = {f"psp_modules.{index}.1": block for index, block in enumerate(self.pool_blocks)}
+        return join_reference_layers({"bottleneck": self.bottleneck, **blocks})

@@ -1,4 +1,19 @@
-"""RoIAlign: features of boxes, on a grid of the same size for every box (Mask R-CNN, arXiv 1703.06870)."""
+"""RoIAlign: features of boxes, on a grid of the same size for every box (Mask R-CNN, arXiv 1703.06870).
+
+How the features are gathered, for all boxes of all levels at once:
+
+    levels   P2, P3, ...  ->  one list of cells, (positions, channels)
+    boxes    sorted by the area of their window, 32 a group, so that large ones do not hold up small ones
+    window   the cells that a box's samples touch, row by row, cut into tiles of 128
+
+        . . . . . . . .       a group goes on until its largest window is done:
+        . a a a a b b .         cells   = gather a tile of each box    (32, 128, channels)
+        . b b c c c c .         weights = what each cell weighs        (32, bins, 128)
+        . . . . . . . .         means  += weights @ cells              (32, bins, channels)
+
+The weight of a cell in a bin is a row's weight times a column's: see `heads.ops.bilinear`. The gradient goes
+the same way back and adds up into the list of cells.
+"""
 
 from typing import NamedTuple
 
@@ -21,7 +36,7 @@ def roi_align(
     sampling_ratio: int = 0,
     aligned: bool = True,
 ):
-    """Gives the features of boxes on one map: means over bins of bilinear samples.
+    """Returns the features of boxes on one map: means over bins of bilinear samples.
 
     The numbers are those of mmcv's RoIAlign with average pooling. The features get gradients, the boxes none.
 
@@ -58,7 +73,7 @@ def roi_align(
 
 
 def align_regions(pyramid, boxes, output_size: int, strides=(4, 8, 16, 32), sampling_ratio: int = 0):
-    """Gives the features of boxes, each from the level of a pyramid that fits its size.
+    """Returns the features of boxes, each from the level of a pyramid that fits its size.
 
     Args:
         pyramid: list over levels of (batch, height, width, channels), from fine to coarse.
@@ -107,7 +122,7 @@ def align_regions(pyramid, boxes, output_size: int, strides=(4, 8, 16, 32), samp
 
 
 def assign_levels(boxes, num_levels: int, finest_size: float = 56.0):
-    """Gives the level that each box is pooled from: 0 for sides up to 112 pixels, 1 up to 224, and so on.
+    """Returns the level that each box is pooled from: 0 for sides up to 112 pixels, 1 up to 224, and so on.
 
     Args:
         boxes: (..., 4) float32, (x1, y1, x2, y2) in pixels.
@@ -135,7 +150,7 @@ class Windows(NamedTuple):
 
 
 def _pool_windows(cells, map_starts, rows, columns, num_bins):
-    """Gives the means over the bins.
+    """Returns the means over the bins.
 
     Args:
         cells: (positions, channels), the cells of all maps one after another.
@@ -166,7 +181,7 @@ def _pool_windows(cells, map_starts, rows, columns, num_bins):
 
 
 def _group_boxes(windows):
-    """Gives boxes in groups, sorted by the area of their windows, largest first.
+    """Returns boxes in groups, sorted by the area of their windows, largest first.
 
     Returns:
         - `Windows` with fields of shape (groups, GROUP_SIZE); the last group ends with boxes without samples.
@@ -186,12 +201,12 @@ def _group_boxes(windows):
 
 
 def _count_cells(windows):
-    """Gives the areas of the windows."""
+    """Returns the areas of the windows."""
     return windows.rows.window_sizes * windows.columns.window_sizes
 
 
 def _pool_groups(cells, groups, num_bins):
-    """Gives the means, (groups, GROUP_SIZE, num_bins * num_bins, channels), of (positions, channels)."""
+    """Returns the means, (groups, GROUP_SIZE, num_bins * num_bins, channels), of (positions, channels)."""
     channels = ops.shape(cells)[1]
 
     def pool_group(group):
@@ -207,7 +222,7 @@ def _pool_groups(cells, groups, num_bins):
 
 
 def _spread_groups(upstream, groups, num_positions, num_bins):
-    """Gives the gradient of the cells, float32 (positions, channels), from that of `_pool_groups`' means."""
+    """Returns the gradient of the cells, float32 (positions, channels), from that of the means."""
     num_groups, channels = ops.shape(upstream)[0], ops.shape(upstream)[-1]
 
     def add_group(index, gradient):
@@ -227,13 +242,13 @@ def _spread_groups(upstream, groups, num_positions, num_bins):
 
 
 def _loop_over_tiles(group, add_tile, total):
-    """Gives `total` after `add_tile(tile, total)` for every tile of the group's largest window."""
+    """Returns `total` after `add_tile(tile, total)` for every tile of the group's largest window."""
     num_cells = ops.max(_count_cells(group))
     return ops.while_loop(lambda tile, _: tile * TILE_SIZE < num_cells, add_tile, (0, total))[1]
 
 
 def _weigh_tile(group, tile, num_bins):
-    """Gives one tile of each window of a group, whose cells are counted row by row.
+    """Returns one tile of each window of a group, whose cells are counted row by row.
 
     Returns:
         - (GROUP_SIZE, num_bins * num_bins, TILE_SIZE) float32, weights of the cells in the means.

@@ -1,7 +1,8 @@
 """Scores of predictions, as the benchmarks count them."""
 
+from heads.coco.segmentations import encode_mask
 from heads.metrics.average_precision import evaluate_coco, format_coco_scores
-from heads.metrics.coco import CocoScores, encode_mask, predict_coco_results, save_results, to_coco_results
+from heads.metrics.coco import CocoScores, predict_coco_results, save_results, to_coco_results
 from heads.metrics.semantic import count_confusion, format_scores, score_confusion
 
 __all__ = [

@@ -212,7 +212,7 @@ def to_plain_list(values) -> list:
 
 
 def _count(objects, found, kind, limits, use_fast):
-    """Gives precision (thresholds, recalls, classes, areas, limits) and recall, the same without recalls.
+    """Returns precision (thresholds, recalls, classes, areas, limits) and recall, the same without recalls.
 
     -1 where there is nothing to find. Thresholds are 0.5, 0.55 .. 0.95; areas all, small, medium, large.
     """
@@ -274,7 +274,7 @@ def _read_size(image):
 
 
 def _to_datasets(truth, results, kind, scored):
-    """Gives truth and results as two COCO data sets of what `kind` needs, with all ids counted from 1.
+    """Returns truth and results as two COCO data sets of what `kind` needs, with all ids counted from 1.
 
     pycocotools takes a match with the object of id 0 for none, and keeps one object of each id.
     """
@@ -315,7 +315,7 @@ def _to_datasets(truth, results, kind, scored):
 
 
 def _read_result(result, kind, size):
-    """Gives the score and the shape of a result."""
+    """Returns the score and the shape of a result."""
     score = result.get("score")
     if not is_number(score) or not math.isfinite(score):
         raise ValueError(f'"score" must be a finite number. Received: {show(score)}')
@@ -330,7 +330,7 @@ def _read_result(result, kind, size):
 
 
 def _to_shape(kind, box_xywh, segmentation, size):
-    """Gives the box or the mask as pycocotools takes it, and its area."""
+    """Returns the box or the mask as pycocotools takes it, and its area."""
     if kind == "bbox":
         return {"bbox": list(box_xywh), "area": box_xywh[2] * box_xywh[3]}
     if math.prod(size) >= 2**32:
@@ -344,7 +344,7 @@ def _to_shape(kind, box_xywh, segmentation, size):
 
 
 def _class_names(categories):
-    """Gives the names in order of the ids; those that several classes share get their id behind them."""
+    """Returns the names in order of the ids; those that several classes share get their id behind them."""
     names = {key: str(categories[key].get("name", key)) for key in sorted(categories)}
     repeated = Counter(names.values())
     return {key: f"{name} ({key})" if repeated[name] > 1 else name for key, name in names.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from pycocotools import mask as run_lengths
 
+from heads.coco.segmentations import encode_mask
 from heads.metrics.average_precision import (
     MAX_DETECTIONS,
     check_kinds,
@@ -217,19 +217,6 @@ def to_coco_results(
     return results
 
 
-def encode_mask(mask) -> dict:
-    """COCO's compressed run lengths of a mask.
-
-    Args:
-        mask: Bool or 0 / 1, `(height, width)`.
-
-    Returns:
-        {"size": [height, width], "counts": str}.
-    """
-    encoded = run_lengths.encode(np.asfortranarray(mask, dtype="uint8"))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
-
-
 def save_results(results: list[dict], path, kind: str | None = None):
     """Saves a result list as the JSON that COCO's tools and server take.
 
@@ -254,7 +241,7 @@ def save_results(results: list[dict], path, kind: str | None = None):
 
 
 def _prepare_path(path):
-    """Gives the path of a file to write, in a folder that exists from now on."""
+    """Returns the path of a file to write, in a folder that exists from now on."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"results_path must be a file. Received: the folder {path}")
@@ -263,7 +250,7 @@ def _prepare_path(path):
 
 
 def _picture_sizes(inputs):
-    """Gives (height, width) of each picture in whose pixels the detections are."""
+    """Returns (height, width) of each picture in whose pixels the detections are."""
     if isinstance(inputs, dict):
         for name in ("original_sizes", "image_sizes"):
             if name in inputs:

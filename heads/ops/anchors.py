@@ -5,7 +5,7 @@ from keras import ops
 
 
 def make_anchors(level_sizes, strides, scales, ratios):
-    """Gives the anchors of every pyramid level.
+    """Returns the anchors of every pyramid level.
 
     Faster R-CNN (arXiv 1506.01497, Sec. 3.1.1), with mmdetection's conventions: the anchors of cell (i, j)
     are centred on (j * stride, i * stride), without half a cell's shift. An anchor of scale s and ratio r has
@@ -32,7 +32,7 @@ def make_anchors(level_sizes, strides, scales, ratios):
 
 
 def _make_cell(stride, scales, ratios):
-    """Gives the anchors around (0, 0): (len(ratios) * len(scales), 4)."""
+    """Returns the anchors around (0, 0): (len(ratios) * len(scales), 4)."""
     # In float32, in mmdetection's order: matching looks at the last bit of the overlaps.
     stretch = np.sqrt(np.asarray(ratios, "float32"))[:, None]
     scales = np.asarray(scales, "float32")
@@ -50,8 +50,22 @@ def _make_level(size, stride, cell):
     return ops.reshape(ops.expand_dims(centers, 2) + ops.convert_to_tensor(cell), (-1, 4))
 
 
+def join_levels(maps, num_values):
+    """Returns the outputs of all anchors, float32 (batch, anchors, num_values), in `make_anchors`' order.
+
+    Args:
+        maps: (batch, height, width, anchors of a cell * num_values) of each level, from fine to coarse.
+        num_values: outputs of an anchor.
+    """
+    rows = []
+    for level in maps:
+        batch, height, width, channels = ops.shape(level)
+        rows.append(ops.reshape(level, (batch, height * width * (channels // num_values), num_values)))
+    return ops.cast(ops.concatenate(rows, axis=1), "float32")
+
+
 def mark_inside(anchors, image_sizes, divisor=32):
-    """Gives the anchors whose cell lies in their image, rather than in the padding of the batch.
+    """Returns the anchors whose cell lies in their image, rather than in the padding of the batch.
 
     mmdetection's valid flags. An image counts with the padding that it would get alone, to a multiple of
     `divisor`.

@@ -20,7 +20,7 @@ class Samples(NamedTuple):
 
 
 def place_samples(starts, ends, map_sizes, num_bins: int, sampling_ratio: int = 0, aligned: bool = True):
-    """Gives the samples along one axis.
+    """Returns the samples along one axis.
 
     Args:
         starts: (n,) float32, where the boxes begin, in cells: the centre of cell 0 is at 0.
@@ -54,7 +54,7 @@ def place_samples(starts, ends, map_sizes, num_bins: int, sampling_ratio: int = 
 
 
 def weigh_cells(samples, cells, num_bins: int):
-    """Gives what each cell weighs in each bin, summed over the bin's samples (`samples.counts`).
+    """Returns what each cell weighs in each bin, summed over the bin's samples (`samples.counts`).
 
     A sample at p gives cell c the weight 1 - |p - c|, if that is positive. The samples of a bin are equally
     spaced, so those just before a cell are an arithmetic series, and those just behind it another.
@@ -67,7 +67,9 @@ def weigh_cells(samples, cells, num_bins: int):
     Returns:
         (n, num_bins, k) float32.
     """
-    firsts, bin_sizes, counts = (field[:, None, None] for field in samples[:3])
+    firsts, bin_sizes, counts = (
+        field[:, None, None] for field in (samples.firsts, samples.bin_sizes, samples.counts)
+    )
     # A box without length has its samples in one place.
     spacings = ops.maximum(bin_sizes / ops.maximum(counts, 1.0), 1e-6)
     bins = ops.arange(num_bins, dtype="float32")[None, :, None]

@@ -12,7 +12,7 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
 
 def compute_iou(boxes1, boxes2):
-    """Gives the intersection over union of every pair of boxes.
+    """Returns the intersection over union of every pair of boxes.
 
     Args:
         boxes1: (..., n, 4), pixels.
@@ -32,7 +32,7 @@ def compute_iou(boxes1, boxes2):
 
 
 def compute_coverage(boxes, regions):
-    """Gives the share of each box's area that lies in each region (mmdetection's "iof").
+    """Returns the share of each box's area that lies in each region (mmdetection's "iof").
 
     Args:
         boxes: (..., n, 4), pixels.
@@ -49,14 +49,14 @@ def compute_coverage(boxes, regions):
 
 
 def _compare_all(boxes1, boxes2):
-    """Gives the pairwise overlaps (..., n, m) and both areas, (..., n, 1) and (..., 1, m)."""
+    """Returns the pairwise overlaps (..., n, m) and both areas, (..., n, 1) and (..., 1, m)."""
     corners1 = [ops.expand_dims(corner, -1) for corner in split_corners(boxes1)]
     corners2 = [ops.expand_dims(corner, -2) for corner in split_corners(boxes2)]
     return intersect_corners(corners1, corners2), measure_areas(corners1), measure_areas(corners2)
 
 
 def split_corners(boxes):
-    """Gives the four coordinates x1, y1, x2, y2 of boxes, each (...) float32.
+    """Returns the four coordinates x1, y1, x2, y2 of boxes, each (...) float32.
 
     Args:
         boxes: (..., 4).
@@ -75,7 +75,7 @@ def split_corners(boxes):
 
 
 def intersect_corners(corners1, corners2):
-    """Gives the areas that boxes share, from their coordinates.
+    """Returns the areas that boxes share, from their coordinates.
 
     No array with a last dimension of 4 is made, so that it stays light for hundreds of thousands of boxes.
 
@@ -93,13 +93,13 @@ def intersect_corners(corners1, corners2):
 
 
 def measure_areas(corners):
-    """Gives the areas of boxes, from their coordinates x1, y1, x2, y2 as `split_corners` gives them."""
+    """Returns the areas of boxes, from their coordinates x1, y1, x2, y2 as `split_corners` gives them."""
     left, top, right, bottom = corners
     return (right - left) * (bottom - top)
 
 
 def encode_boxes(boxes, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
-    """Gives the deltas that turn anchors into boxes.
+    """Returns the deltas that turn anchors into boxes.
 
     R-CNN (arXiv 1311.2524, appendix C): the shift of the centre in units of the anchor's sides and the
     logarithm of the ratio of the sides, each divided by its deviation.
@@ -122,7 +122,7 @@ def encode_boxes(boxes, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
 
 
 def decode_boxes(deltas, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
-    """Gives the boxes that deltas make of anchors: the inverse of `encode_boxes`.
+    """Returns the boxes that deltas make of anchors: the inverse of `encode_boxes`.
 
     The sides change by at most a factor of 1000 / 16 = 62.5, in both directions. Nothing is clipped to the
     image.
@@ -143,14 +143,14 @@ def decode_boxes(deltas, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
 
 
 def _find_centers(boxes):
-    """Gives the centres and the sides of boxes, each (..., 2): x, y."""
+    """Returns the centres and the sides of boxes, each (..., 2): x, y."""
     boxes = ops.cast(boxes, "float32")
     starts, ends = boxes[..., :2], boxes[..., 2:]
     return 0.5 * (starts + ends), ends - starts
 
 
 def clip_boxes(boxes, image_sizes):
-    """Gives boxes cut off at the borders of their image.
+    """Returns boxes cut off at the borders of their image.
 
     Args:
         boxes: (batch, n, 4), pixels.
@@ -165,7 +165,7 @@ def clip_boxes(boxes, image_sizes):
 
 
 def rescale_boxes(boxes, image_sizes, original_sizes):
-    """Gives boxes of a resized image in the pixels of the original.
+    """Returns boxes of a resized image in the pixels of the original.
 
     Args:
         boxes: (batch, n, 4), pixels of the resized image.

@@ -7,12 +7,13 @@ import numpy as np
 from keras import ops
 
 from heads.ops.boxes import clip_boxes
+from heads.ops.labels import CROWD_LABEL, IGNORED_LABEL, PADDING_LABEL
 
 INPUT_NAMES = ("images", "image_sizes", "original_sizes")
 
 
 def read_inputs(inputs):
-    """Gives a detector's inputs by name, with the sizes that were left out.
+    """Returns a detector's inputs by name, with the sizes that were left out.
 
     Args:
         inputs: images (batch, height, width, 3), or a dict of them as "images" with, if wanted,
@@ -62,7 +63,7 @@ def _show(values):
 
 
 def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
-    """Gives checked targets of a detector by name.
+    """Returns checked targets of a detector by name.
 
     Args:
         targets: a dict of "boxes" (batch, n, 4), xyxy pixels; "labels" (batch, n), integers, -1 for padding
@@ -98,7 +99,8 @@ def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
     faults, poison = _check_boxes(boxes, labels, image_sizes)
     poisons = {"class_loss": _check_labels(targets["labels"], labels, num_classes), "box_loss": poison}
     # Faulty boxes become padding: what samples a map under a box must not meet a NaN.
-    checked = {"boxes": ops.where(faults[..., None], 0.0, boxes), "labels": ops.where(faults, -1, labels)}
+    labels = ops.where(faults, PADDING_LABEL, labels)
+    checked = {"boxes": ops.where(faults[..., None], 0.0, boxes), "labels": labels}
     if with_masks:
         checked["masks"] = targets["masks"]
     return checked, poisons
@@ -107,19 +109,22 @@ def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
 def _check_labels(given, labels, num_classes):
     """Returns 0, or NaN at a label that is no class, padding or crowd."""
     given = ops.convert_to_tensor(given)
-    faults = (labels >= num_classes) | (labels < -2) | ops.not_equal(ops.cast(labels, given.dtype), given)
+    faults = (
+        (labels >= num_classes) | (labels < CROWD_LABEL) | ops.not_equal(ops.cast(labels, given.dtype), given)
+    )
     return poison_faults(
         faults,
         lambda index: (
-            f"labels must be class numbers 0 .. {num_classes - 1}, -1 for padding or -2 for a crowd. "
-            f"Received: {_show(given[index])} for box {index[1]} of image {index[0]} of the batch"
+            f"labels must be class numbers 0 .. {num_classes - 1}, {PADDING_LABEL} for padding or "
+            f"{CROWD_LABEL} for a crowd. Received: {_show(given[index])} for box {index[1]} of image "
+            f"{index[0]} of the batch"
         ),
     )
 
 
 def _check_boxes(boxes, labels, image_sizes):
     """Returns which boxes have no area or lie outside of their image; and 0, or NaN where there are any."""
-    exists = ops.not_equal(labels, -1)
+    exists = ops.not_equal(labels, PADDING_LABEL)
     # Written so that NaN is a fault.
     valid = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1) & ops.all(ops.isfinite(boxes), axis=-1)
     if image_sizes is not None:
@@ -150,7 +155,7 @@ def _check_boxes(boxes, labels, image_sizes):
     return faults, poison if image_sizes is None else poison + 0.0 * ops.sum(image_sizes)
 
 
-def read_labels(labels, logits, ignore_label=255):
+def read_labels(labels, logits, ignore_label=IGNORED_LABEL):
     """Returns checked label maps, and what to add to the loss.
 
     Args:
@@ -159,7 +164,7 @@ def read_labels(labels, logits, ignore_label=255):
         ignore_label: the label of pixels without truth.
 
     Returns:
-        (labels, poison): int32 (batch, height, width), `ignore_label` in place of labels that are no class;
+        (labels, poison): int32 (batch, height, width), `ignore_label` instead of labels that are no class;
         and 0, or NaN where there are any: see `poison_faults`.
 
     Raises:

@@ -14,8 +14,9 @@ IGNORED_MATCH = -2
 
 def check_num_classes(num_classes):
     """Raises a ValueError unless a segmenter can tell that many classes apart in its label maps."""
-    if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= 255:
+    if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= IGNORED_LABEL:
         raise ValueError(
-            "num_classes must be between 2 and 255: label 255 is ignored, and a single class has nothing to "
-            f"be told from, so count the background as a class. Received: {num_classes!r}"
+            f"num_classes must be between 2 and {IGNORED_LABEL}: label {IGNORED_LABEL} is ignored, and a "
+            "single class has nothing to be told from, so count the background as a class. "
+            f"Received: {num_classes!r}"
         )

@@ -3,10 +3,11 @@
 from keras import ops
 
 from heads.ops.inputs import read_labels
+from heads.ops.labels import IGNORED_LABEL
 
 
-def semantic_cross_entropy(labels, logits, ignore_label=255):
-    """Gives the cross-entropy of a label map, averaged over all pixels.
+def semantic_cross_entropy(labels, logits, ignore_label=IGNORED_LABEL):
+    """Returns the cross-entropy of a label map, averaged over all pixels.
 
     Ignored pixels add nothing to the sum but count in the average, as in mmsegmentation (its
     `avg_non_ignore=False`): a picture that is mostly ignored weighs little.
@@ -30,7 +31,7 @@ def semantic_cross_entropy(labels, logits, ignore_label=255):
 
 
 def binary_cross_entropy(targets, logits):
-    """Gives the cross-entropy of independent yes-or-no questions, elementwise.
+    """Returns the cross-entropy of independent yes-or-no questions, elementwise.
 
     Args:
         targets: (...) probabilities, mostly 0 or 1.
@@ -44,7 +45,7 @@ def binary_cross_entropy(targets, logits):
 
 
 def sigmoid_focal_loss(targets, logits, alpha=0.25, gamma=2.0):
-    """Gives the focal loss, elementwise.
+    """Returns the focal loss, elementwise.
 
     RetinaNet (arXiv 1708.02002, Sec. 3): the cross-entropy, times the error of the probability to the power
     of `gamma`, so that the many easy negatives do not drown the rest.
@@ -67,8 +68,13 @@ def sigmoid_focal_loss(targets, logits, alpha=0.25, gamma=2.0):
     return losses if gamma == 0 else losses * errors**gamma
 
 
+def l1_loss(targets, predictions):
+    """Returns the absolute difference, elementwise."""
+    return ops.abs(predictions - targets)
+
+
 def smooth_l1_loss(targets, predictions, beta):
-    """Gives the smooth L1 loss, elementwise: a parabola up to errors of `beta`, a line from there.
+    """Returns the smooth L1 loss, elementwise: a parabola up to errors of `beta`, a line from there.
 
     Fast R-CNN (arXiv 1504.08083, Sec. 2.3).
 

@@ -1,13 +1,23 @@
 """Masks of objects: cropped to boxes for training, pasted into pictures for the user."""
 
+from typing import NamedTuple
+
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from heads.ops.bilinear import Samples, place_samples, weigh_cells
 
 
+class Crops(NamedTuple):
+    """What is cropped: for each box the number of its mask, below 0 for none, and `Samples` on both axes."""
+
+    numbers: object
+    rows: Samples
+    columns: Samples
+
+
 def crop_masks(masks, boxes, indices, size: int = 28):
-    """Gives what of the objects' masks lies in boxes, at one size: the targets of a mask head.
+    """Returns what of the objects' masks lies in boxes, at one size: the targets of a mask head.
 
     RoIAlign of the full masks with samples as fine as the pixels, then at least one half, as mmdetection's
     `BitmapMasks.crop_and_resize`. Box by box, so that only one mask at a time becomes floating point.
@@ -39,29 +49,31 @@ def crop_masks(masks, boxes, indices, size: int = 28):
     numbers = ops.concatenate([numbers, -ops.ones((1,), "int32")])
     corners = ops.concatenate([ops.reshape(boxes, (-1, 4)), ops.zeros((1, 4), "float32")]) - 0.5
     ones = ops.ones_like(numbers)
-    rows = place_samples(corners[:, 1], corners[:, 3], height * ones, size)
-    columns = place_samples(corners[:, 0], corners[:, 2], width * ones, size)
+    crops = Crops(
+        numbers,
+        rows=place_samples(corners[:, 1], corners[:, 3], height * ones, size),
+        columns=place_samples(corners[:, 0], corners[:, 2], width * ones, size),
+    )
     masks = ops.reshape(masks, (-1, height, width))
     row_cells, column_cells = (ops.arange(side, dtype="int32")[None] for side in (height, width))
 
-    def crop_mask(box):
-        number, rows, columns = box[0], Samples(*box[1:7]), Samples(*box[7:])
-        mask = ops.cast(ops.take(masks, ops.maximum(number, 0), axis=0), "float32")
+    def crop_mask(crop):
+        mask = ops.cast(ops.take(masks, ops.maximum(crop.numbers, 0), axis=0), "float32")
         row_weights, column_weights = (
-            weigh_cells(Samples(*(field[None] for field in samples)), cells, size)[0]
-            for samples, cells in ((rows, row_cells), (columns, column_cells))
+            weigh_cells(tree.map_structure(lambda field: field[None], samples), cells, size)[0]
+            for samples, cells in ((crop.rows, row_cells), (crop.columns, column_cells))
         )
         sums = ops.matmul(ops.matmul(row_weights, mask), ops.transpose(column_weights))
         # Sums, not means: an exact half must stay one.
-        counts = rows.counts * columns.counts
-        return ops.cast((sums >= 0.5 * counts) & (counts > 0.0) & (number >= 0), "float32")
+        counts = crop.rows.counts * crop.columns.counts
+        return ops.cast((sums >= 0.5 * counts) & (counts > 0.0) & (crop.numbers >= 0), "float32")
 
-    crops = ops.map(crop_mask, [numbers, *rows, *columns])[:-1]
-    return ops.reshape(crops, (batch, num_boxes, size, size))
+    cropped = ops.map(crop_mask, crops)[:-1]
+    return ops.reshape(cropped, (batch, num_boxes, size, size))
 
 
 def paste_masks(masks, boxes, image_size, threshold: float = 0.5):
-    """Gives the masks of detections in the picture, from their scores on a grid over the box.
+    """Returns the masks of detections in the picture, from their scores on a grid over the box.
 
     Bilinear between the centres of the grid's cells, fading to 0 beyond the outermost ones, as mmdetection
     does with PyTorch's `grid_sample(align_corners=False)`. NumPy on the host, one box at a time.
@@ -101,7 +113,7 @@ def paste_masks(masks, boxes, image_size, threshold: float = 0.5):
 
 
 def _interpolation_matrix(start, end, num_cells, num_pixels):
-    """Gives the first pixel that a grid from `start` to `end` touches, and what its cells weigh in each.
+    """Returns the first pixel that a grid from `start` to `end` touches, and what its cells weigh in each.
 
     Returns:
         - int, the first pixel.

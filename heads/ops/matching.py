@@ -3,6 +3,7 @@
 from keras import ops
 
 from heads.ops.boxes import intersect_corners, measure_areas, split_corners
+from heads.ops.labels import BACKGROUND_MATCH, CROWD_LABEL, IGNORED_MATCH, PADDING_LABEL
 
 
 def match_boxes(
@@ -15,7 +16,7 @@ def match_boxes(
     match_low_quality=True,
     inside=None,
 ):
-    """Gives for each anchor the box that it learns.
+    """Returns for each anchor the box that it learns.
 
     Faster R-CNN (arXiv 1506.01497, Sec. 3.1.2) as in mmdetection's MaxIoUAssigner. An anchor learns the box
     that it overlaps most, if their IoU reaches `positive_threshold`; it is background if its best IoU is
@@ -56,10 +57,11 @@ def match_boxes(
     best, match, forced, crowd = _compare_one_by_one(
         anchors, boxes, labels, inside, min_positive_iou if match_low_quality else None
     )
-    unmatched = ops.where(ops.logical_or(best >= negative_threshold, crowd), -2, -1)
+    is_ignored = ops.logical_or(best >= negative_threshold, crowd)
+    unmatched = ops.where(is_ignored, IGNORED_MATCH, BACKGROUND_MATCH)
     matches = ops.where(best >= positive_threshold, match, unmatched)
     matches = ops.where(forced >= 0, forced, matches)
-    return matches if inside is None else ops.where(inside, matches, -2)
+    return matches if inside is None else ops.where(inside, matches, IGNORED_MATCH)
 
 
 def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
@@ -83,7 +85,7 @@ def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
     areas = ops.maximum(measure_areas(corners), 1e-6)
     shape = (ops.shape(boxes)[0], ops.shape(anchors)[-2])
     positions = ops.arange(ops.shape(labels)[1], dtype="int32")
-    num_boxes = ops.max(ops.where(ops.not_equal(labels, -1), positions + 1, 0), initial=0)
+    num_boxes = ops.max(ops.where(ops.not_equal(labels, PADDING_LABEL), positions + 1, 0), initial=0)
 
     def compare_one(index, best, match, forced, crowd_overlap):
         box = split_corners(ops.take(boxes, index, axis=1)[:, None])  # each (batch, 1)
@@ -97,7 +99,7 @@ def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
             takes = (label >= 0) & (own_best >= min_positive_iou) & (own_best > 0.0)
             forced = ops.where(ops.equal(iou, ops.where(takes, own_best, -1.0)), index, forced)
         match = ops.where(iou > best, index, match)
-        crowd_overlap = ops.maximum(crowd_overlap, ops.where(ops.equal(label, -2), overlap, 0.0))
+        crowd_overlap = ops.maximum(crowd_overlap, ops.where(ops.equal(label, CROWD_LABEL), overlap, 0.0))
         state = (ops.maximum(best, iou), match, forced, crowd_overlap)
         return index + 1, *(ops.reshape(part, shape) for part in state)
 

@@ -4,7 +4,7 @@ from keras import ops
 
 
 def resize_bilinear(inputs, size):
-    """Gives bilinearly resized maps, with half-pixel centres and without antialiasing.
+    """Returns bilinearly resized maps, with half-pixel centres and without antialiasing.
 
     PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
 
@@ -25,7 +25,7 @@ def resize_bilinear(inputs, size):
 
 
 def _interpolate(inputs, axis, old, new):
-    """Gives `inputs` with its `axis` resized from `old` to `new` positions."""
+    """Returns `inputs` with its `axis` resized from `old` to `new` positions."""
     ratio = ops.cast(old, "float32") / ops.cast(new, "float32")
     position = (ops.cast(ops.arange(new, dtype="int32"), "float32") + 0.5) * ratio - 0.5
     position = ops.maximum(position, 0.0)
@@ -38,7 +38,7 @@ def _interpolate(inputs, axis, old, new):
 
 
 def resize_nearest(inputs, size):
-    """Gives maps resized by repeating values: output i takes input floor(i * old / new).
+    """Returns maps resized by repeating values: output i takes input floor(i * old / new).
 
     PyTorch's `interpolate(mode="nearest")`. `ops.image.resize` looks at half-pixel centres instead, which
     differs where the size is not doubled exactly (3 -> 5).
@@ -57,7 +57,7 @@ def resize_nearest(inputs, size):
 
 
 def pool_adaptively(inputs, num_bins):
-    """Gives means over a grid of `num_bins` x `num_bins` cells, whatever the inputs' size.
+    """Returns means over a grid of `num_bins` x `num_bins` cells, whatever the inputs' size.
 
     PyTorch's `adaptive_avg_pool2d`: cell i of n positions covers floor(i n / bins) .. ceil((i + 1) n / bins),
     so that neighbours may overlap. Averaging matrices make it exact at any size, in any graph;

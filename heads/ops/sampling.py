@@ -2,9 +2,11 @@
 
 from keras import ops
 
+from heads.ops.labels import BACKGROUND_MATCH
+
 
 def sample_matches(matches, num_samples, positive_fraction, priorities):
-    """Gives a sample of the matched and the background anchors of each image.
+    """Returns a sample of the matched and the background anchors of each image.
 
     mmdetection's RandomSampler, with the random numbers from outside: random `priorities` give a random
     sample, `arange` the first ones. Positives fill at most their share; background fills the rest, as far as
@@ -33,7 +35,7 @@ def sample_matches(matches, num_samples, positive_fraction, priorities):
     ranks = -ops.stop_gradient(ops.cast(priorities, "float32"))
     positives, num_positives = _take_first(ops.where(matches >= 0, ranks, -float("inf")), max_positives)
     backgrounds, num_backgrounds = _take_first(
-        ops.where(ops.equal(matches, -1), ranks, -float("inf")), num_samples
+        ops.where(ops.equal(matches, BACKGROUND_MATCH), ranks, -float("inf")), num_samples
     )
     slots = ops.arange(num_samples, dtype="int32")[None]
     is_positive = slots < num_positives
@@ -45,7 +47,7 @@ def sample_matches(matches, num_samples, positive_fraction, priorities):
 
 
 def _take_first(ranks, count):
-    """Gives the indices (batch, count) of the highest finite ranks, and how many there are, (batch, 1)."""
+    """Returns the indices (batch, count) of the highest finite ranks, and how many there are, (batch, 1)."""
     # Padding, as there may be fewer than `count`.
     ranks = ops.pad(ranks, ((0, 0), (0, count)), constant_values=-float("inf"))
     values, indices = ops.top_k(ranks, count)

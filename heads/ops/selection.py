@@ -1,20 +1,21 @@
-"""What the detectors share: their inputs, and the way from scored boxes to detections."""
+"""From scores to results: the best boxes, detections without doubles, the likeliest class of each pixel."""
 
 from keras import ops
 
 from heads.ops.boxes import clip_boxes, rescale_boxes
+from heads.ops.labels import PADDING_LABEL
 from heads.ops.suppression import suppress_boxes
 
 
 def select_best(scores, num_best):
-    """Gives the best of the last axis, as many as there are but at most `num_best`: (scores, indices)."""
+    """Returns the best of the last axis, as many as there are but at most `num_best`: (scores, indices)."""
     count = ops.shape(scores)[-1]
     num_best = min(num_best, count) if isinstance(count, int) else ops.minimum(num_best, count)
     return ops.top_k(scores, num_best)
 
 
 def select_pairs(scores, num_best):
-    """Gives the best pairs of a box and a class, at most `num_best` for each image.
+    """Returns the best pairs of a box and a class, at most `num_best` for each image.
 
     The best pairs lie among the boxes with the best classes, so that most scores are looked at once only.
 
@@ -35,14 +36,34 @@ def select_pairs(scores, num_best):
     return best, boxes, pairs % num_classes
 
 
+def select_each_level(scores, levels, num_best):
+    """Returns the best pairs of a box and a class of each pyramid level.
+
+    Args:
+        scores: (batch, boxes of all levels, classes), or logits; the levels one after another.
+        levels: a list with an array (boxes of the level, ...) per level.
+        num_best: how many pairs of each level.
+
+    Returns:
+        A list of what `select_pairs` returns, with boxes counted over all levels.
+    """
+    selected, start = [], 0
+    for level in levels:
+        end = start + ops.shape(level)[0]
+        best, rows, labels = select_pairs(scores[:, start:end], num_best)
+        selected.append((best, rows + start, labels))
+        start = end
+    return selected
+
+
 def take_rows(values, indices):
-    """Gives rows of each image: (batch, n, ...) and integers (batch, m) -> (batch, m, ...)."""
+    """Returns rows of each image: (batch, n, ...) and integers (batch, m) -> (batch, m, ...)."""
     indices = ops.reshape(indices, (*ops.shape(indices), *[1] * (len(values.shape) - 2)))
     return ops.take_along_axis(values, indices, axis=1)
 
 
 def select_detections(boxes, scores, labels, image_sizes, iou_threshold, max_detections):
-    """Gives the detections of scored boxes: clipped to the image, without doubles.
+    """Returns the detections of scored boxes: clipped to the image, without doubles.
 
     Args:
         boxes: (batch, n, 4), xyxy pixels of the input.
@@ -66,20 +87,25 @@ def select_detections(boxes, scores, labels, image_sizes, iou_threshold, max_det
         "boxes": ops.where(exists[..., None], take_rows(boxes, rows), 0.0),
         # NaN where the sizes are: see `read_inputs`.
         "scores": ops.where(exists, take_rows(scores, rows), 0.0) + 0.0 * image_sizes[:, :1],
-        "labels": ops.where(exists, take_rows(labels, rows), -1),
+        "labels": ops.where(exists, take_rows(labels, rows), PADDING_LABEL),
     }
 
 
-def restore_boxes(detections, sizes):
-    """Gives the detections with boxes in pixels of the original pictures, where their sizes are known."""
-    if "original_sizes" not in sizes:
+def restore_boxes(detections, image_sizes, original_sizes=None):
+    """Returns detections with boxes in pixels of the original pictures, where their sizes are known.
+
+    Args:
+        detections: a dict with "boxes" (batch, n, 4), in pixels of the resized images.
+        image_sizes: (batch, 2), (height, width) of the resized images, without padding.
+        original_sizes: (batch, 2), (height, width) of the pictures, or None.
+    """
+    if original_sizes is None:
         return detections
-    boxes = rescale_boxes(detections["boxes"], sizes["image_sizes"], sizes["original_sizes"])
-    return {**detections, "boxes": boxes}
+    return {**detections, "boxes": rescale_boxes(detections["boxes"], image_sizes, original_sizes)}
 
 
 def label_pixels(logits):
-    """Gives the likeliest class of each pixel, int32 (batch, height, width), of logits.
+    """Returns the likeliest class of each pixel, int32 (batch, height, width), of logits.
 
     `ops.argmax` gives the same, but on TensorFlow it takes four more passes over the logits, one of which
     (`Bitcast`) neither ONNX nor OpenVINO has.

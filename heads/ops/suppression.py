@@ -6,7 +6,7 @@ from heads.ops.boxes import intersect_corners, measure_areas, split_corners
 
 
 def suppress_boxes(boxes, scores, labels, iou_threshold, max_detections):
-    """Gives the best boxes that do not overlap a better one of the same label.
+    """Returns the best boxes that do not overlap a better one of the same label.
 
     Greedy non-maximum suppression, exact: the best box is picked and its rivals go, at most `max_detections`
     times, in all images at once. Quick where few are wanted of many.
@@ -69,7 +69,7 @@ def suppress_boxes(boxes, scores, labels, iou_threshold, max_detections):
 
 
 def suppress_sorted_boxes(boxes, valid, iou_threshold):
-    """Gives which boxes of a sorted list do not overlap a better one that stays.
+    """Returns which boxes of a sorted list do not overlap a better one that stays.
 
     Greedy non-maximum suppression, exact, for up to some thousand boxes of which many stay. Who would remove
     whom is found out once, in an n x n table. Then all boxes that no staying box removes stay, until that

@@ -16,7 +16,7 @@ import keras
 from heads.training.files import UNFINISHED, RunError, check_finite, replace_file, replace_text, save_model
 
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
-NOTES = ("classes.txt", "settings.json")
+NOTES = ("settings.json",)
 RESULTS = ("results.json", "predictions.png", "features.png")  # made of the best model at the end
 SIGTERM_REASON = ("SIGTERM",)
 # Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
@@ -41,8 +41,8 @@ class TrainingRun(keras.callbacks.Callback):
     Args:
         folder: Where the files lie.
         steps: Steps of the whole training.
-        settings: JSON dict of what the run is, for `settings.json`; its "categories" is a list of dicts of
-            "id" and "name", one for each class.
+        settings: JSON dict of what the run is, for `settings.json`, which tells a run that goes on whether
+            it may.
         monitor: Name of the score in the logs; higher is better. An epoch without it, or with NaN, is never
             the best once another has been scored; until then each epoch is.
 
@@ -131,8 +131,6 @@ class TrainingRun(keras.callbacks.Callback):
             self._move_older_run()
         self.state_path.parent.mkdir(exist_ok=True)
         self._write_log()
-        names = [category["name"] for category in self.settings["categories"]]
-        replace_text(self.folder / "classes.txt", "\n".join(names) + "\n")
         replace_text(self.folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
         rounds = max(0, -(-(self.steps - self.step) // evaluate_every))
         return {
@@ -194,7 +192,7 @@ class TrainingRun(keras.callbacks.Callback):
             file.attrs["training"] = json.dumps(record)  # a text has no limit of 64 KB
 
     def _keep_previous(self):
-        """Gives the state a second name, before the latest is replaced: there is one at any moment."""
+        """Returns the state a second name, before the latest is replaced: there is one at any moment."""
         if not self.state_path.exists():
             return
         self.previous_path.unlink(missing_ok=True)

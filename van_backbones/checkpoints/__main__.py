@@ -9,11 +9,14 @@ import zipfile
 
 import numpy as np
 
+from van_backbones.backbone import VANBackbone
 from van_backbones.checkpoints import releases
 from van_backbones.checkpoints.file_kinds import describe_file, find_weights
 from van_backbones.checkpoints.file_writing import write_beside
-from van_backbones.checkpoints.formats import find_variant, read_state_dict
+from van_backbones.checkpoints.formats import CLASSIFIER_NAMES, drop_prefix, read_state_dict
 from van_backbones.checkpoints.keras_files import is_keras_file, name_damage, open_keras_file, read_array
+from van_backbones.checkpoints.loading import load_checkpoint, save_state_dict, write_safetensors
+from van_backbones.classifier import VANClassifier
 
 
 def main(argv=None):
@@ -66,9 +69,8 @@ def inspect(file):
         inspect_keras_file(path)
         return
     found = read_state_dict(path)
-    variant = find_variant(found.arrays)
     print(f"format: {found.format}")
-    print(f"variant: {variant or 'none of the published ones'}")
+    print(f"variant: {found.variant or 'none of the published ones'}")
     for part, arrays in _split_parts(found.arrays).items():
         trained = [array.size for name, array in arrays.items() if ".running_" not in name]
         print(f"{part}: {len(arrays)} arrays, {sum(trained):,} parameters")
@@ -103,16 +105,10 @@ def convert(input, output):
             f"Received: {input!r}"
         )
     found = read_state_dict(input)
-    parts = set(_split_parts(found.arrays))
     if output.endswith(".safetensors"):
-        from van_backbones.checkpoints.loading import write_safetensors
-
-        arrays = found.arrays
-        if parts <= {"backbone", "head"}:
-            arrays = {name.removeprefix("backbone."): array for name, array in arrays.items()}
-        write_safetensors(arrays, output, found.layer_norm_epsilon)
+        write_safetensors(drop_prefix(found.arrays), output, found.layer_norm_epsilon)
     elif output.endswith(".weights.h5"):
-        model = _build_model(found, parts, input)
+        model = _build_model(found, input)
         with write_beside(output) as unfinished:
             model.save_weights(unfinished)
     else:
@@ -122,8 +118,6 @@ def convert(input, output):
 
 def export(input, output):
     """Writes a Keras model's weights for PyTorch."""
-    from van_backbones.checkpoints.loading import save_state_dict
-
     if pathlib.Path(input).suffix != ".keras":
         raise ValueError(f"the input must be a model that `model.save` wrote as .keras. Received: {input!r}")
     save_state_dict(_load_model(input), output)
@@ -131,7 +125,7 @@ def export(input, output):
 
 
 def _load_model(path):
-    """Gives the model of a `.keras` file whose classes are Keras's, ours or those of our heads."""
+    """Returns the model of a `.keras` file whose classes are Keras's, ours or those of our heads."""
     import keras
 
     import van_backbones  # noqa: F401  (registers the classes that the file names)
@@ -142,7 +136,7 @@ def _load_model(path):
         raise ValueError(f"{path!r} {describe_file(path) or 'is damaged'}. It is no .keras model")
     try:
         with zipfile.ZipFile(path) as archive:
-            names_heads = b'"heads>' in archive.read("config.json")
+            names_heads = b'"van_backbones.heads>' in archive.read("config.json")
         if names_heads:
             # The one package beside ours: a file must not choose what is imported.
             importlib.import_module("heads")
@@ -156,29 +150,25 @@ def _load_model(path):
 
 
 def _split_parts(arrays):
-    """Gives part ("backbone", "head", "decode_head" ...) -> its arrays."""
+    """Returns part ("backbone", "head", "decode_head" ...) -> its arrays."""
     parts = {}
     for name, array in arrays.items():
         parts.setdefault(name.partition(".")[0], {})[name] = array
     return parts
 
 
-def _build_model(found, parts, path):
-    from van_backbones.backbone import VANBackbone
-    from van_backbones.checkpoints.loading import load_checkpoint
-    from van_backbones.classifier import VANClassifier
-
-    variant = find_variant(found.arrays)
-    has_classes = "head" not in parts or "head.bias" in found.arrays
-    if variant is None or not parts <= {"backbone", "head"} or not has_classes:
+def _build_model(found, path):
+    heads = {name for name in found.arrays if not name.startswith("backbone.")}
+    if found.variant is None or heads not in (set(), set(CLASSIFIER_NAMES)):
+        parts = sorted(_split_parts(found.arrays))
         raise ValueError(
             "only a backbone or an ImageNet classifier of a published size becomes .weights.h5 here; build "
-            f"other models in Python and call load_checkpoint. Received: {path!r} with {sorted(parts)}"
+            f"other models in Python and call load_checkpoint. Received: {path!r} with {parts}"
         )
-    if "head" in parts:
-        model = VANClassifier(variant, num_classes=len(found.arrays["head.bias"]))
+    if heads:
+        model = VANClassifier(found.variant, num_classes=len(found.arrays["head.bias"]))
     else:
-        model = VANBackbone(variant)
+        model = VANBackbone(found.variant)
     load_checkpoint(model, path)
     return model
 

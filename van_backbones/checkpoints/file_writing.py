@@ -7,7 +7,7 @@ import tempfile
 
 @contextlib.contextmanager
 def write_beside(path):
-    """Gives a path to write to; what lies there becomes `path` when all is written.
+    """Returns a path to write to; what lies there becomes `path` when all is written.
 
     A full disk or a kill in the middle leaves what was at `path` before.
 

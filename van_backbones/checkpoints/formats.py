@@ -34,6 +34,9 @@ FIRST_NAMES = re.compile(
 # The official code has 1e-6 for classification and 1e-5 for segmentation, under the same names.
 LAYER_NORM_EPSILONS = {"official": None, "Hugging Face": 1e-6, "mmpretrain": 1e-5, "mmsegmentation": 1e-5}
 
+# Those of the ImageNet classifier's last layer. Other things have a `head.` as well.
+CLASSIFIER_NAMES = ("head.weight", "head.bias")
+
 # Hugging Face's names -> the official ones. `pre_normomalization` is how the library spells it.
 HUGGING_FACE_PARTS = {
     "attention_scaling.weight": "layer_scale_1",
@@ -57,18 +60,20 @@ class StateDict(NamedTuple):
     Attributes:
         arrays: name -> NumPy array in PyTorch's layout; see this module's first lines for the names.
         format: who wrote it: "official", "Hugging Face", "mmpretrain" or "mmsegmentation".
+        variant: the published size that the arrays have, "b0" .. "b6", or None.
         ignored: names of the file that no model has a use for.
         layer_norm_epsilon: that of the code which wrote the file, or None where it may be either.
     """
 
     arrays: dict
     format: str
+    variant: str | None
     ignored: tuple
     layer_norm_epsilon: float | None
 
 
 def read_state_dict(path):
-    """Gives the weights of a PyTorch or safetensors file, recognised by its keys.
+    """Returns the weights of a PyTorch or safetensors file, recognised by its keys.
 
     Args:
         path: a `.bin`, `.pth`, `.pth.tar` or `.safetensors` file, a folder of Hugging Face's library, or its
@@ -116,11 +121,11 @@ def read_state_dict(path):
         raise ValueError(
             f"layer_norm_epsilon in the metadata must be a number. Received: {epsilon!r} in {path!r}"
         ) from None
-    return StateDict(renamed, written_by, tuple(ignored), epsilon)
+    return StateDict(renamed, written_by, find_variant(renamed), tuple(ignored), epsilon)
 
 
 def recognize_format(names):
-    """Gives who wrote a state dict with these names, or None."""
+    """Returns who wrote a state dict with these names, or None."""
     if "patch_embed1.proj.weight" in names:
         return "official"
     if "backbone.patch_embed1.proj.weight" in names:
@@ -133,7 +138,7 @@ def recognize_format(names):
 
 
 def find_variant(arrays):
-    """Gives the variant, "b0" .. "b6", of arrays under the names of `read_state_dict`, or None.
+    """Returns the variant, "b0" .. "b6", of arrays under the names of `read_state_dict`, or None.
 
     Args:
         arrays: name -> array.
@@ -154,7 +159,7 @@ def find_variant(arrays):
 
 
 def _read_file(path):
-    """Gives the file's content, and its metadata."""
+    """Returns the file's content, and its metadata."""
     if is_torch_file(path):
         return load_torch_file(path), {}
     what = describe_file(path)
@@ -182,7 +187,7 @@ def _read_file(path):
 
 
 def _read_shards(path):
-    """Gives the content of all files that an index of Hugging Face's library names, and their metadata."""
+    """Returns the content of all files that an index of Hugging Face's library names, and their metadata."""
     try:
         with open(path, encoding="utf-8") as file:
             places = json.load(file)["weight_map"]
@@ -216,7 +221,7 @@ def _read_shards(path):
 
 
 def _unwrap(content, path):
-    """Gives name -> array from what a training code saved around it."""
+    """Returns name -> array from what a training code saved around it."""
     for _ in range(4):
         inner = [content[name] for name in WRAPPERS if isinstance(content, dict) and name in content]
         inner = [item for item in inner if isinstance(item, dict) and item]
@@ -236,7 +241,7 @@ def _unwrap(content, path):
 
 
 def _strip_prefix(arrays, path):
-    """Gives the arrays without an outer module's name, such as Lightning's `model.`, and what is outside.
+    """Returns the arrays without an outer module's name, such as Lightning's `model.`, and what is outside.
 
     PyTorch's wrappers (DistributedDataParallel, torch.compile) put `module.` and `_orig_mod.` before the
     names, Lightning the attribute that holds the model.
@@ -256,6 +261,20 @@ def _strip_prefix(arrays, path):
         return plain, []
     found = {name.removeprefix(prefixes[0]): plain[name] for name in plain if name.startswith(prefixes[0])}
     return found, [name for name in plain if not name.startswith(prefixes[0])]
+
+
+def add_prefix(arrays):
+    """Returns arrays with bare official names put behind `backbone.`; heads have names of their own."""
+    if any(name.startswith("backbone.") for name in arrays):
+        return arrays
+    return {_rename_official(name): array for name, array in arrays.items()}
+
+
+def drop_prefix(arrays):
+    """Returns the arrays of a backbone or an ImageNet classifier without `backbone.`, others as they are."""
+    if not all(name.startswith("backbone.") or name in CLASSIFIER_NAMES for name in arrays):
+        return arrays
+    return {name.removeprefix("backbone."): array for name, array in arrays.items()}
 
 
 def _rename_official(name):

@@ -11,7 +11,7 @@ import numpy as np
 
 from van_backbones.checkpoints.file_kinds import find_weights
 from van_backbones.checkpoints.file_writing import write_beside
-from van_backbones.checkpoints.formats import find_variant, read_state_dict
+from van_backbones.checkpoints.formats import add_prefix, drop_prefix, read_state_dict
 from van_backbones.checkpoints.keras_files import (
     is_keras_file,
     name_damage,
@@ -19,18 +19,9 @@ from van_backbones.checkpoints.keras_files import (
     open_keras_file,
     read_array,
 )
-from van_backbones.checkpoints.releases import download, find_release
+from van_backbones.checkpoints.layouts import name_parts, name_variables, to_keras, to_torch
+from van_backbones.checkpoints.releases import RELEASES, download, find_release
 from van_backbones.variants import VARIANTS
-
-# What PyTorch calls the variables of Keras's layers.
-ATTRIBUTES = (
-    ("weight", "kernel"),
-    ("bias", "bias"),
-    ("weight", "gamma"),
-    ("bias", "beta"),
-    ("running_mean", "moving_mean"),
-    ("running_var", "moving_variance"),
-)
 
 
 def load_checkpoint(model, path):
@@ -45,8 +36,9 @@ def load_checkpoint(model, path):
 
     Args:
         model: a built Keras model: ours with `reference_layers()`, or any for Keras's own files.
-        path: a file, a folder of Hugging Face's library, a release's name
-            (`van_backbones.checkpoints.RELEASES`), or "imagenet" for the release of the model's variant.
+        path: a release's name (`van_backbones.checkpoints.RELEASES`), "imagenet" for the release of the
+            model's variant, a file, or a folder of Hugging Face's library. A file or folder that is called
+            like a release is "./imagenet".
 
     Raises:
         ValueError: for a file that does not fit, is damaged, is none or holds values that are not finite;
@@ -55,20 +47,20 @@ def load_checkpoint(model, path):
     """
     path = os.fspath(path)
     backbone = getattr(model, "backbone", model)
-    # A data set's folder may have the shorthand's name.
-    if not os.path.exists(path) or (path == "imagenet" and os.path.isdir(path)):
-        if os.path.splitext(path)[1] or os.path.basename(path) != path:
-            raise ValueError(f"weights file not found. Received: {path!r}")
+    is_name = not os.path.splitext(path)[1] and os.path.basename(path) == path
+    if path in (*RELEASES, "imagenet") or (is_name and not os.path.exists(path)):
         release = find_release(path, getattr(backbone, "variant", None))
         _check_variant(release.variant, backbone, path)
         path = download(release)
+    elif not os.path.exists(path):
+        raise ValueError(f"weights file not found. Received: {path!r}")
     if os.path.isdir(path):
         path = find_weights(path)
     if is_keras_file(path):
         epsilon = _load_keras_file(model, path)
     else:
         found = read_state_dict(path)
-        _check_variant(find_variant(found.arrays), backbone, path)
+        _check_variant(found.variant, backbone, path)
         try:
             load_state_dict(model, found.arrays)
         except ValueError as error:
@@ -92,15 +84,16 @@ def load_state_dict(model, arrays):
     Raises:
         ValueError: lists missing, unexpected and wrong-shaped names, and those whose values are not finite.
     """
-    variables = name_variables(model)
+    parts = name_parts(model)
+    variables = {name: variable for name, (variable, _) in parts.items()}
     arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
     if any(name.startswith("backbone.") for name in variables):
-        arrays = _add_prefix(arrays)
+        arrays = add_prefix(arrays)
     if all(name.startswith("backbone.") for name in variables):
         arrays = {name: array for name, array in arrays.items() if name.startswith("backbone.")}
-    shapes = {name: _move_channels_last(np.shape(array)) for name, array in arrays.items()}
-    fresh = _find_other_classes(model, variables, shapes)
-    converted, problems = _convert_all(variables, arrays, fresh, to_keras_layout)
+    moved = {name: to_keras(array, parts.get(name, (None, None))[1]) for name, array in arrays.items()}
+    fresh = _find_other_classes(model, variables, moved)
+    converted, problems = _convert_all(variables, moved, fresh, np.asarray, arrays)
     if problems:
         shown = "\n  ".join(problems[:20])
         raise ValueError(f"the arrays do not fit {model.name!r} in {len(problems)} places:\n  {shown}")
@@ -108,7 +101,7 @@ def load_state_dict(model, arrays):
 
 
 def to_state_dict(model):
-    """Gives a model's weights as its PyTorch reference would save them.
+    """Returns a model's weights as its PyTorch reference would save them.
 
     Args:
         model: a model with `reference_layers()`: see `name_variables`.
@@ -118,18 +111,11 @@ def to_state_dict(model):
         prefix, as in the official code; those of a whole segmenter have it, as in mmsegmentation.
     """
     arrays = {}
-    for name, part in _list_reference_layers(model):
-        for suffix, variable in _named_variables(part):
-            array = keras.ops.convert_to_numpy(variable)
-            if array.ndim == 4:
-                depthwise = isinstance(part, keras.layers.DepthwiseConv2D)
-                array = array.transpose((2, 3, 0, 1) if depthwise else (3, 2, 0, 1))
-            arrays[name + suffix] = np.ascontiguousarray(array.T if array.ndim == 2 else array)
-            if suffix == ".running_var":
-                arrays[f"{name}.num_batches_tracked"] = np.zeros((), "int64")
-    if all(name.startswith(("backbone.", "head.")) for name in arrays):
-        arrays = {name.removeprefix("backbone."): array for name, array in arrays.items()}
-    return arrays
+    for name, (variable, part) in name_parts(model).items():
+        arrays[name] = to_torch(keras.ops.convert_to_numpy(variable), part)
+        if name.endswith(".running_var"):
+            arrays[name.replace(".running_var", ".num_batches_tracked")] = np.zeros((), "int64")
+    return drop_prefix(arrays)
 
 
 def save_state_dict(model, path):
@@ -171,42 +157,6 @@ def write_safetensors(arrays, path, layer_norm_epsilon=None):
             raise ValueError(f"the file could not be written: {error}. Received: {path!r}") from error
 
 
-def to_keras_layout(array, shape):
-    """Gives a PyTorch weight in Keras's layout, or None if it does not fit.
-
-    Args:
-        array: convolution (out, in, height, width), depthwise (channels, 1, height, width), linear
-            (out, in) or vector.
-        shape: the Keras variable's shape.
-
-    Returns:
-        A NumPy array of `shape`.
-    """
-    array = np.asarray(array)
-    if array.ndim == 4:
-        # A depthwise weight has one input channel: only there do the two layouts differ in shape.
-        for axes in ((2, 3, 1, 0), (2, 3, 0, 1)):
-            if array.transpose(axes).shape == tuple(shape):
-                return array.transpose(axes)
-        return None
-    array = array.T
-    return array if array.shape == tuple(shape) else None
-
-
-def name_variables(model):
-    """Gives the variables of a model under the names of its PyTorch reference: name -> variable.
-
-    Args:
-        model: anything with `reference_layers()`, which gives reference name -> Keras layer (a convolution, a
-            dense layer or a norm) or variable.
-
-    Returns:
-        A dict; a backbone's names start with `backbone.`.
-    """
-    named = _list_reference_layers(model)
-    return {name + suffix: variable for name, part in named for suffix, variable in _named_variables(part)}
-
-
 def _check_variant(variant, backbone, path):
     """Raises where weights of a published variant meet a backbone of another size."""
     row = VARIANTS.get(variant)
@@ -219,72 +169,45 @@ def _check_variant(variant, backbone, path):
         )
 
 
-def _add_prefix(arrays):
-    """Gives `arrays` with bare official names put behind `backbone.`."""
-    if any(name.startswith("backbone.") for name in arrays):
-        return arrays
-    return {name if name.startswith("head.") else f"backbone.{name}": arrays[name] for name in arrays}
-
-
-def _named_variables(part):
-    """Gives (suffix of the name, variable) of a layer or a variable."""
-    if isinstance(part, keras.Variable):
-        return [("", part)]
-    found = [(f".{suffix}", getattr(part, attribute, None)) for suffix, attribute in ATTRIBUTES]
-    return [(suffix, variable) for suffix, variable in found if variable is not None]
-
-
-def _list_reference_layers(model):
-    """Gives (reference name, layer or variable) of a model that knows them."""
-    if not hasattr(model, "reference_layers"):
-        raise ValueError(
-            "model must have `reference_layers()`, as our backbones, classifiers and heads do. "
-            f"Received: {model!r}"
-        )
-    return model.reference_layers().items()
-
-
-def _move_channels_last(shape):
-    """Gives the shape that a convolution or a dense layer of PyTorch has in Keras."""
-    return (*shape[2:], shape[1], shape[0]) if len(shape) > 1 else tuple(shape)
-
-
-def _find_other_classes(model, variables, shapes):
-    """Gives the names of the layers that differ from the file in nothing but the number of classes.
+def _find_other_classes(model, variables, arrays):
+    """Returns the names of the layers that differ from the file in nothing but the number of classes.
 
     Args:
         model: has `class_layers`, or nothing is found.
         variables: reference name -> variable.
-        shapes: reference name -> the shape in the file, in Keras's layout.
+        arrays: reference name -> anything with the shape in the file, in Keras's layout.
     """
     fresh = set()
     for layer in getattr(model, "class_layers", ()):
         for name in (f"{layer}.weight", f"{layer}.bias"):
-            if name in variables and name in shapes:
-                theirs, ours = shapes[name], tuple(variables[name].shape)
+            if name in variables and name in arrays:
+                theirs, ours = tuple(arrays[name].shape), tuple(variables[name].shape)
                 if theirs != ours and theirs[:-1] == ours[:-1] and len(theirs) == len(ours):
                     fresh.add(name)
     return fresh
 
 
-def _convert_all(variables, arrays, fresh, convert):
-    """Gives name -> array for every variable that is not fresh, and a text for each that cannot be had.
+def _convert_all(variables, arrays, fresh, read, stored=None):
+    """Returns name -> array for every variable that is not fresh, and a text for each that is missing or bad.
 
     Args:
         variables: name -> variable.
-        arrays: name -> anything with a shape.
+        arrays: name -> anything with a shape, in Keras's layout.
         fresh: names to leave out.
-        convert: (array, shape) -> NumPy array of this shape, or None.
+        read: turns one of `arrays` into a NumPy array.
+        stored: name -> the same in the file's layout, for the messages. Default: `arrays`.
     """
     problems = [f"missing: {name}" for name in variables if name not in arrays]
     problems += [f"unexpected: {name}" for name in arrays if name not in variables]
     converted = {}
     for name in (name for name in variables if name in arrays and name not in fresh):
-        array = convert(arrays[name], variables[name].shape)
-        if array is None:
-            shape, wanted = tuple(np.shape(arrays[name])), tuple(variables[name].shape)
+        wanted = tuple(variables[name].shape)
+        if tuple(arrays[name].shape) != wanted:
+            shape = tuple(np.shape((stored or arrays)[name]))
             problems.append(f"wrong shape: {name} {shape} for a variable of {wanted}")
-        elif _is_float(variables[name].dtype) and not _is_float(array.dtype):
+            continue
+        array = read(arrays[name])
+        if _is_float(variables[name].dtype) and not _is_float(array.dtype):
             problems.append(f"wrong type: {name} holds {array.dtype}, not floats")
         elif _is_float(variables[name].dtype) and not np.isfinite(array).all():
             problems.append(f"not finite: {name} holds NaN or infinite values: the training diverged")
@@ -329,9 +252,8 @@ def _load_keras_file(model, path):
         datasets = {labels.get(name, name): dataset for name, dataset in datasets.items()}
         variables = {labels[name]: variable for name, variable in variables.items()}
         with name_damage(path):
-            shapes = {name: dataset.shape for name, dataset in datasets.items()}
-            fresh = _find_other_classes(model, variables, shapes)
-            converted, problems = _convert_all(variables, datasets, fresh, _read_if_fits)
+            fresh = _find_other_classes(model, variables, datasets)
+            converted, problems = _convert_all(variables, datasets, fresh, read_array)
             variant = file.find_variant()
         if problems:
             shown = "\n  ".join(problems[:20])
@@ -344,12 +266,8 @@ def _load_keras_file(model, path):
     return file.layer_norm_epsilon
 
 
-def _read_if_fits(dataset, shape):
-    return read_array(dataset) if dataset.shape == tuple(shape) else None
-
-
 def _take_part(datasets, variables, path):
-    """Gives the backbone's arrays of a larger model's file, by their places in the backbone's own file."""
+    """Returns the backbone's arrays of a larger model's file, by their places in the backbone's own file."""
     first = next(iter(variables))
     prefixes = {name.removesuffix(first) for name in datasets if f"/{name}".endswith(f"/{first}")}
     if len(prefixes) > 1:

@@ -66,7 +66,7 @@ class PickleMachine:
         self._tensor_budget = 8 * file_size + 2**28
 
     def run(self):
-        """Gives the pickled value.
+        """Returns the pickled value.
 
         Raises:
             CheckpointError: for anything that a checkpoint of tensors does not need.
@@ -202,7 +202,7 @@ class PickleMachine:
             raise CheckpointError(f"the pickle sets the state of {describe(target)}")
 
     def _call(self, function, arguments):
-        """Gives what a known function gives: all that a pickle can do but put values into containers."""
+        """Returns what a known function gives: all that a pickle can do but put values into containers."""
         if not isinstance(function, _Function | Placeholder) or not isinstance(arguments, tuple):
             raise CheckpointError(f"the pickle calls {describe(function)}")
         if isinstance(function, Placeholder):
@@ -249,14 +249,14 @@ class PickleMachine:
         raise CheckpointError(f"the pickle calls {function.name} with arguments that no checkpoint needs")
 
     def _encode(self, text):
-        """Gives the bytes of a text: protocol 2's way to save bytes."""
+        """Returns the bytes of a text: protocol 2's way to save bytes."""
         self._copy_budget -= len(text)
         if self._copy_budget < 0 or max(text, default="") > "\xff":
             raise CheckpointError("the pickle calls _codecs.encode with other than bytes, or too often")
         return text.encode("latin-1")
 
     def _find_storage(self, identifier):
-        """Gives the storage that a persistent id names: ("storage", type, key, device, elements)."""
+        """Returns the storage that a persistent id names: ("storage", type, key, device, elements)."""
         part = None
         if self._has_parts and isinstance(identifier, tuple) and len(identifier) == 6:
             identifier, part = identifier[:5], identifier[5]
@@ -278,7 +278,7 @@ class PickleMachine:
         return Storage(_cut(buffer, dtype, part), dtype)
 
     def _view(self, storage, offset, shape, strides):
-        """Gives a tensor.
+        """Returns a tensor.
 
         Args:
             storage: what it views.
@@ -305,7 +305,7 @@ class PickleMachine:
 
 
 def _find_global(name):
-    """Gives what stands for a global: a dtype (also for a type of storage), a function or a placeholder."""
+    """Returns what stands for a global: a dtype (also for a type of storage), a function or a placeholder."""
     # Protocol 2 keeps Python 2's names, and NumPy 2 has moved its core.
     known = name.replace("__builtin__.", "builtins.").replace("numpy._core.", "numpy.core.")
     if known in _DTYPES and _DTYPES[known] == "bfloat16":
@@ -325,7 +325,7 @@ def _find_global(name):
 
 
 def _cut(buffer, dtype, part):
-    """Gives a part of a storage: None for all, or (its own key, offset in elements, length in elements)."""
+    """Returns a part of a storage: None for all, or (its own key, offset in elements, length in elements)."""
     match part:
         case None:
             return buffer
@@ -354,7 +354,7 @@ def _check_value(value):
 
 
 def describe(value):
-    """Gives a short text for messages, whatever the value's size or depth."""
+    """Returns a short text for messages, whatever the value's size or depth."""
     if isinstance(value, str):
         return repr(value[:64])
     return value.name if isinstance(value, _Function | Placeholder) else f"a {type(value).__name__}"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class DownloadError(OSError):
-    """A published checkpoint could not be had, or arrived damaged; the message names the ways out."""
+    """A published checkpoint could not be downloaded, or arrived damaged; the message names the ways out."""
 
 
 class Release(NamedTuple):
@@ -36,7 +36,7 @@ class Release(NamedTuple):
 
 
 def find_release(name: str, variant: str | None = None) -> Release:
-    """Gives the release of a name.
+    """Returns the release of a name.
 
     Args:
         name: a key of `RELEASES`, or "imagenet" for the one of `variant`.
@@ -77,7 +77,7 @@ def find_release(name: str, variant: str | None = None) -> Release:
 
 
 def download(release: Release) -> str:
-    """Gives the path of a release in the hub's cache, after downloading it where it is not there yet.
+    """Returns the path of a release in the hub's cache, after downloading it where it is not there yet.
 
     The hub's client shows the progress, resumes, and reads its own environment variables: HF_ENDPOINT (a
     mirror), HF_HOME (where the cache lies), HF_HUB_OFFLINE (the cache alone).
@@ -89,7 +89,8 @@ def download(release: Release) -> str:
         The path of the whole file. Its content was compared with the SHA-256 that the hub announced.
 
     Raises:
-        DownloadError: where the file cannot be had or is damaged. A damaged file is deleted from the cache.
+        DownloadError: where the file cannot be downloaded or is damaged. A damaged file is deleted from the
+            cache.
     """
     from huggingface_hub import hf_hub_download
 
@@ -137,12 +138,12 @@ _BRING_THE_FILE = (
 
 
 def _list_names(field):
-    """Gives the different values of a field over all releases, for an error."""
+    """Returns the different values of a field over all releases, for an error."""
     return list(dict.fromkeys(getattr(release, field) for release in RELEASES.values()))
 
 
 def _follow_links(path):
-    """Gives a path and what it links to, link by link, down to the file."""
+    """Returns a path and what it links to, link by link, down to the file."""
     chain = [path]
     while os.path.islink(chain[-1]):
         chain.append(os.path.join(os.path.dirname(chain[-1]), os.readlink(chain[-1])))
@@ -150,7 +151,7 @@ def _follow_links(path):
 
 
 def _read_checksums(path):
-    """Gives the SHA-256 that the hub announced for a cached file and that of its content, or two None."""
+    """Returns the SHA-256 that the hub announced for a cached file and that of its content, or two None."""
     # A cached file links to a blob that is named by its ETag: the SHA-256, for files as large as ours. Only
     # the first link counts: the newest client's blobs may link on, to a file that is named by its Xet hash.
     # Without links (Windows) or with a Git hash there is nothing to compare; the client checked the size.
@@ -173,7 +174,7 @@ def _discard(path):
 
 
 def _explain(release, error):
-    """Gives the message for a failed download: what was asked, what happened, the ways out."""
+    """Returns the message for a failed download: what was asked, what happened, the ways out."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     # This one says only that the file is not in the cache either; its cause is what happened.
@@ -187,7 +188,7 @@ def _explain(release, error):
 
 
 def _ways_out(release):
-    """Gives what a user can do where a download fails."""
+    """Returns what a user can do where a download fails."""
     from huggingface_hub import constants
 
     folder = os.path.join(constants.HF_HUB_CACHE, f"models--{release.repository.replace('/', '--')}")

@@ -17,7 +17,7 @@ __all__ = ["CheckpointError", "Placeholder", "is_torch_file", "load_torch_file"]
 
 
 def load_torch_file(path):
-    """Gives what a PyTorch checkpoint file holds, with NumPy arrays for its tensors.
+    """Returns what a PyTorch checkpoint file holds, with NumPy arrays for its tensors.
 
     Not read: complex, quantized and sparse tensors, whole modules, big-endian files, what Python 2 saved, and
     other pickle protocols than 2, the default of `torch.save`.
@@ -44,7 +44,7 @@ def load_torch_file(path):
 
 
 def load_torch_stream(file):
-    """Gives what a PyTorch checkpoint holds: see `load_torch_file`.
+    """Returns what a PyTorch checkpoint holds: see `load_torch_file`.
 
     Args:
         file: a binary file object that can seek.
@@ -63,7 +63,7 @@ def load_torch_stream(file):
 
 
 def is_torch_file(path):
-    """Tells from a file's first bytes whether `torch.save` wrote it.
+    """Returns, from a file's first bytes, whether `torch.save` wrote it.
 
     Args:
         path: any file.
@@ -79,7 +79,7 @@ def is_torch_file(path):
 
 
 def _load_zip(file, size):
-    """Gives what a checkpoint in the zip format holds.
+    """Returns what a checkpoint in the zip format holds.
 
     Args:
         file: a binary file object.
@@ -120,7 +120,7 @@ def _load_zip(file, size):
 
 
 def _index_members(infos):
-    """Gives name -> `ZipInfo`, where every name stays inside the file and means one member."""
+    """Returns name -> `ZipInfo`, where every name stays inside the file and means one member."""
     members = {}
     for info in infos:
         name = info.filename
@@ -131,7 +131,7 @@ def _index_members(infos):
 
 
 def _read_member(archive, info, size):
-    """Gives the bytes of a member of a zip file that is `size` bytes long, and compares their checksum."""
+    """Returns the bytes of a member of a zip file that is `size` bytes long, and compares their checksum."""
     name = describe(info.filename)
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
         raise CheckpointError(f"{name} is compressed or encrypted, but `torch.save` only stores")
@@ -147,7 +147,7 @@ def _read_member(archive, info, size):
 
 
 def _load_legacy(file, size):
-    """Gives what a checkpoint in the legacy format holds.
+    """Returns what a checkpoint in the legacy format holds.
 
     Args:
         file: a binary file object just behind the pickled magic number.

@@ -60,7 +60,7 @@ class ServedModel(keras.Model):
         return name_outputs(self.model.decode(outputs) if hasattr(self.model, "decode") else outputs)
 
     def make_signature(self, image_size, batch_size):
-        """Gives the `tf.TensorSpec` of the images."""
+        """Returns the `tf.TensorSpec` of the images."""
         import tensorflow as tf
 
         layers = list(self.model._flatten_layers())
@@ -90,7 +90,7 @@ def _are_lengths(*values):
 
 
 def name_outputs(outputs):
-    """Gives a model's outputs by name: a dict's own, "output_0", ... of a list, "outputs" of a single one."""
+    """Returns a model's outputs by name: a dict's own, "output_0", ... of a list, "outputs" of one alone."""
     if not isinstance(outputs, dict):
         outputs = {"output" if isinstance(outputs, (list, tuple)) else "outputs": outputs}
     return {"_".join(map(str, path)): value for path, value in keras.tree.flatten_with_path(outputs)}
@@ -218,7 +218,7 @@ def _decode_picture(encoded):
 
 
 def _freeze(served):
-    """Gives `served.call` as a function with constants for weights."""
+    """Returns `served.call` as a function with constants for weights."""
     import tensorflow as tf
 
     weights = [(variable, variable.numpy()) for variable in served.variables]

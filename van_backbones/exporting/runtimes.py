@@ -12,7 +12,7 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # ours -> OpenVINO's
 
 
 def load_export(path, num_threads=None, precision="float32"):
-    """Gives a function: images -> outputs by name, NumPy arrays both, from what `export` wrote.
+    """Returns a function: images -> outputs by name, NumPy arrays both, from what `export` wrote.
 
     The path tells the runtime: a folder is TensorFlow's, ".onnx" ONNX Runtime's, ".xml" OpenVINO's and
     ".tflite" LiteRT's, on the CPU (TensorFlow: where it likes). Nothing of Keras is at work in the function.
@@ -61,7 +61,7 @@ def load_export(path, num_threads=None, precision="float32"):
 
 
 def measure_export(path):
-    """Gives the bytes that an export takes on the disk, all of its files."""
+    """Returns the bytes that an export takes on the disk, all of its files."""
     path = pathlib.Path(path)
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
@@ -70,7 +70,7 @@ def measure_export(path):
 
 
 def _find_format(path):
-    """Gives the key of `FORMATS` of what lies at a path."""
+    """Returns the key of `FORMATS` of what lies at a path."""
     formats = {suffix: format for format, (suffix, _) in FORMATS.items()}
     suffix = "" if path.is_dir() else path.suffix
     if suffix not in formats:

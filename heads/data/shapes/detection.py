@@ -2,9 +2,9 @@
 
 import numpy as np
 import tensorflow as tf
-from pycocotools import mask as coco_mask
 
-from heads.data.detection_moves import encode_mask
+from heads.coco.segmentations import encode_mask
+from heads.data.detection_moves import count_runs
 from heads.data.shapes.scenes import THING_NAMES
 from heads.data.shapes.semantic import MAX_CHECKED_SCENES, SemanticShapes
 
@@ -50,7 +50,7 @@ class DetectionShapes:
         return len(self.scenes)
 
     def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:
-        """Gives the scenes with their things.
+        """Returns the scenes with their things.
 
         Args:
             indices: Dataset of scene numbers, int64 scalars. Default: 0, 1, ..
@@ -77,18 +77,18 @@ class DetectionShapes:
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def load_segmentations(self, index: int) -> list:
-        """Gives the visible pixels of each thing of a scene, as run lengths."""
+        """Returns the visible pixels of each thing of a scene, as run lengths."""
         if index not in self._segmentations:
             self._draw(index)
         return self._segmentations[index]
 
     def check(self) -> np.ndarray:
-        """Gives the things of each class over the first 64 scenes (or fewer), int64 (num_classes,)."""
+        """Returns the things of each class over the first 64 scenes (or fewer), int64 (num_classes,)."""
         labels = [self.scenes[index]["labels"] for index in range(min(len(self), MAX_CHECKED_SCENES))]
         return np.bincount(np.concatenate(labels), minlength=self.num_classes).astype(np.int64)
 
     def to_coco(self) -> dict:
-        """Gives all scenes as the content of a COCO instances file (for the evaluator); draws every scene."""
+        """Returns all scenes as the content of a COCO instances file, for the scores; draws every scene."""
         pictures, annotations = [], []
         for index, image_id in enumerate(self.image_ids):
             height, width = self.scenes.image_size
@@ -96,18 +96,17 @@ class DetectionShapes:
                 {"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width}
             )
             scene = self._draw(index)
-            runs = coco_mask.encode(np.asfortranarray(scene["masks"].transpose(1, 2, 0).astype(np.uint8)))
-            objects = zip(scene["boxes"].tolist(), scene["labels"], runs, strict=True)
-            for (x1, y1, x2, y2), label, segmentation in objects:
+            objects = zip(scene["boxes"].tolist(), scene["labels"], scene["masks"], strict=True)
+            for (x1, y1, x2, y2), label, mask in objects:
                 annotations.append(
                     {
                         "id": len(annotations) + 1,  # pycocotools takes an id of 0 for no match
                         "image_id": image_id,
                         "category_id": self.category_ids[label],
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": float(coco_mask.area(segmentation)),
+                        "area": float(mask.sum()),
                         "iscrowd": 0,
-                        "segmentation": {"size": [height, width], "counts": segmentation["counts"].decode()},
+                        "segmentation": encode_mask(mask),
                     }
                 )
         categories = [
@@ -117,8 +116,8 @@ class DetectionShapes:
         return {"images": pictures, "annotations": annotations, "categories": categories}
 
     def _draw(self, index):
-        """Gives a scene, and keeps its masks as run lengths, so that they need not be drawn again."""
+        """Returns a scene, and keeps its masks as run lengths, so that they need not be drawn again."""
         scene = self.scenes[index]
         if self.with_masks:
-            self._segmentations[index] = [encode_mask(mask) for mask in scene["masks"]]
+            self._segmentations[index] = [count_runs(mask) for mask in scene["masks"]]
         return scene

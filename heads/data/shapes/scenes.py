@@ -10,7 +10,7 @@ Every shape is a mask over pixel centres first and is coloured afterwards: label
 
 import numpy as np
 
-from heads.data.arguments import read_size
+from heads.arguments import read_size
 from heads.data.shapes.things import KEYPOINT_NAMES, THINGS, pick_colour, vary_colour
 
 STUFF_NAMES = ("sky", "ground", "water")
@@ -89,7 +89,7 @@ def draw_scene(seed, image_size: tuple[int, int] = (256, 256)) -> dict:
 
 
 def _draw_layout(random, height, width):
-    """Gives the stuff label map and the height of the horizon at each column, in pixels."""
+    """Returns the stuff label map and the height of the horizon at each column, in pixels."""
     x = np.linspace(-1, 1, width)
     y = (np.arange(height)[:, None] + 0.5) / height
 
@@ -113,7 +113,7 @@ def _draw_layout(random, height, width):
 
 
 def _paint_stuff(random, semantic):
-    """Gives the float32 picture of sky, ground and water: clouds, speckles and ripples tell them apart."""
+    """Returns the float32 picture of sky, ground and water: clouds, speckles and ripples tell them apart."""
     height = semantic.shape[0]
     families = [_SKY_COLOURS, _GROUND_COLOURS, _WATER_COLOURS]
     colours = [vary_colour(random, family[random.integers(len(family))]) for family in families]
@@ -132,7 +132,7 @@ def _paint_stuff(random, semantic):
 
 
 def _place_things(random, semantic, horizon):
-    """Gives (label, x, y of the centre, half height in pixels, angle) of each thing, front to back."""
+    """Returns (label, x, y of the centre, half height in pixels, angle) of each thing, front to back."""
     height, width = semantic.shape
     side = min(height, width)
     count = min(round(random.integers(6, 12) * (max(height, width) / side)), 60)
@@ -160,7 +160,7 @@ def _place_things(random, semantic, horizon):
 
 
 def _draw_thing(random, placed, free):
-    """Gives the visible mask of one thing, its colours (one row per visible pixel) and its keypoints."""
+    """Returns the visible mask of one thing, its colours (one row per visible pixel) and its keypoints."""
     label, centre_x, centre_y, half, angle = placed
     height, width = free.shape
     reach = 1.45 * half  # a rotated unit square stays inside
@@ -206,7 +206,7 @@ def _paint_shadows(image, things):
 
 
 def _develop(random, image):
-    """Gives the uint8 photograph: exposure, tint, a little blur and noise."""
+    """Returns the uint8 photograph: exposure, tint, a little blur and noise."""
     image = image * (random.uniform(0.8, 1.15) * random.uniform(0.93, 1.07, 3).astype(np.float32))
     blur = random.uniform(0.1, 0.3)
     for axis in (0, 1):
@@ -220,7 +220,7 @@ def _develop(random, image):
 
 
 def _noise(random, size, rows, columns):
-    """Gives smooth noise: a coarse grid of normal numbers, stretched bilinearly to `size`."""
+    """Returns smooth noise: a coarse grid of normal numbers, stretched bilinearly to `size`."""
     grid = random.standard_normal((rows + 1, columns + 1), dtype=np.float32)
     for axis, length in enumerate(size):
         position = np.linspace(0, grid.shape[axis] - 1.001, length, dtype=np.float32)

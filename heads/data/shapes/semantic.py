@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from heads.data.arguments import read_count, read_seed, read_size
+from heads.arguments import read_count, read_seed, read_size
 from heads.data.shapes.scenes import CLASS_NAMES, SMALLEST_SCENE_SIDE, draw_scene
 
 
@@ -39,7 +39,7 @@ class SemanticShapes:
         return draw_scene((self.seed, int(index)), self.image_size)
 
     def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:
-        """Gives the scenes as single (image, label map) pairs.
+        """Returns the scenes as single (image, label map) pairs.
 
         Args:
             indices: Dataset of scene numbers, int64 scalars. Default: 0, 1, ..
@@ -60,7 +60,7 @@ class SemanticShapes:
         return indices.map(map_index, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def check(self):
-        """Gives the pixels of each class over the first 64 scenes (or fewer), int64 (num_classes,)."""
+        """Returns the pixels of each class over the first 64 scenes (or fewer), int64 (num_classes,)."""
         counts = np.zeros(self.num_classes, np.int64)
         for index in range(min(len(self), MAX_CHECKED_SCENES)):
             counts += np.bincount(self[index]["semantic"].ravel(), minlength=self.num_classes)

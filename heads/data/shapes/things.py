@@ -26,13 +26,13 @@ class Thing(NamedTuple):
 
 
 def pick_colour(random, hue):
-    """Gives an RGB colour, 0 .. 255: near the favourite hue seven times out of ten, else of any hue."""
+    """Returns an RGB colour, 0 .. 255: near the favourite hue seven times out of ten, else of any hue."""
     hue = random.normal(hue, 0.05) if random.random() < 0.7 else random.random()
     return _rgb(hue, random.uniform(0.35, 0.9), random.uniform(0.5, 0.98))
 
 
 def vary_colour(random, colour):
-    """Gives an RGB colour, 0 .. 255, close to `colour`, which is (hue, saturation, value), 0 .. 1 each."""
+    """Returns an RGB colour, 0 .. 255, close to `colour`, which is (hue, saturation, value), 0 .. 1 each."""
     hue, saturation, value = np.array(colour) + random.normal(0, (0.02, 0.06, 0.06))
     return _rgb(hue, saturation, value)
 

@@ -7,11 +7,13 @@ import pathlib
 import typing
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 # The formats of data folders; MPO is a JPEG with further pictures behind it (many phones write it).
 DATA_FORMATS = ("JPEG", "MPO", "PNG")
+
+# ImageNet's mean, which normalisation turns into 0: what pictures are padded with everywhere.
+MEAN_PIXEL = (123.675, 116.28, 103.53)
 
 # What brings the stored pixels of each EXIF orientation upright.
 UPRIGHT_MOVES = {
@@ -45,25 +47,6 @@ class Picture(typing.NamedTuple):
 def read_picture(path, size: tuple[int, int] | None = None, formats: tuple[str, ...] | None = None):
     """The RGB pixels of a picture file, as viewers show it. See `decode_picture`."""
     return decode_picture(path, size, formats).pixels
-
-
-def load_picture(path, size=None):
-    """`read_picture` in a `tf.data` graph, for the formats of data folders.
-
-    Args:
-        path: String tensor; `os.fsencode` makes one of any path.
-        size: (height, width) that the picture must have, int tensor or None. See `decode_picture`.
-
-    Returns:
-        `(height, width, 3)`, uint8. A picture that cannot be read ends the iteration with its path.
-    """
-
-    def read(path, *size):
-        path = np.asarray(path, object).item()  # bytes in a graph, an array of them outside
-        return read_picture(path, size or None, DATA_FORMATS)
-
-    arguments = [path] if size is None else [path, size[0], size[1]]
-    return tf.ensure_shape(tf.numpy_function(read, arguments, tf.uint8), (None, None, 3))
 
 
 def decode_picture(

@@ -1,4 +1,4 @@
-"""The checks of arguments that several files share; each gives the value as it is used."""
+"""The checks of arguments that several files share: `read_...` returns the value as it is used."""
 
 import math
 import numbers
@@ -62,6 +62,28 @@ def read_share(name: str, value) -> float:
     if not _is_number(value) or not 0 < value <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1. Received: {value!r}")
     return float(value)
+
+
+def check_counts(least=1, **counts):
+    """Raises a ValueError that names the first argument that is no integer, or below `least`."""
+    for name, value in counts.items():
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(f"{name} must be at least {least}. Received: {value!r}")
+
+
+def check_shares(with_one=False, **shares):
+    """Raises a ValueError that names the first argument that is no number from 0 to 1, or is 1 itself."""
+    for name, value in shares.items():
+        if not isinstance(value, numbers.Real) or not 0 <= value <= 1 or (value == 1 and not with_one):
+            limit = "to 1" if with_one else "to below 1"
+            raise ValueError(f"{name} must be a number from 0 {limit}. Received: {value!r}")
+
+
+def check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections):
+    """Raises a ValueError that names the first argument of a detector that is out of range."""
+    check_counts(num_classes=num_classes, channels=channels, max_detections=max_detections)
+    check_shares(score_threshold=score_threshold)
+    check_shares(with_one=True, iou_threshold=iou_threshold)
 
 
 def _as_sequence(value):

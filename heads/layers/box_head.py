@@ -1,0 +1,63 @@
+"""The box head of R-CNNs: what is in a region, and where exactly."""
+
+import keras
+from keras import ops
+
+from heads.layers.blocks import Layer, join_reference_layers
+
+
+@keras.saving.register_keras_serializable("van_backbones.heads")
+class BoxHead(Layer):
+    """Classifies the features under a box and shifts it: two wide dense layers, then two outputs.
+
+    Args:
+        num_classes: number of classes without the background.
+        width: units of the two dense layers.
+        class_agnostic: whether a region has one box instead of one per class.
+        **kwargs: base arguments of the layer.
+
+    Call arguments:
+        regions: (batch, n, height, width, channels).
+
+    Returns:
+        float32 (batch, n, num_classes + 1), the background last, and (batch, n, num_classes or 1, 4).
+    """
+
+    def __init__(self, num_classes, width=1024, class_agnostic=False, **kwargs):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.num_boxes = 1 if class_agnostic else num_classes
+        self.width = width
+
+        def make_dense(units, name, deviation=None, activation=None):
+            initializer = keras.initializers.RandomNormal(0.0, deviation) if deviation else "glorot_uniform"
+            return keras.layers.Dense(
+                units, activation, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
+            )
+
+        self.shared = [make_dense(width, f"shared_{index}", activation="relu") for index in range(2)]
+        self.classifier = make_dense(num_classes + 1, "classifier", 0.01)
+        self.regressor = make_dense(4 * self.num_boxes, "regressor", 0.001)
+
+    def build(self, input_shape):
+        *_, height, width, channels = input_shape
+        self.shared[0].build((None, height * width * channels))
+        for layer in (self.shared[1], self.classifier, self.regressor):
+            layer.build((None, self.width))
+        self.built = True
+
+    def call(self, regions):
+        batch, count, height, width, channels = ops.shape(regions)
+        # Channels first, as the reference's weights are ordered.
+        x = ops.transpose(regions, (0, 1, 4, 2, 3))
+        x = ops.reshape(x, (batch * count, height * width * channels))
+        for layer in self.shared:
+            x = layer(x)
+        class_logits = ops.reshape(self.classifier(x), (batch, count, self.num_classes + 1))
+        box_deltas = ops.reshape(self.regressor(x), (batch, count, self.num_boxes, 4))
+        return ops.cast(class_logits, "float32"), ops.cast(box_deltas, "float32")
+
+    def reference_layers(self):
+        """Returns mmdetection's names: name -> layer."""
+        shared = {f"shared_fcs.{index}": layer for index, layer in enumerate(self.shared)}
+        return join_reference_layers({**shared, "fc_cls": self.classifier, "fc_reg": self.regressor})

@@ -1,0 +1,63 @@
+"""How pictures are resized before a model sees them."""
+
+import keras
+import numpy as np
+
+from heads.arguments import read_count, read_size
+
+
+@keras.saving.register_keras_serializable("van_backbones.heads")
+class Resizing:
+    """How pictures are resized before a model sees them, their ratio always kept.
+
+    Args:
+        image_size: (height, width), or one length for a square. Pictures are resized to fit into it and
+            padded to it at the bottom and right.
+        short_side: pictures are resized to this short side, unless their long side then exceeds `long_side`.
+        long_side: limit of the long side, with `short_side`.
+
+    With neither an `image_size` nor a `short_side`, pictures keep their size.
+
+    Raises:
+        ValueError: at an argument out of range, or both an `image_size` and a `short_side`.
+
+    Reference:
+        - The numbers are those of mmdetection's `Resize` with `keep_ratio=True`.
+    """
+
+    def __init__(self, image_size=None, short_side=None, long_side: int = 1333):
+        self.image_size = None if image_size is None else read_size("image_size", image_size)
+        self.short_side = None if short_side is None else read_count("short_side", short_side)
+        self.long_side = read_count("long_side", long_side)
+        if short_side is not None and (image_size is not None or short_side > long_side):
+            raise ValueError(
+                "short_side must be at least 1, not above long_side, and None where image_size is given. "
+                f"Received: short_side={short_side}, long_side={long_side}, image_size={image_size}"
+            )
+
+    def fit(self, size) -> tuple[int, int]:
+        """Returns the (height, width) that a picture of (height, width) `size` is resized to."""
+        sides = np.asarray(size, "float64")
+        if self.image_size is not None:
+            scale = np.min(self.image_size / sides)
+            limits = self.image_size
+        elif self.short_side is not None:
+            scale = min(self.long_side / sides.max(), self.short_side / sides.min())
+            limits = np.inf
+        else:
+            return tuple(map(int, size))
+        scaled = np.maximum(np.floor(sides * scale + 0.5), 1.0)
+        return tuple(np.minimum(scaled, limits).astype(int).tolist())
+
+    def pad(self, size, divisor: int = 1) -> tuple[int, int]:
+        """Returns the (height, width) of the padded picture, `image_size` or multiples of the divisor."""
+        if self.image_size is not None:
+            return self.image_size
+        return tuple(-(-side // divisor) * divisor for side in size)
+
+    def get_config(self):
+        return {name: getattr(self, name) for name in ("image_size", "short_side", "long_side")}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)

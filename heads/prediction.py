@@ -1,0 +1,140 @@
+"""From picture files to results in their own pixels: what a trained model is for."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from heads.arguments import read_count
+from heads.coco.segmentations import encode_mask
+from heads.ops.labels import PADDING_LABEL
+from heads.ops.masks import paste_masks
+from heads.ops.resizing import resize_bilinear
+from heads.pictures import MEAN_PIXEL, read_picture, show_path
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MASK_FORMS = ("pasted", "run_lengths")
+
+
+class PreparedPicture(NamedTuple):
+    """A picture as a model sees it.
+
+    Attributes:
+        image: float32 (height, width, 3), padded at the bottom and right with the mean pixel.
+        image_size: (height, width) of the resized picture in it.
+        original_size: (height, width) of the picture.
+    """
+
+    image: np.ndarray
+    image_size: tuple[int, int]
+    original_size: tuple[int, int]
+
+
+def predict_pictures(model, pictures, batch_size=1, score_threshold=0.0, masks="pasted", progress=True):
+    """Returns what a model sees in pictures, in the pixels of each: see `DenseModel.predict_pictures`."""
+    read_count("batch_size", batch_size)
+    if masks not in MASK_FORMS:
+        raise ValueError(f"masks must be one of {list(MASK_FORMS)}. Received: {masks!r}")
+    pictures = find_pictures(pictures)
+    results, waiting = [None] * len(pictures), {}
+
+    def run(batch):
+        arrays = [np.stack(values) for values in zip(*(picture for _, picture in batch), strict=True)]
+        for (place, picture), result in zip(batch, model.predict_resized(*arrays), strict=True):
+            if "boxes" in result:
+                result = _finish_detections(model, result, picture.original_size, score_threshold, masks)
+            path = pictures[place] if isinstance(pictures[place], pathlib.Path) else None
+            results[place] = {"path": path, **result}
+
+    for place, picture in enumerate(_show_progress(pictures, progress)):
+        prepared = prepare_picture(picture, model.resizing, model.size_divisor)
+        batch = waiting.setdefault(prepared.image.shape, [])
+        batch.append((place, prepared))
+        if len(batch) == batch_size:
+            run(waiting.pop(prepared.image.shape))
+    for batch in waiting.values():
+        run(batch)
+    return results
+
+
+def find_pictures(pictures) -> list:
+    """Returns a list of paths and arrays.
+
+    Args:
+        pictures: a path of a picture or of a folder of them (sub-folders and hidden files are ignored), an
+            array (height, width, 3) or (n, height, width, 3), or a sequence of paths and arrays.
+
+    Raises:
+        ValueError: if there is no such file, or no picture in a folder.
+    """
+    if isinstance(pictures, str | os.PathLike):
+        path = pathlib.Path(pictures)
+        if not path.exists():
+            raise ValueError(f"there is no picture or folder of pictures. Received: {show_path(path)}")
+        if not path.is_dir():
+            return [path]
+        found = [part for part in sorted(path.iterdir()) if part.suffix.lower() in PICTURE_SUFFIXES]
+        found = [part for part in found if not part.name.startswith(".")]  # macOS writes ._NAME.jpg
+        if not found:
+            suffixes = ", ".join(PICTURE_SUFFIXES)
+            raise ValueError(f"the folder must hold pictures ({suffixes}). Received: {show_path(path)}")
+        return found
+    if getattr(pictures, "ndim", None) == 3:
+        return [pictures]
+    return [pathlib.Path(each) if isinstance(each, str | os.PathLike) else each for each in pictures]
+
+
+def prepare_picture(picture, resizing, size_divisor: int = 1) -> PreparedPicture:
+    """Reads a picture, resizes and pads it, as in training and scoring.
+
+    Args:
+        picture: a path, or RGB pixels (height, width, 3), uint8 or float 0 .. 255.
+        resizing: a `Resizing`.
+        size_divisor: what the sides are padded to multiples of, where `resizing` has no `image_size`.
+
+    Raises:
+        ValueError: if a file cannot be read, or an array is no picture.
+    """
+    pixels = read_picture(picture) if isinstance(picture, pathlib.Path) else np.asarray(picture)
+    is_known = pixels.dtype == np.uint8 or np.issubdtype(pixels.dtype, np.floating)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size or not is_known:
+        raise ValueError(
+            "a picture must be a path, or RGB pixels (height, width, 3), uint8 or float 0 .. 255. "
+            f"Received: {pixels.dtype} of shape {pixels.shape}"
+        )
+    original_size = pixels.shape[:2]
+    height, width = resizing.fit(original_size)
+    image = pixels.astype("float32")
+    if (height, width) != original_size:
+        image = ops.convert_to_numpy(resize_bilinear(image[None], (height, width)))[0]
+    padded = np.full((*resizing.pad((height, width), size_divisor), 3), MEAN_PIXEL, "float32")
+    padded[:height, :width] = image
+    return PreparedPicture(padded, (height, width), original_size)
+
+
+def _finish_detections(model, detections, picture_size, score_threshold, masks):
+    """Returns the objects alone, with the names of their classes and masks of the picture's size."""
+    kept = (detections["labels"] != PADDING_LABEL) & (detections["scores"] >= score_threshold)
+    result = {name: values[kept] for name, values in detections.items()}
+    names = model.class_names or [f"class {label}" for label in range(model.num_classes)]
+    result["names"] = [names[label] for label in result["labels"]]
+    if "masks" in result:
+        pasted = (
+            paste_masks(mask[None], box[None], picture_size)[0]
+            for mask, box in zip(result["masks"], result["boxes"], strict=True)
+        )
+        if masks == "run_lengths":
+            result["masks"] = [encode_mask(mask) for mask in pasted]  # never all of them at once
+        else:
+            result["masks"] = np.array(list(pasted), bool).reshape(-1, *picture_size)
+    return result
+
+
+def _show_progress(pictures, progress):
+    if not progress or len(pictures) < 2:
+        return pictures
+    from tqdm import tqdm
+
+    return tqdm(pictures, unit="picture")

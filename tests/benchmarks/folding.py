@@ -1,0 +1,76 @@
+"""Measures what folding batch norms into the convolutions of a head brings, beside the deployed backbone.
+
+    python -m tests.benchmarks.folding --variant b0
+
+UPerNet, float32: its backbone deployed, once with the head's norms folded too and once without. In Keras and
+in each export, in turns.
+"""
+
+import argparse
+import functools
+import pathlib
+import statistics
+import tempfile
+import time
+
+import numpy as np
+
+import heads
+from van_backbones import VANBackbone, deploy
+from van_backbones.exporting import load_export
+
+SUFFIXES = {"saved_model": "", "onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--variant", default="b0")
+    parser.add_argument("--image-size", type=int, nargs=2, default=(512, 512))
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args(argv)
+    head = heads.UPerNet(VANBackbone(arguments.variant), 150)
+    folded = deploy(head)
+    plain = heads.UPerNet(deploy(head.backbone), 150)
+    images = np.random.default_rng(0).integers(0, 255, (1, *arguments.image_size, 3), "uint8")
+    inputs = images.astype("float32")
+    report("keras", [lambda m=m: m.predict_on_batch(inputs) for m in (folded, plain)], arguments.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        for format, suffix in SUFFIXES.items():
+            runs = []
+            for name, model in (("folded", folded), ("plain", plain)):
+                path = pathlib.Path(folder, f"{format}_{name}{suffix}")
+                write(model, path, format, tuple(arguments.image_size))
+                runs.append(functools.partial(load_export(path), images))
+            report(format, runs, arguments.repeats)
+
+
+def write(model, path, format, image_size):
+    """Writes an export of a model as it is, so that nothing more is folded."""
+    from van_backbones.exporting.export import ServedModel, write_export
+
+    served = ServedModel(model)
+    write_export(served, path, format, served.make_signature(image_size, 1))
+
+
+def report(name, runs, repeats):
+    times = [[] for _ in runs]
+    for run in runs:
+        run()
+    for _ in range(repeats):
+        for run, own in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            own.append(time.perf_counter() - start)
+    folded, plain = (statistics.median(own) for own in times)
+    best = min(times[1]) / min(times[0])
+    print(
+        f"{name:12} folded {folded:.3f} s, plain {plain:.3f} s: folding brings {plain / folded - 1:+.1%} "
+        f"(median), {best - 1:+.1%} (fastest of {repeats})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

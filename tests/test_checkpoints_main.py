@@ -1,0 +1,117 @@
+"""The command line, `python -m van_backbones.checkpoints`."""
+
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from conftest import build_segmenter
+
+from van_backbones import VANClassifier, load_checkpoint
+from van_backbones.checkpoints.__main__ import main
+from van_backbones.checkpoints.loading import name_variables, to_state_dict
+
+
+def assert_equal(model, other):
+    for one, two in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_command_line_on_keras_files(tmp_path, small_segmenter, segmenter_files, capsys):
+    out = tmp_path / "out.safetensors"
+    assert main(["export", str(segmenter_files[".keras"]), str(out)]) == 0
+    model = build_segmenter()
+    load_checkpoint(model, out)
+    assert_equal(model, small_segmenter)
+    capsys.readouterr()
+    for suffix in (".keras", ".weights.h5"):
+        assert main(["inspect", str(segmenter_files[suffix])]) == 0
+        assert "format: Keras" in capsys.readouterr().out
+
+
+def test_failures_of_the_command_line_take_one_line(tmp_path, segmenter_files, capsys):
+    plain = tmp_path / "plain.keras"
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(plain)
+    strange = tmp_path / "strange.keras"
+    with zipfile.ZipFile(segmenter_files[".keras"]) as archive, zipfile.ZipFile(strange, "w") as changed:
+        changed.writestr("model.weights.h5", archive.read("model.weights.h5"))
+        changed.writestr("config.json", archive.read("config.json").replace(b"SemanticFPN", b"Unheard"))
+    (tmp_path / "text.keras").write_text("text")
+    safetensors, out = str(segmenter_files[".safetensors"]), str(tmp_path / "out.safetensors")
+    for arguments, match in (
+        (["export", str(plain), out], "reference_layers"),
+        (["export", str(strange), out], "could not be loaded"),
+        (["export", str(tmp_path / "text.keras"), out], "is text"),
+        (["export", str(tmp_path / "missing.keras"), out], "no such file"),
+        (
+            ["export", str(segmenter_files[".keras"]), str(tmp_path / "no" / "out.safetensors")],
+            "folder must exist",
+        ),
+        (["export", str(segmenter_files[".keras"]), str(tmp_path / "out.onnx")], "must end in .safetensors"),
+        (["convert", safetensors, str(tmp_path / "no" / "out.safetensors")], "folder must exist"),
+        (["convert", safetensors, str(tmp_path / "out.weights.h5")], "only a backbone"),
+        (["convert", str(segmenter_files[".keras"]), out], "must be a PyTorch"),
+        (["inspect", str(tmp_path)], "folder must hold one of"),
+        (["download", "b9"], "release must be"),
+    ):
+        assert main(arguments) == 1, arguments
+        error = capsys.readouterr().err
+        assert match in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def write_torch(arrays, path, wrap=lambda tensors: tensors, **options):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    torch.save(wrap(tensors), path, **options)
+    return path
+
+
+def randomize(model, seed=0):
+    random = np.random.default_rng(seed)
+    for variable in model.variables:
+        if "seed" not in variable.path:
+            variable.assign(random.uniform(0.1, 0.9, variable.shape))
+
+
+def assert_equal_weights(model, other):
+    ours, theirs = name_variables(model), name_variables(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy(), err_msg=name)
+
+
+def test_command_line(tmp_path, capsys):
+    model = VANClassifier("b0", num_classes=6)
+    randomize(model)
+    path = str(write_torch(to_state_dict(model), tmp_path / "van.pth"))
+    assert main(["list"]) == 0
+    assert "b2_imagenet " in capsys.readouterr().out
+    assert main(["inspect", path]) == 0
+    shown = capsys.readouterr().out
+    assert "format: official" in shown
+    assert "variant: b0" in shown
+    assert "3,848,800 parameters" in shown
+    assert main(["convert", path, str(tmp_path / "van.safetensors")]) == 0
+    assert main(["convert", path, str(tmp_path / "van.weights.h5")]) == 0
+    target = VANClassifier("b0", num_classes=6, weights=tmp_path / "van.weights.h5")
+    assert_equal_weights(model, target)
+    load_checkpoint(target, tmp_path / "van.safetensors")
+    model.save(tmp_path / "van.keras")
+    assert main(["export", str(tmp_path / "van.keras"), str(tmp_path / "back.safetensors")]) == 0
+    load_checkpoint(target, tmp_path / "back.safetensors")
+    assert_equal_weights(model, target)
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "missing.pth")]) == 1
+    assert "no such checkpoint file" in capsys.readouterr().err
+    assert main(["convert", path, str(tmp_path / "van.onnx")]) == 1
+
+
+def test_command_line_as_a_module():
+    command = [sys.executable, "-m", "van_backbones.checkpoints", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "b0_imagenet" in listed
+    assert "75.4" in listed
