@@ -2,13 +2,11 @@
 
 A comment before a block tells what it needs:
 
-    <!-- test: slow -->                    it trains or exports for long
-    <!-- test: downloads -->               releases; files of random weights stand for them here
-    <!-- test: needs predict_pictures -->  skipped where `DenseModel` does not have it
+    <!-- test: slow -->       it trains or exports for long
+    <!-- test: downloads -->  releases; files of random weights stand for them here
 """
 
 import ast
-import inspect
 import itertools
 import os
 import pathlib
@@ -53,7 +51,9 @@ class Block(typing.NamedTuple):
 def read_blocks(page):
     """Returns the blocks of a page."""
     text = page.read_text(encoding="utf-8")
-    pattern = re.compile(r"(?:^<!-- test: ([a-z_ ]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(
+        r"(?:^<!-- test: (slow|downloads) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    )
     blocks = []
     for match in pattern.finditer(text):
         line = text.count("\n", 0, match.start(3)) + 1
@@ -67,9 +67,6 @@ BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 
 def mark(block):
     marks = [pytest.mark.slow] if "slow" in block.notes else []
-    needed = block.notes.removeprefix("needs ") if block.notes.startswith("needs ") else None
-    known = {*dir(DenseModel), *inspect.signature(DenseModel.__init__).parameters, None}
-    marks.append(pytest.mark.skipif(needed not in known, reason=f"DenseModel has no {needed} yet"))
     return pytest.param(block, marks=marks, id=block.place)
 
 
@@ -141,7 +138,8 @@ def test_commands_exist(words):
     elif words[0] == "pip":
         extras = PYPROJECT["project"]["optional-dependencies"]
         for word in words:
-            assert set(re.findall(r"\[(.+)\]", word)) <= extras.keys()
+            names = ",".join(re.findall(r"\[(.+)\]", word)).split(",")
+            assert {name for name in names if name} <= extras.keys()
     else:
         check_python_command(words[1:])
 
@@ -184,8 +182,6 @@ def test_modules_that_are_named_exist():
         if page.name == "CHANGELOG.md":
             continue
         for name in pattern.findall(page.read_text(encoding="utf-8")):
-            if name == "heads.Resizing" and not hasattr(DenseModel, "predict_pictures"):
-                continue  # both arrive together
             value, rest = sys.modules[name.split(".")[0]], name.split(".")[1:]
             for depth, part in enumerate(rest, 1):
                 if not hasattr(value, part):
