@@ -14,7 +14,7 @@ DEMO_detection := train_detection.py --output runs/demo-detection --channels 64 
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs dist clean
 
 demo: .venv/installed
 	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation or detection. Received: $(TASK)))
@@ -30,8 +30,17 @@ lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+docs: .venv/installed-docs
+	.venv/bin/mkdocs build --strict
+
+# The wheel and the source distribution, in dist/.
+dist: .venv/bin/python
+	$(PIP) install --quiet build
+	rm -rf build dist
+	.venv/bin/python -m build
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site build dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -42,4 +51,8 @@ clean:
 
 .venv/installed-test: pyproject.toml | .venv/bin/python
 	$(PIP) install --quiet --editable '.[test]'
+	touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml | .venv/bin/python
+	$(PIP) install --quiet --editable '.[docs]'
 	touch $@ .venv/installed

@@ -63,7 +63,7 @@ def test_unicode_encodings(tmp_path, encoding):
     assert dataset.class_names == ("Möwe",)
     results = [{"image_id": 1, "category_id": 1, "bbox": BOX, "score": 0.5}]
     (tmp_path / "results.json").write_bytes(json.dumps(results).encode(encoding))
-    assert evaluate_coco(dataset.path, tmp_path / "results.json")["bbox_AP"] == 1
+    assert evaluate_coco(dataset.path, tmp_path / "results.json")["bbox_AP"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_ids_as_text(tmp_path):
     assert dataset.check(progress=False).tolist() == [1]
     assert (dataset.image_ids, dataset.category_ids) == (["i"], ("c",))
     results = [{"image_id": "i", "category_id": "c", "bbox": BOX, "score": 0.5}]
-    assert evaluate_coco(content, results)["bbox_AP"] == 1
+    assert evaluate_coco(content, results)["bbox_AP"] == pytest.approx(1)
 
 
 def test_file_names_of_windows(tmp_path):
@@ -292,7 +292,7 @@ def test_masks_must_lie_in_their_boxes(tmp_path, name):
     if message is None:
         assert check(tmp_path, content, with_masks=True) == [1]
         results = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": segmentation}]
-        assert evaluate_coco(content, results, ("segm",))["segm_AP"] == 1
+        assert evaluate_coco(content, results, ("segm",))["segm_AP"] == pytest.approx(1)
     else:
         for read in (lambda: check(tmp_path, content, True), lambda: evaluate_coco(content, [], ("segm",))):
             with pytest.raises(ValueError, match=f"annotation 1: .*{message}"):

@@ -259,6 +259,6 @@ def test_a_release_name_comes_before_the_disk(tmp_path, monkeypatch, backbone, n
     with pytest.raises(OSError, match="no network here"):
         checkpoints.load_checkpoint(backbone, name)
     assert asked == ["b0_imagenet"]
-    with pytest.raises(ValueError, match="is text|a folder must hold"):
+    with pytest.raises(ValueError, match=r"is text|a folder must hold"):
         checkpoints.load_checkpoint(backbone, f"./{name}")
     assert asked == ["b0_imagenet"]

@@ -1,6 +1,7 @@
 """Runs all benchmarks: the forward pass, a training step, input pipelines, suppression and COCO's scores.
 
-    python -m tests.benchmarks [--only inference training data suppression scoring] [--quick] [--threads 2]
+    python -m tests.benchmarks [--only inference training data suppression scoring] [--quick] [--threads 2] \
+        [--output tests/benchmarks/results]
 
 Each section is a script of its own in this folder, with more options: `python -m tests.benchmarks.inference
 --help`. Options that are not listed here go to the first section that runs, which is inference if all do. All
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import time
 
+from tests.benchmarks.results import add_output
+
 SECTIONS = ("inference", "training", "data", "suppression", "scoring")
 
 
@@ -22,8 +25,10 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", default=SECTIONS, choices=SECTIONS, metavar="SECTION")
     parser.add_argument("--quick", action="store_true", help="small settings: shows that it runs, no more")
     parser.add_argument("--threads", type=int, default=2)
+    add_output(parser)
     arguments, others = parser.parse_known_args(argv)
     common = ["--threads", str(arguments.threads), *(["--quick"] if arguments.quick else [])]
+    common += ["--output", str(arguments.output)] if arguments.output else []
     failed = []
     for section in SECTIONS:
         if section in arguments.only:

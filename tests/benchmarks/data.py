@@ -15,6 +15,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
+from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import describe_rounds, format_table, limit_threads, take_turns, time_calls
 
 SIZE = (480, 640)
@@ -31,6 +32,7 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, help="default: 5")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="16 pictures, 2 rounds")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     limit_threads(arguments.threads)
     import tensorflow as tf
@@ -52,6 +54,8 @@ def main(argv=None):
     )
     print(f"\nInput pipelines, {title}; {describe_rounds(medians, num_rounds)}")
     print(format_table(("", "pictures per second"), rows))
+    numbers = [(title, name, "", "pictures per second", value) for name, value in rows]
+    write_results(arguments.output, "data", numbers)
 
 
 def build_pipelines(folder, batch_size):

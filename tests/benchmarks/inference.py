@@ -17,6 +17,7 @@ import tempfile
 from typing import NamedTuple
 
 from tests.benchmarks import engines
+from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import (
     QUIET,
     Worker,
@@ -60,6 +61,17 @@ def main(argv=None):
             for batch_size in arguments.batch_sizes:
                 tables |= measure_batch(variant, batch_size, folder, peaks, arguments)
     print_summary(tables)
+    write_results(arguments.output, "inference", list_numbers(tables))
+
+
+def list_numbers(tables):
+    """Yields the rows of the CSV file; what other processes disturbed is left out."""
+    for title, rows in tables.items():
+        for row, found in rows.items():
+            if not found.mark:
+                yield (title, *row, "milliseconds", round(found.milliseconds, 3))
+                yield (title, *row, "share of peak", round(found.share, 4))
+            yield (title, *row, "largest error", float(f"{found.error:.2e}"))
 
 
 def parse_arguments(argv):
@@ -81,6 +93,7 @@ def parse_arguments(argv):
     add("--frameworks", nargs="+", default=FRAMEWORKS, choices=FRAMEWORKS, help="keras always runs")
     add("--max-pixels", type=int, default=8 * 512 * 512, help="larger batches are left out")
     add("--quick", action="store_true", help="b0, 224 x 224, batch 1, 5 rounds")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     arguments.variants = arguments.variants or (["b0"] if quick else ["b0", "b1", "b2"])

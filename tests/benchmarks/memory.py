@@ -1,6 +1,6 @@
 """Prints what `recompute=True` saves: peak memory and seconds of a training step, plain and recomputed.
 
-    python tests/benchmarks/memory.py [--variant b2] [--size 512] [--batch-size 2] [--mode graph]
+    python -m tests.benchmarks.memory [--variant b2] [--size 512] [--batch-size 2] [--mode graph]
 
 Each configuration runs in a process of its own, through `train_on_batch`. Memory is the peak of the resident
 set during a step, less the resident set before it: activations and gradients, without weights, the
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from tests.benchmarks.results import add_output, write_results
+
 # glibc's mallopt: buffers from this size on are given back to the system when freed, so that the resident
 # set follows what is in use. It costs time, so the steps that are timed run before.
 MMAP_THRESHOLD, SMALLEST_MAPPED = -3, 65536
@@ -32,6 +34,7 @@ def main(argv=None):
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--mode", choices=["graph", "xla", "eager"], default="graph")
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed")
+    add_output(parser)
     parser.add_argument("--measure", choices=["plain", "recompute"], help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.measure:
@@ -53,12 +56,19 @@ def main(argv=None):
     plain, recomputed = results["plain"], results["recompute"]
     print(f"memory: {plain['peak'] / recomputed['peak']:.2f} times less")
     print(f"time:   {recomputed['seconds'] / plain['seconds']:.2f} times as long")
+    case = f"{arguments.variant}, {arguments.batch_size} x {arguments.size} x {arguments.size}"
+    numbers = [
+        (case, f"{name}, {arguments.mode}", arguments.dtype, quantity, round(result[key], 3))
+        for name, result in results.items()
+        for key, quantity in (("peak", "peak MB"), ("seconds", "seconds per step"))
+    ]
+    write_results(arguments.output, "memory", numbers)
 
 
 def run_again(name, argv):
     """Gives what this script measures in a fresh process."""
     arguments = sys.argv[1:] if argv is None else argv
-    command = [sys.executable, __file__, *arguments, "--measure", name]
+    command = [sys.executable, "-m", "tests.benchmarks.memory", *arguments, "--measure", name]
     # TensorFlow's own allocator for the CPU gives nothing back to the system.
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -10,6 +10,7 @@ import importlib.util
 
 import numpy as np
 
+from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import describe_rounds, format_table, limit_threads, take_turns, time_calls
 
 NUM_CLASSES, OBJECTS, SIDE = 80, 7, 640
@@ -24,6 +25,7 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, help="default: 3")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="1 round")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     limit_threads(arguments.threads)
     from heads.metrics import evaluate_coco
@@ -49,6 +51,8 @@ def main(argv=None):
     title = f"{arguments.images} pictures x {arguments.detections} detections"
     print(f"\nCOCO's box scores, {title}; {describe_rounds(medians, num_rounds)}")
     print(format_table(("", "seconds", "times as fast as pycocotools", "AP"), rows))
+    numbers = [(title, name, "", "seconds", seconds) for name, seconds, *_ in rows]
+    write_results(arguments.output, "scoring", numbers)
 
 
 def make_detections(num_images, num_detections):

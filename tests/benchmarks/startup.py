@@ -1,6 +1,6 @@
 """Prints how long the packages take to import, and a backbone to be built.
 
-    python tests/benchmarks/startup.py [--rounds 5]
+    python -m tests.benchmarks.startup [--rounds 5] [--output FILE.csv]
 
 Every round is a fresh process per variant: `import keras`, `import van_backbones`, `import heads`, then the
 first VANBackbone. Medians over the rounds, on the wall and of the processor: other processes disturb the
@@ -14,6 +14,8 @@ import pathlib
 import statistics
 import subprocess
 import sys
+
+from tests.benchmarks.results import add_output, write_results
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VARIANTS = ("b0", "b3")
@@ -51,6 +53,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
+    add_output(parser)
     arguments = parser.parse_args(argv)
     measured = {}
     for _ in range(arguments.rounds):
@@ -66,6 +69,12 @@ def main(argv=None):
             f"{name:30} {statistics.median(wall):6.3f} s   processor {statistics.median(processor):6.3f} s   "
             f"(smallest {wall[0]:.3f} and {processor[0]:.3f})"
         )
+    backend, numbers = os.environ.get("KERAS_BACKEND", "tensorflow"), []
+    for name, rounds in measured.items():
+        wall, processor = (statistics.median(values) for values in zip(*rounds, strict=True))
+        numbers.append((backend, name, "", "wall seconds", round(wall, 3)))
+        numbers.append((backend, name, "", "processor seconds", round(processor, 3)))
+    write_results(arguments.output, "startup", numbers)
 
 
 def measure(variant):

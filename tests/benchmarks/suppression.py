@@ -1,6 +1,6 @@
 """Times our way from raw logits to suppressed detections against TensorFlow's own.
 
-    python tests/benchmarks/suppression.py [--rounds 15]
+    python -m tests.benchmarks.suppression [--rounds 15] [--output FILE.csv]
 
 Both get 2 images of 49,104 anchors and 80 classes (RetinaNet at 512 x 512), take the 1000 best pairs of an
 anchor and a class and suppress to 100. Runs take turns; medians are compared.
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from heads.ops.selection import select_pairs, take_rows
 from heads.ops.suppression import suppress_boxes
+from tests.benchmarks.results import add_output, write_results
 
 BATCH, ANCHORS, CLASSES, CANDIDATES, DETECTIONS = 2, 49_104, 80, 1000, 100
 IOU_THRESHOLD = 0.5
@@ -30,6 +31,7 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, help="default: 15")
     parser.add_argument("--threads", type=int, help="default: TensorFlow's")
     parser.add_argument("--quick", action="store_true", help="5 rounds")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     if arguments.threads:
         tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
@@ -55,6 +57,9 @@ def main(argv=None):
     for name, value in medians.items():
         print(f"{name:10} {1000 * value:7.1f} ms")
     print(f"ours / tf.image: {medians['ours'] / medians['tf.image']:.2f}")
+    case = f"{BATCH} x {ANCHORS} anchors x {CLASSES} classes"
+    numbers = [(case, name, "", "milliseconds", round(1000 * value, 2)) for name, value in medians.items()]
+    write_results(arguments.output, "suppression", numbers)
 
 
 def suppress_ours(logits, boxes):

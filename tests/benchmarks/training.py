@@ -16,6 +16,7 @@ import numpy as np
 
 from tests.benchmarks.engines import POLICIES, autocast, load_torch_model, make_images
 from tests.benchmarks.inference import parse_size
+from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import (
     Worker,
     WorkerError,
@@ -43,6 +44,11 @@ def main(argv=None):
             rows += measure_pair(variant, precision, shape, arguments)
     header = ("", "precision", "s per step", "times as fast as PyTorch", "peak MiB", "before", "first loss")
     print(format_table(header, rows), flush=True)
+    case, numbers = " x ".join(map(str, shape[:3])), []
+    for name, precision, seconds, _, peak, before, _ in rows:
+        found = {"seconds per step": seconds, "peak MiB": peak, "MiB before": before}
+        numbers += [(case, name, precision, key, value.replace(",", "")) for key, value in found.items()]
+    write_results(arguments.output, "training", numbers)
 
 
 def parse_arguments(argv):
@@ -56,6 +62,7 @@ def parse_arguments(argv):
     add("--rounds", type=int, help="quiet turns of two steps; default: 10")
     add("--threads", type=int, default=2)
     add("--quick", action="store_true", help="256 x 256, 3 rounds")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     arguments.variants = arguments.variants or (["b0"] if arguments.quick else ["b0", "b1"])
     arguments.size = arguments.size or ((256, 256) if arguments.quick else (512, 512))
