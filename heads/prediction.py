@@ -16,6 +16,8 @@ from heads.pictures import MEAN_PIXEL, read_picture, show_path
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASK_FORMS = ("pasted", "run_lengths")
+# Pictures of many sizes wait for others of their size: at most so many batches of them.
+MOST_WAITING_BATCHES = 4
 
 
 class PreparedPicture(NamedTuple):
@@ -54,6 +56,8 @@ def predict_pictures(model, pictures, batch_size=1, score_threshold=0.0, masks="
         batch.append((place, prepared))
         if len(batch) == batch_size:
             run(waiting.pop(prepared.image.shape))
+        elif sum(map(len, waiting.values())) > MOST_WAITING_BATCHES * batch_size:
+            run(waiting.pop(next(iter(waiting))))
     for batch in waiting.values():
         run(batch)
     return results

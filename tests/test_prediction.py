@@ -106,6 +106,30 @@ def test_detectors_see_what_scoring_sees(folder, resizing):
         assert (result["boxes"] <= np.array([64, 60, 64, 60])).all()
 
 
+def test_pictures_of_many_sizes_do_not_pile_up(monkeypatch):
+    """Each waits for another of its size, but not for ever."""
+    model, waiting, most = make_segmenter(), 0, 0
+
+    def predict(images, image_sizes, original_sizes):
+        nonlocal waiting, most
+        waiting -= len(images)
+        return [{"label_map": np.full(size, size[1])} for size in original_sizes.tolist()]
+
+    def prepare(*arguments):
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        return prepare_picture(*arguments)
+
+    monkeypatch.setattr(model, "predict_resized", predict)
+    monkeypatch.setattr("heads.prediction.prepare_picture", prepare)
+    pictures = [np.zeros((4, width, 3), "uint8") for width in (*range(1, 40), 3, 3)]
+    results = model.predict_pictures(pictures, batch_size=2, progress=False)
+    assert [each["label_map"][0, 0] for each in results] == [picture.shape[1] for picture in pictures]
+    assert waiting == 0
+    assert most <= 9
+
+
 def test_score_threshold_and_classes_without_names(folder):
     model = make_detector()
     model.class_names = None
