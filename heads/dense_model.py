@@ -1,6 +1,7 @@
 """The base class of all heads: what `fit`, `evaluate` and `predict` need."""
 
 import inspect
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -39,7 +40,16 @@ class DenseModel(keras.Model):
     # `predict_pictures` pads pictures to multiples of this: the coarsest stride of the backbones.
     size_divisor = 32
 
-    def __init__(self, backbone, levels, loss_names, arguments, class_names=None, resizing=None, **kwargs):
+    def __init__(
+        self,
+        backbone,
+        levels,
+        loss_names,
+        arguments,
+        class_names: Sequence[str] | None = None,
+        resizing: Resizing | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         own = inspect.signature(arguments["__class__"].__init__).parameters.values()
         own = [each.name for each in own if each.kind != each.VAR_KEYWORD]
@@ -135,7 +145,12 @@ class DenseModel(keras.Model):
             raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none") from problem
 
     def predict_pictures(
-        self, pictures, batch_size=1, score_threshold=0.0, masks="pasted", progress=True
+        self,
+        pictures,
+        batch_size: int = 1,
+        score_threshold: float = 0.0,
+        masks: str = "pasted",
+        progress: bool = True,
     ) -> list[dict]:
         """Returns what the model sees in pictures, in the pixels of each.
 

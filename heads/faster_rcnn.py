@@ -60,13 +60,13 @@ class FasterRCNN(DenseModel):
     def __init__(
         self,
         backbone,
-        num_classes=80,
-        channels=256,
-        num_proposals=1000,
-        num_samples=512,
-        score_threshold=0.05,
-        iou_threshold=0.5,
-        max_detections=100,
+        num_classes: int = 80,
+        channels: int = 256,
+        num_proposals: int = 1000,
+        num_samples: int = 512,
+        score_threshold: float = 0.05,
+        iou_threshold: float = 0.5,
+        max_detections: int = 100,
         **kwargs,
     ):
         check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections)

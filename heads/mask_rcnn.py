@@ -37,7 +37,7 @@ class MaskRCNN(FasterRCNN):
     # The reference names of the layers that depend on the number of classes.
     class_layers = (*FasterRCNN.class_layers, "roi_head.mask_head.conv_logits")
 
-    def __init__(self, backbone, num_classes=80, **kwargs):
+    def __init__(self, backbone, num_classes: int = 80, **kwargs):
         super().__init__(backbone, num_classes, **kwargs)
         self.loss_trackers["mask_loss"] = keras.metrics.Mean(name="mask_loss")
         # mmdetection's configuration matches low quality here, unlike that of Faster R-CNN.

@@ -41,7 +41,15 @@ class SemanticFPN(SemanticModel):
     # The reference names of the layers that depend on the number of classes.
     class_layers = ("decode_head.conv_seg",)
 
-    def __init__(self, backbone, num_classes, channels=128, pyramid_channels=256, dropout_rate=0.1, **kwargs):
+    def __init__(
+        self,
+        backbone,
+        num_classes: int,
+        channels: int = 128,
+        pyramid_channels: int = 256,
+        dropout_rate: float = 0.1,
+        **kwargs,
+    ):
         check_num_classes(num_classes)
         check_counts(channels=channels, pyramid_channels=pyramid_channels)
         check_shares(dropout_rate=dropout_rate)
@@ -95,7 +103,7 @@ class ScaleHead(Chain):
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, channels, num_doublings, **kwargs):
+    def __init__(self, channels: int, num_doublings: int, **kwargs):
         super().__init__(**kwargs)
         self.num_doublings = num_doublings
         self.parts = [

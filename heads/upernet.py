@@ -46,11 +46,11 @@ class UPerNet(SemanticModel):
     def __init__(
         self,
         backbone,
-        num_classes,
-        channels=512,
-        auxiliary_channels=256,
-        auxiliary_weight=0.4,
-        dropout_rate=0.1,
+        num_classes: int,
+        channels: int = 512,
+        auxiliary_channels: int = 256,
+        auxiliary_weight: float = 0.4,
+        dropout_rate: float = 0.1,
         **kwargs,
     ):
         check_num_classes(num_classes)

@@ -1,5 +1,8 @@
 """VANBackbone: images -> a feature pyramid."""
 
+import os
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
@@ -53,16 +56,16 @@ class VANBackbone(keras.Model):
 
     def __init__(
         self,
-        variant,
-        input_shape=(None, None, 3),
-        normalization="imagenet",
-        drop_path_rate=None,
-        layer_norm_epsilon=1e-6,
-        weights=None,
-        widths=None,
-        depths=None,
+        variant: str,
+        input_shape: Sequence[int | None] = (None, None, 3),
+        normalization: str | None = "imagenet",
+        drop_path_rate: float | None = None,
+        layer_norm_epsilon: float = 1e-6,
+        weights: str | os.PathLike | None = None,
+        widths: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
         dtype=None,
-        recompute=False,
+        recompute: bool = False,
         **kwargs,
     ):
         _check_arguments(variant, input_shape, normalization, drop_path_rate, widths, depths)
@@ -115,7 +118,7 @@ class VANBackbone(keras.Model):
             names[f"backbone.norm{stage}"] = self.get_layer(f"stage{stage}_norm")
         return names
 
-    def freeze(self, num_stages=0, batch_norms=False):
+    def freeze(self, num_stages: int = 0, batch_norms: bool = False):
         """Keeps the first stages, or all batch norms, as they are in training.
 
         Weights and statistics of what is frozen do not change, and its batch norms use their moving
@@ -138,7 +141,7 @@ class VANBackbone(keras.Model):
                 is_norm = isinstance(part, keras.layers.BatchNormalization)
                 part.trainable = not layer.name.startswith(frozen) and not (batch_norms and is_norm)
 
-    def set_layer_norm_epsilon(self, epsilon):
+    def set_layer_norm_epsilon(self, epsilon: float):
         """Changes the epsilon of the four last norms to that of the code which the weights come from."""
         self.layer_norm_epsilon = epsilon
         for stage in (1, 2, 3, 4):

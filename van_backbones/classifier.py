@@ -1,5 +1,8 @@
 """VANClassifier: the ImageNet model."""
 
+import os
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -37,15 +40,15 @@ class VANClassifier(keras.Model):
 
     def __init__(
         self,
-        variant,
-        num_classes=1000,
-        weights=None,
-        input_shape=(None, None, 3),
-        normalization="inception",
-        drop_path_rate=None,
-        layer_norm_epsilon=1e-6,
+        variant: str,
+        num_classes: int = 1000,
+        weights: str | os.PathLike | None = None,
+        input_shape: Sequence[int | None] = (None, None, 3),
+        normalization: str | None = "inception",
+        drop_path_rate: float | None = None,
+        layer_norm_epsilon: float = 1e-6,
         dtype=None,
-        recompute=False,
+        recompute: bool = False,
         **kwargs,
     ):
         if num_classes < 1:
@@ -136,7 +139,7 @@ def preprocess_images(images, image_size=224, crop_share=0.9):
     return ops.clip(ops.round(images), 0.0, 255.0)
 
 
-def decode_predictions(logits, top=5):
+def decode_predictions(logits, top: int = 5):
     """Returns the names of the most likely ImageNet classes.
 
     Args:

@@ -45,7 +45,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         **kwargs: arguments of `keras.layers.BatchNormalization`.
     """
 
-    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
+    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
 
     def call(self, inputs, training=None, mask=None):
@@ -68,7 +68,7 @@ class ConvolutionBlock(Chain):
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, filters, kernel_size, **kwargs):
+    def __init__(self, filters: int, kernel_size: int, **kwargs):
         super().__init__(**kwargs)
         self.conv = make_kaiming_convolution(
             filters, kernel_size, use_bias=False, dtype=self.dtype_policy, name="conv"
@@ -94,7 +94,7 @@ class PixelClassifier(Chain):
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, num_classes, dropout_rate=0.1, **kwargs):
+    def __init__(self, num_classes: int, dropout_rate: float = 0.1, **kwargs):
         super().__init__(**kwargs)
         options = {"data_format": "channels_last", "dtype": self.dtype_policy}
         self.dropout = keras.layers.SpatialDropout2D(dropout_rate, name="dropout", **options)
@@ -102,7 +102,7 @@ class PixelClassifier(Chain):
         self.parts = [self.dropout, self.conv]
 
 
-def make_small_convolution(filters, kernel_size, bias=0.0, **kwargs):
+def make_small_convolution(filters: int, kernel_size: int, bias=0.0, **kwargs):
     """Returns a convolution whose weights start near 0 (deviation 0.01), as those of mmdetection's heads do.
 
     Args:
@@ -122,7 +122,7 @@ def make_small_convolution(filters, kernel_size, bias=0.0, **kwargs):
     )
 
 
-def make_kaiming_convolution(filters, kernel_size, layer=keras.layers.Conv2D, **kwargs):
+def make_kaiming_convolution(filters: int, kernel_size: int, layer=keras.layers.Conv2D, **kwargs):
     """Returns a convolution that starts as PyTorch's kaiming normal over the fan out, as mmcv's blocks do.
 
     Args:

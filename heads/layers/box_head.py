@@ -23,7 +23,7 @@ class BoxHead(Layer):
         float32 (batch, n, num_classes + 1), the background last, and (batch, n, num_classes or 1, 4).
     """
 
-    def __init__(self, num_classes, width=1024, class_agnostic=False, **kwargs):
+    def __init__(self, num_classes: int, width: int = 1024, class_agnostic: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.num_boxes = 1 if class_agnostic else num_classes

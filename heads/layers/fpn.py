@@ -38,7 +38,9 @@ class FPN(Layer):
           levels of arXiv 1708.02002, section 4. The numbers are mmdetection's and mmsegmentation's `FPN`.
     """
 
-    def __init__(self, channels=256, num_extra_levels=0, extra_levels_from="pool", **kwargs):
+    def __init__(
+        self, channels: int = 256, num_extra_levels: int = 0, extra_levels_from: str = "pool", **kwargs
+    ):
         if num_extra_levels < 0:
             raise ValueError(f"num_extra_levels must be at least 0. Received: {num_extra_levels}")
         if extra_levels_from not in EXTRA_LEVEL_SOURCES:

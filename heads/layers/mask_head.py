@@ -23,7 +23,7 @@ class MaskHead(Chain):
         float32 logits (batch, n, 28, 28).
     """
 
-    def __init__(self, num_classes, channels=256, **kwargs):
+    def __init__(self, num_classes: int, channels: int = 256, **kwargs):
         super().__init__(**kwargs)
         dtype = self.dtype_policy
         self.convs = [

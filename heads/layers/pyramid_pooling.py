@@ -1,5 +1,7 @@
 """Pyramid pooling: a map together with what its whole picture looks like."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -26,7 +28,7 @@ class PyramidPooling(Layer):
         - Zhao et al., "Pyramid Scene Parsing Network", arXiv 1612.01105, section 3.2.
     """
 
-    def __init__(self, channels=512, pool_sizes=(1, 2, 3, 6), **kwargs):
+    def __init__(self, channels: int = 512, pool_sizes: Sequence[int] = (1, 2, 3, 6), **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
         self.pool_sizes = tuple(pool_sizes)

@@ -1,5 +1,7 @@
 """Region proposal network: where objects may be, whatever they are."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -37,10 +39,10 @@ class RegionProposalNetwork(Layer):
 
     def __init__(
         self,
-        channels=256,
-        strides=(4, 8, 16, 32, 64),
-        anchor_scales=(8.0,),
-        anchor_ratios=(0.5, 1.0, 2.0),
+        channels: int = 256,
+        strides: Sequence[int] = (4, 8, 16, 32, 64),
+        anchor_scales: Sequence[float] = (8.0,),
+        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -71,7 +73,7 @@ class RegionProposalNetwork(Layer):
         return {"rpn_conv": self.conv, "rpn_cls": self.objectness, "rpn_reg": self.deltas}
 
 
-def select_proposals(predictions, num_candidates, num_proposals, iou_threshold=0.7):
+def select_proposals(predictions, num_candidates: int, num_proposals: int, iou_threshold: float = 0.7):
     """Returns the best proposals: without doubles within each level, then the best of all levels.
 
     Args:
@@ -106,10 +108,10 @@ def compute_proposal_losses(
     targets,
     predictions,
     draw_priorities,
-    num_samples=256,
-    positive_fraction=0.5,
-    positive_threshold=0.7,
-    negative_threshold=0.3,
+    num_samples: int = 256,
+    positive_fraction: float = 0.5,
+    positive_threshold: float = 0.7,
+    negative_threshold: float = 0.3,
     box_loss=l1_loss,
 ):
     """Returns the losses of a sample of the anchors.

@@ -16,7 +16,7 @@ class Tower(Chain):
         **kwargs: base arguments of the layer.
     """
 
-    def __init__(self, channels, num_convs, num_groups=None, **kwargs):
+    def __init__(self, channels: int, num_convs: int, num_groups: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.convs, self.norms, self.parts = [], [], []
         for index in range(num_convs):

@@ -1,10 +1,12 @@
 """Anchors: the boxes of fixed sizes and shapes that a dense head starts from."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from keras import ops
 
 
-def make_anchors(level_sizes, strides, scales, ratios):
+def make_anchors(level_sizes, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]):
     """Returns the anchors of every pyramid level.
 
     Faster R-CNN (arXiv 1506.01497, Sec. 3.1.1), with mmdetection's conventions: the anchors of cell (i, j)
@@ -64,7 +66,7 @@ def join_levels(maps, num_values):
     return ops.cast(ops.concatenate(rows, axis=1), "float32")
 
 
-def mark_inside(anchors, image_sizes, divisor=32):
+def mark_inside(anchors, image_sizes, divisor: int = 32):
     """Returns the anchors whose cell lies in their image, rather than in the padding of the batch.
 
     mmdetection's valid flags. An image counts with the padding that it would get alone, to a multiple of

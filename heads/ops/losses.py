@@ -6,7 +6,7 @@ from heads.ops.inputs import read_labels
 from heads.ops.labels import IGNORED_LABEL
 
 
-def semantic_cross_entropy(labels, logits, ignore_label=IGNORED_LABEL):
+def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL):
     """Returns the cross-entropy of a label map, averaged over all pixels.
 
     Ignored pixels add nothing to the sum but count in the average, as in mmsegmentation (its
@@ -44,7 +44,7 @@ def binary_cross_entropy(targets, logits):
     return ops.binary_crossentropy(targets, logits, from_logits=True)
 
 
-def sigmoid_focal_loss(targets, logits, alpha=0.25, gamma=2.0):
+def sigmoid_focal_loss(targets, logits, alpha: float = 0.25, gamma: float = 2.0):
     """Returns the focal loss, elementwise.
 
     RetinaNet (arXiv 1708.02002, Sec. 3): the cross-entropy, times the error of the probability to the power
@@ -73,7 +73,7 @@ def l1_loss(targets, predictions):
     return ops.abs(predictions - targets)
 
 
-def smooth_l1_loss(targets, predictions, beta):
+def smooth_l1_loss(targets, predictions, beta: float):
     """Returns the smooth L1 loss, elementwise: a parabola up to errors of `beta`, a line from there.
 
     Fast R-CNN (arXiv 1504.08083, Sec. 2.3).

@@ -10,10 +10,10 @@ def match_boxes(
     anchors,
     boxes,
     labels,
-    positive_threshold,
-    negative_threshold,
-    min_positive_iou=0.0,
-    match_low_quality=True,
+    positive_threshold: float,
+    negative_threshold: float,
+    min_positive_iou: float = 0.0,
+    match_low_quality: bool = True,
     inside=None,
 ):
     """Returns for each anchor the box that it learns.

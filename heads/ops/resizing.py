@@ -56,7 +56,7 @@ def resize_nearest(inputs, size):
     return inputs
 
 
-def pool_adaptively(inputs, num_bins):
+def pool_adaptively(inputs, num_bins: int):
     """Returns means over a grid of `num_bins` x `num_bins` cells, whatever the inputs' size.
 
     PyTorch's `adaptive_avg_pool2d`: cell i of n positions covers floor(i n / bins) .. ceil((i + 1) n / bins),

@@ -5,7 +5,7 @@ from keras import ops
 from heads.ops.labels import BACKGROUND_MATCH
 
 
-def sample_matches(matches, num_samples, positive_fraction, priorities):
+def sample_matches(matches, num_samples: int, positive_fraction: float, priorities):
     """Returns a sample of the matched and the background anchors of each image.
 
     mmdetection's RandomSampler, with the random numbers from outside: random `priorities` give a random

@@ -7,14 +7,14 @@ from heads.ops.labels import PADDING_LABEL
 from heads.ops.suppression import suppress_boxes
 
 
-def select_best(scores, num_best):
+def select_best(scores, num_best: int):
     """Returns the best of the last axis, as many as there are but at most `num_best`: (scores, indices)."""
     count = ops.shape(scores)[-1]
     num_best = min(num_best, count) if isinstance(count, int) else ops.minimum(num_best, count)
     return ops.top_k(scores, num_best)
 
 
-def select_pairs(scores, num_best):
+def select_pairs(scores, num_best: int):
     """Returns the best pairs of a box and a class, at most `num_best` for each image.
 
     The best pairs lie among the boxes with the best classes, so that most scores are looked at once only.
@@ -36,7 +36,7 @@ def select_pairs(scores, num_best):
     return best, boxes, pairs % num_classes
 
 
-def select_each_level(scores, levels, num_best):
+def select_each_level(scores, levels, num_best: int):
     """Returns the best pairs of a box and a class of each pyramid level.
 
     Args:
@@ -62,7 +62,7 @@ def take_rows(values, indices):
     return ops.take_along_axis(values, indices, axis=1)
 
 
-def select_detections(boxes, scores, labels, image_sizes, iou_threshold, max_detections):
+def select_detections(boxes, scores, labels, image_sizes, iou_threshold: float, max_detections: int):
     """Returns the detections of scored boxes: clipped to the image, without doubles.
 
     Args:

@@ -5,7 +5,7 @@ from keras import ops
 from heads.ops.boxes import intersect_corners, measure_areas, split_corners
 
 
-def suppress_boxes(boxes, scores, labels, iou_threshold, max_detections):
+def suppress_boxes(boxes, scores, labels, iou_threshold: float, max_detections: int):
     """Returns the best boxes that do not overlap a better one of the same label.
 
     Greedy non-maximum suppression, exact: the best box is picked and its rivals go, at most `max_detections`
@@ -68,7 +68,7 @@ def suppress_boxes(boxes, scores, labels, iou_threshold, max_detections):
     )[-1]
 
 
-def suppress_sorted_boxes(boxes, valid, iou_threshold):
+def suppress_sorted_boxes(boxes, valid, iou_threshold: float):
     """Returns which boxes of a sorted list do not overlap a better one that stays.
 
     Greedy non-maximum suppression, exact, for up to some thousand boxes of which many stay. Who would remove
