@@ -36,7 +36,7 @@ from heads.training import (
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.checkpoints.releases import find_release
+from van_backbones.checkpoints.releases import RELEASES, find_release
 from van_backbones.feature_maps import draw_feature_maps
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
@@ -155,7 +155,8 @@ def parse_arguments(argv):
 
 def check_weights(arguments):
     """Finds a mistyped --weights before the data is read."""
-    if arguments.weights is not None and not os.path.exists(arguments.weights):
+    is_release = arguments.weights in (*RELEASES, "imagenet")
+    if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
         try:
             find_release(arguments.weights, arguments.variant)
         except ValueError as error:

@@ -39,7 +39,7 @@ from heads.training import (
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.checkpoints.releases import find_release
+from van_backbones.checkpoints.releases import RELEASES, find_release
 
 HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 HEAD_OPTIONS = ("channels", "num_convs", "num_samples", "num_proposals", "max_detections")
@@ -201,7 +201,8 @@ def fill_defaults(arguments):
 
 def check_weights(arguments):
     """Finds a mistyped --weights before the data is read."""
-    if arguments.weights is not None and not os.path.exists(arguments.weights):
+    is_release = arguments.weights in (*RELEASES, "imagenet")
+    if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
         try:
             find_release(arguments.weights, arguments.variant)
         except ValueError as error:

@@ -46,6 +46,7 @@ def test_the_two_ways_are_inverse(kind):
     assert moved.shape == keras_shape
     np.testing.assert_array_equal(to_torch(moved, part), array)
     np.testing.assert_array_equal(to_keras(to_torch(moved, part), part), moved)
+    assert to_torch(moved, part).shape == torch_shape
     assert to_torch(moved, part).flags.c_contiguous
 
 
@@ -113,6 +114,7 @@ def test_outputs_are_those_of_pytorchs_layers():
     back = to_state_dict(model)
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
+        assert back[name].shape == array.shape
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 

@@ -262,3 +262,14 @@ def test_a_release_name_comes_before_the_disk(tmp_path, monkeypatch, backbone, n
     with pytest.raises(ValueError, match=r"is text|a folder must hold"):
         checkpoints.load_checkpoint(backbone, f"./{name}")
     assert asked == ["b0_imagenet"]
+
+
+def test_floats_do_not_become_integers():
+    """A quantized model is not filled from floats: load first, then quantize."""
+    head = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    head.reference_layers = lambda: {"dense": head.layers[0]}
+    arrays = checkpoints.to_state_dict(head)
+    checkpoints.load_state_dict(head, arrays)
+    head.quantize("int8")
+    with pytest.raises(ValueError, match=r"wrong type: dense.weight holds float32, not int8"):
+        checkpoints.load_state_dict(head, arrays)

@@ -405,7 +405,7 @@ USE = """
 import sys
 import numpy as np
 from van_backbones import VANBackbone, VANClassifier
-from van_backbones.command_line import main
+from van_backbones.checkpoints.__main__ import main
 images = np.load(sys.argv[1])
 np.save(sys.argv[2], VANClassifier("b0", weights="imagenet")(images))
 VANBackbone("b0", weights="imagenet")

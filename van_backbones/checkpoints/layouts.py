@@ -42,7 +42,7 @@ def to_torch(array, part):
         part: the Keras layer that it belongs to, or the variable itself.
     """
     array = np.asarray(array)
-    return np.ascontiguousarray(array.transpose(np.argsort(_find_axes(part, array.ndim))))
+    return np.asarray(array.transpose(np.argsort(_find_axes(part, array.ndim))), order="C")
 
 
 def _find_axes(part, rank):

@@ -149,7 +149,7 @@ def write_safetensors(arrays, path, layer_norm_epsilon=None):
     metadata = {"format": "pt"}
     if layer_norm_epsilon is not None:
         metadata["layer_norm_epsilon"] = repr(layer_norm_epsilon)
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with write_beside(path) as unfinished:
         try:
             save_file(arrays, unfinished, metadata=metadata)
@@ -207,8 +207,9 @@ def _convert_all(variables, arrays, fresh, read, stored=None):
             problems.append(f"wrong shape: {name} {shape} for a variable of {wanted}")
             continue
         array = read(arrays[name])
-        if _is_float(variables[name].dtype) and not _is_float(array.dtype):
-            problems.append(f"wrong type: {name} holds {array.dtype}, not floats")
+        if _is_float(variables[name].dtype) != _is_float(array.dtype):
+            wanted = "floats" if _is_float(variables[name].dtype) else variables[name].dtype
+            problems.append(f"wrong type: {name} holds {array.dtype}, not {wanted}")
         elif _is_float(variables[name].dtype) and not np.isfinite(array).all():
             problems.append(f"not finite: {name} holds NaN or infinite values: the training diverged")
         converted[name] = array
