@@ -270,6 +270,6 @@ def test_floats_do_not_become_integers():
     head.reference_layers = lambda: {"dense": head.layers[0]}
     arrays = checkpoints.to_state_dict(head)
     checkpoints.load_state_dict(head, arrays)
-    head.quantize("int8")
+    head.layers[0].quantize("int8")
     with pytest.raises(ValueError, match=r"wrong type: dense.weight holds float32, not int8"):
         checkpoints.load_state_dict(head, arrays)
