@@ -22,7 +22,7 @@ from heads.data import (
     semantic_evaluation_batches,
     semantic_training_batches,
 )
-from heads.drawing.label_maps import draw_comparison
+from heads.drawing import draw_comparison
 from heads.metrics import count_confusion, format_scores, score_confusion
 from heads.training import (
     RunError,

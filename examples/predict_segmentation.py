@@ -19,7 +19,7 @@ from tqdm import tqdm
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 import van_backbones  # noqa: F401  (the same for the backbone)
 from heads.data.label_folders import read_class_names
-from heads.drawing.label_maps import class_palette, draw_legend, overlay_label_map, tile_pictures
+from heads.drawing import class_palette, draw_legend, overlay_label_map, tile_pictures
 from heads.pictures import read_picture, show_path
 from heads.prediction import PICTURE_SUFFIXES
 

@@ -25,7 +25,7 @@ from heads.data import (
     detection_training_batches,
     find_training_pictures,
 )
-from heads.drawing.objects import draw_detection_comparison
+from heads.drawing import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
 from heads.training import (
     RunError,
