@@ -145,6 +145,7 @@ def choose_resizing(arguments, default):
         return Resizing(arguments.image_size)
     if arguments.short_side is not None:
         return Resizing(short_side=arguments.short_side, long_side=arguments.long_side)
+    print(f"Sizes of the pictures, from the model: {default.get_config()}")
     return default
 
 
