@@ -25,7 +25,8 @@ class DenseModel(keras.Model):
         levels: the levels that the head reads, such as `("P2", "P3", "P4", "P5")`.
         loss_names: the keys of `compute_losses`.
         arguments: `locals()` of the head's constructor. Its arguments become attributes of the same names,
-            which `get_config` writes; what is no argument of it is ignored.
+            which `get_config` writes; what is no argument of it is ignored. None where it has none, or
+            writes them itself.
         class_names: names of the classes, in the order of their labels; kept in the model's file.
         resizing: how pictures are resized, a `Resizing`; kept in the model's file. None keeps their size.
         **kwargs: `name`, `trainable`, `dtype`.
@@ -45,18 +46,16 @@ class DenseModel(keras.Model):
         backbone,
         levels,
         loss_names,
-        arguments,
+        arguments=None,
         class_names: Sequence[str] | None = None,
         resizing: Resizing | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        own = inspect.signature(arguments["__class__"].__init__).parameters.values()
-        own = [each.name for each in own if each.kind != each.VAR_KEYWORD]
-        self.argument_names = [name for name in own if name not in ("self", "backbone")]
+        self.argument_names = _list_arguments(arguments["__class__"]) if arguments else []
         for name in self.argument_names:
             setattr(self, name, arguments[name])
-        self.class_names = _check_class_names(class_names, arguments.get("num_classes"))
+        self.class_names = _check_class_names(class_names, getattr(self, "num_classes", None))
         self.resizing = Resizing() if resizing is None else resizing
         outputs = getattr(backbone, "pyramid_outputs", None)
         if outputs is None or any(level not in outputs for level in levels):
@@ -249,6 +248,12 @@ class DenseModel(keras.Model):
             if part is not self.backbone and part is not self.pyramid and part.weights:
                 yield f"{prefix}{part.name}", part
                 yield from self._walk_parts(part, f"{prefix}{part.name}/")
+
+
+def _list_arguments(head_class):
+    parameters = inspect.signature(head_class.__init__).parameters.values()
+    names = [each.name for each in parameters if each.kind != each.VAR_KEYWORD]
+    return [name for name in names if name not in ("self", "backbone")]
 
 
 def _check_class_names(class_names, num_classes):

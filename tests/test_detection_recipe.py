@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples")
 
 import train_detection
 
-from heads import FasterRCNN, RetinaNet
+from heads import FasterRCNN, Resizing, RetinaNet
 from van_backbones import VANBackbone
 
 TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
@@ -44,18 +44,18 @@ def test_recipe(options, num_images, steps, evaluate_every, milestones, rate, wa
     assert optimizer.weight_decay == 0.05
     assert optimizer.global_clipnorm == (None if arguments.weights else 1.0)
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.999)
-    augment, sizes = train_detection.choose_sizes(arguments)
+    augment, resizing = train_detection.choose_sizes(arguments)
     assert augment.short_sides == short_sides
     assert augment.long_side == 1333
-    assert sizes == {"short_side": max(short_sides), "long_side": 1333}
+    assert (resizing.image_size, resizing.short_side, resizing.long_side) == (None, max(short_sides), 1333)
 
 
 def test_square_pictures_have_large_scale_jitter():
     arguments = train_detection.parse_arguments(["--data", "mine", "--image-size", "96"])
-    augment, sizes = train_detection.choose_sizes(arguments)
+    augment, resizing = train_detection.choose_sizes(arguments)
     assert augment.image_size == (96, 96)
     assert augment.scale_range == (0.1, 2.0)
-    assert sizes == {"image_size": (96, 96)}
+    assert (resizing.image_size, resizing.short_side) == ((96, 96), None)
 
 
 def test_weight_decay_leaves_out_norms_and_biases():
@@ -77,8 +77,11 @@ def test_weight_decay_leaves_out_norms_and_biases():
 def test_head_options_reach_the_model(monkeypatch):
     options = ["--head", "faster_rcnn", "--channels", "16", "--num-samples", "8", "--num-proposals", "9"]
     monkeypatch.setattr(train_detection, "VANBackbone", TinyVAN)
-    model = train_detection.build_model(train_detection.parse_arguments(options), 3)
+    resizing = Resizing(64)
+    arguments = train_detection.parse_arguments(options)
+    model = train_detection.build_model(arguments, ["a", "b", "c"], resizing)
     assert type(model) is FasterRCNN
+    assert (model.class_names, model.resizing) == (["a", "b", "c"], resizing)
     assert (model.num_classes, model.channels, model.num_samples, model.num_proposals) == (3, 16, 8, 9)
 
 

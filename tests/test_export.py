@@ -1,6 +1,7 @@
 """Exports give what the models give, each in its own runtime, and are written whole or not at all."""
 
 import gc
+import importlib
 import pathlib
 import weakref
 from unittest import mock
@@ -15,9 +16,10 @@ from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
 from van_backbones import VANBackbone
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
-from van_backbones.exporting import export as exporting
 from van_backbones.exporting.export import FORMATS, ServedModel, check_path, name_outputs, write_export
 from van_backbones.exporting.runtimes import load_export, measure_export
+
+exporting = importlib.import_module("van_backbones.exporting.export")  # the package has the function
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1)}

@@ -1,11 +1,9 @@
 """What is told of faulty targets, and the losses that `fit` shows."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from heads.dense_model import DenseModel
 from heads.layers.mean_iou import MeanIoU
 from heads.mask_rcnn import _check_masks
 from heads.ops.inputs import read_inputs, read_targets
@@ -106,75 +104,3 @@ def test_mean_iou_knows_the_ignored_label():
     with pytest.raises(ValueError, match="num_classes must be between 1 and 255"):
         MeanIoU(256)
     assert float(MeanIoU(3).result()) == 0.0  # a number: "the best" is never NaN
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Shift(DenseModel):
-    """One weight that is added to the mean of the images; the loss is the distance from the targets."""
-
-    def __init__(self, backbone, **kwargs):
-        super().__init__(backbone, ("P2",), ("distance",), **kwargs)
-        self.shift = self.add_weight(shape=(), initializer="zeros", name="shift")
-        self.built = True
-
-    def call(self, images, training=None):
-        return keras.ops.mean(self.pyramid(images)["P2"], axis=(1, 2, 3)) + self.shift
-
-    def compute_losses(self, targets, predictions):
-        return {"distance": keras.ops.mean(keras.ops.abs(targets - predictions))}
-
-    def decode(self, predictions):
-        return predictions
-
-
-def make_shift(**options):
-    images = keras.Input((4, 4, 1))
-    convolution = keras.layers.Conv2D(1, 1, use_bias=False, kernel_initializer="ones", **options)
-    backbone = keras.Model(images, convolution(images))
-    backbone.pyramid_outputs = {"P2": backbone.output}
-    return Shift(backbone)
-
-
-def make_numbers():
-    return np.ones((5, 4, 4, 1), "float32"), np.arange(5, dtype="float32")
-
-
-@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # of a dataset whose length is not known
-def test_named_losses_equal_the_loss():
-    """A smaller last batch, and a dataset whose length is not known."""
-    model = make_shift()
-    model.compile("sgd")
-    batches = tf.data.Dataset.from_tensor_slices(make_numbers()).batch(2)
-    for dataset in (batches, batches.filter(lambda images, targets: True)):
-        scores = model.evaluate(dataset, verbose=0, return_dict=True)
-        assert scores["distance"] == pytest.approx(scores["loss"])
-        assert scores["loss"] == pytest.approx(1.4)
-
-
-def test_losses_of_layers_count():
-    images, targets = make_numbers()
-    for options, expected in (
-        ({"kernel_regularizer": keras.regularizers.L2(0.5)}, 0.5),
-        ({"activity_regularizer": keras.regularizers.L2(0.5)}, 0.5 * 16),
-    ):
-        model = make_shift(**options)
-        model.compile(keras.optimizers.SGD(0.1))
-        scores = model.evaluate(images, targets, batch_size=5, verbose=0, return_dict=True)
-        assert scores["loss"] - scores["distance"] == pytest.approx(expected, rel=1e-4)
-    kernel = model.backbone.layers[-1].kernel
-    model.fit(images, targets, batch_size=5, verbose=0)
-    assert float(kernel[0, 0, 0, 0]) < 1.0
-
-
-def test_a_compiled_model_comes_back(tmp_path):
-    model = make_shift()
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
-    images, targets = make_numbers()
-    model.fit(images, targets, verbose=0)
-    model.save(tmp_path / "model.keras")
-    optimizer = keras.saving.deserialize_keras_object(model.get_compile_config()["optimizer"])
-    assert optimizer.momentum == 0.9
-    copy = make_shift()
-    copy.compile_from_config(model.get_compile_config())
-    assert copy.optimizer.built
-    assert copy.optimizer.momentum == 0.9
