@@ -187,7 +187,7 @@ def run_all_nouns():
     import keras
     import numpy as np
 
-    from heads.ops import anchors, boxes, losses, matching, suppression
+    from heads.ops import anchors, boxes, losses, matching, sampling, suppression
 
     sizes, strides = [(7, 9), (4, 5)], (8, 16)
     random = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def run_all_nouns():
         levels = keras.ops.concatenate(anchors.make_anchors(sizes, strides, (4.0,), (0.5, 1.0, 2.0)))
         inside = anchors.mark_inside(levels, image_sizes)
         matches = matching.match_boxes(levels, truth, labels, 0.5, 0.4, 0.0, True, inside)
-        samples, kinds = matching.sample_matches(matches, 32, 0.5, priorities)
+        samples, kinds = sampling.sample_matches(matches, 32, 0.5, priorities)
         decoded = boxes.clip_boxes(boxes.decode_boxes(deltas, levels, (0.1, 0.1, 0.2, 0.2)), image_sizes)
         picked = suppression.suppress_boxes(truth, scores, labels, 0.3, 5)
         kept = suppression.suppress_sorted_boxes(truth, labels >= 0, 0.3)
