@@ -69,7 +69,14 @@ def test_prepared_pictures_are_upright_resized_and_padded(folder):
     assert prepare_picture(path, Resizing(), 32).image.shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("resizing", [None, Resizing((64, 96)), Resizing(short_side=48)])
+@pytest.mark.parametrize(
+    "resizing",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param(Resizing((64, 96)), marks=pytest.mark.slow),
+        Resizing(short_side=48),
+    ],
+)
 def test_detectors_see_what_scoring_sees(folder, resizing):
     """The same pixels, sizes and detections as through the batches that are scored."""
     model = make_detector(resizing)
@@ -155,7 +162,9 @@ def test_masks_have_the_size_of_the_picture(folder):
     assert nothing["masks"].shape == (0, 33, 64)
 
 
-@pytest.mark.parametrize("resizing", [None, Resizing((50, 80)), Resizing(short_side=20)])
+@pytest.mark.parametrize(
+    "resizing", [None, pytest.param(Resizing((50, 80)), marks=pytest.mark.slow), Resizing(short_side=20)]
+)
 def test_label_maps_have_the_size_of_the_picture(folder, resizing):
     model = make_segmenter(resizing)
     together = model.predict_pictures(folder, batch_size=2, progress=False)
