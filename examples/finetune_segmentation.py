@@ -67,7 +67,8 @@ def train_and_draw(arguments, output):
 
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
-    model = build_model(arguments, train.class_names)
+    model = build_model(arguments, train.num_classes)
+    model.class_names = list(train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
     print(f"{model.name}: {model.count_params():,} parameters")
     run = TrainingRun(output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou")
@@ -183,12 +184,12 @@ def describe_run(arguments, train):
     return {**vars(arguments), "classes": list(train.class_names)}
 
 
-def build_model(arguments, class_names):
+def build_model(arguments, num_classes):
     """Returns the segmenter."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     head = {"semantic_fpn": SemanticFPN, "upernet": UPerNet}[arguments.head]
     options = {} if arguments.channels is None else {"channels": arguments.channels}
-    return head(backbone, len(class_names), class_names=class_names, **options)
+    return head(backbone, num_classes, **options)
 
 
 def build_optimizer(arguments):

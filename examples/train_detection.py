@@ -75,7 +75,8 @@ def train_and_draw(arguments, output):
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     augment, resizing = choose_sizes(arguments)
     steps, evaluate_every, milestones = plan_steps(arguments, len(train))
-    model = build_model(arguments, train.class_names, resizing)
+    model = build_model(arguments, train.num_classes)
+    model.class_names, model.resizing = list(train.class_names), resizing
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     scorer = build_scorer(arguments, validation, resizing)
@@ -256,13 +257,12 @@ def plan_steps(arguments, num_images):
     return steps, evaluate_every, [round(steps * drop / epochs) for drop in drops]
 
 
-def build_model(arguments, class_names, resizing):
+def build_model(arguments, num_classes):
     """Returns the detector."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     backbone.freeze(arguments.frozen_stages, arguments.frozen_batch_norms)
     options = {name: value for name in HEAD_OPTIONS if (value := getattr(arguments, name)) is not None}
-    options |= {"class_names": class_names, "resizing": resizing}
-    return HEADS[arguments.head](backbone, len(class_names), **options)
+    return HEADS[arguments.head](backbone, num_classes, **options)
 
 
 def build_optimizer(arguments, steps, milestones):

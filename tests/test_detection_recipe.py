@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples")
 
 import train_detection
 
-from heads import FasterRCNN, Resizing, RetinaNet
+from heads import FasterRCNN, RetinaNet
 from van_backbones import VANBackbone
 
 TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
@@ -77,11 +77,8 @@ def test_weight_decay_leaves_out_norms_and_biases():
 def test_head_options_reach_the_model(monkeypatch):
     options = ["--head", "faster_rcnn", "--channels", "16", "--num-samples", "8", "--num-proposals", "9"]
     monkeypatch.setattr(train_detection, "VANBackbone", TinyVAN)
-    resizing = Resizing(64)
-    arguments = train_detection.parse_arguments(options)
-    model = train_detection.build_model(arguments, ["a", "b", "c"], resizing)
+    model = train_detection.build_model(train_detection.parse_arguments(options), 3)
     assert type(model) is FasterRCNN
-    assert (model.class_names, model.resizing) == (["a", "b", "c"], resizing)
     assert (model.num_classes, model.channels, model.num_samples, model.num_proposals) == (3, 16, 8, 9)
 
 
