@@ -65,10 +65,9 @@ def read_share(name: str, value) -> float:
 
 
 def check_counts(least=1, **counts):
-    """Raises a ValueError that names the first argument that is no integer, or below `least`."""
+    """Raises a ValueError that names the first argument that is no whole number, or below `least`."""
     for name, value in counts.items():
-        if not isinstance(value, numbers.Integral) or value < least:
-            raise ValueError(f"{name} must be at least {least}. Received: {value!r}")
+        read_count(name, value, least)
 
 
 def check_shares(with_one=False, **shares):

@@ -44,7 +44,7 @@ class FasterRCNN(DenseModel):
         score_threshold: detections below are left out.
         iou_threshold: of two detections of one class that overlap by more, the better one stays.
         max_detections: rows of `predict`'s result.
-        **kwargs: `name`, `trainable`, `dtype`.
+        **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
         ValueError: at an argument out of range or a backbone that lacks a level.

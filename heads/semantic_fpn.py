@@ -28,7 +28,7 @@ class SemanticFPN(SemanticModel):
         channels: channels of the head.
         pyramid_channels: channels of the feature pyramid network.
         dropout_rate: share of the last map's channels that are dropped in training.
-        **kwargs: `name`, `trainable`, `dtype`.
+        **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
         ValueError: at an argument out of range or a backbone that lacks a level.

@@ -23,7 +23,7 @@ class SemanticModel(DenseModel):
         levels: the levels that the head reads.
         loss_names: the keys of `compute_losses`.
         arguments: `locals()` of the head's constructor, with `num_classes` among them.
-        **kwargs: `name`, `trainable`, `dtype`.
+        **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
     """
 
     takes_metrics = True

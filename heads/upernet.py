@@ -30,7 +30,7 @@ class UPerNet(SemanticModel):
         auxiliary_channels: channels of the auxiliary head, which reads "P4".
         auxiliary_weight: factor of the auxiliary loss.
         dropout_rate: share of the last map's channels that are dropped in training.
-        **kwargs: `name`, `trainable`, `dtype`.
+        **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
         ValueError: at an argument out of range or a backbone that lacks a level.

@@ -5,6 +5,24 @@ import tensorflow as tf
 
 from van_backbones.checkpoints.loading import name_variables
 
+# name of the reference: positive and negative threshold, smallest best IoU, low quality matches
+RULES = {
+    "retina": (0.5, 0.4, 0.0, True),
+    "rpn": (0.7, 0.3, 0.3, True),
+    "rcnn": (0.5, 0.5, 0.5, True),
+    "cascade2": (0.6, 0.6, 0.6, False),
+}
+
+
+def read_truth(reference):
+    """Gives the boxes, labels and image sizes of a model's reference, padded to one batch."""
+    boxes, labels = np.zeros((2, 6, 4), "float32"), np.full((2, 6), -1, "int32")
+    for image in range(2):
+        count = len(reference[f"gt{image}_labels"])
+        boxes[image, :count] = reference[f"gt{image}_bboxes"]
+        labels[image, :count] = reference[f"gt{image}_labels"]
+    return boxes, labels, np.stack([reference["img0_shape"], reference["img1_shape"]])
+
 
 def make_inputs(reference, original=False):
     """Gives the inputs of a reference: two images, the second padded; with the original sizes if asked."""

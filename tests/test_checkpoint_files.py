@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from checkpoint_models import assert_equal_weights, randomize, write_torch
 from golden_reference import check, checkpoint, load
 
 from heads import SemanticFPN, UPerNet
@@ -12,27 +13,6 @@ from van_backbones import VANBackbone, VANClassifier, load_checkpoint
 from van_backbones.checkpoints.loading import load_state_dict, name_variables, save_state_dict, to_state_dict
 
 SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 1, 2, 1)}
-
-
-def write_torch(arrays, path, wrap=lambda tensors: tensors, **options):
-    torch = pytest.importorskip("torch")
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    torch.save(wrap(tensors), path, **options)
-    return path
-
-
-def randomize(model, seed=0):
-    random = np.random.default_rng(seed)
-    for variable in model.variables:
-        if "seed" not in variable.path:
-            variable.assign(random.uniform(0.1, 0.9, variable.shape))
-
-
-def assert_equal_weights(model, other):
-    ours, theirs = name_variables(model), name_variables(other)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy(), err_msg=name)
 
 
 @pytest.mark.parametrize("head", [SemanticFPN, UPerNet])

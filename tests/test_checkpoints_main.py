@@ -6,12 +6,12 @@ import zipfile
 
 import keras
 import numpy as np
-import pytest
+from checkpoint_models import assert_equal_weights, randomize, write_torch
 from conftest import build_segmenter
 
 from van_backbones import VANClassifier, load_checkpoint
 from van_backbones.checkpoints.__main__ import main
-from van_backbones.checkpoints.loading import name_variables, to_state_dict
+from van_backbones.checkpoints.loading import to_state_dict
 
 
 def assert_equal(model, other):
@@ -61,27 +61,6 @@ def test_failures_of_the_command_line_take_one_line(tmp_path, segmenter_files, c
         assert match in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "out.safetensors").exists()
-
-
-def write_torch(arrays, path, wrap=lambda tensors: tensors, **options):
-    torch = pytest.importorskip("torch")
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    torch.save(wrap(tensors), path, **options)
-    return path
-
-
-def randomize(model, seed=0):
-    random = np.random.default_rng(seed)
-    for variable in model.variables:
-        if "seed" not in variable.path:
-            variable.assign(random.uniform(0.1, 0.9, variable.shape))
-
-
-def assert_equal_weights(model, other):
-    ours, theirs = name_variables(model), name_variables(other)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy(), err_msg=name)
 
 
 def test_command_line(tmp_path, capsys):

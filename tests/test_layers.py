@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from slow_layers import assert_close, randomize, slow_norm, weights_of
 
 from van_backbones.cpu_kernels import fused_gelu, gelu
 from van_backbones.layers import (
@@ -46,15 +47,6 @@ def slow_gelu(x):
     return np.vectorize(lambda value: value * 0.5 * (1 + math.erf(value / math.sqrt(2))))(x)
 
 
-def slow_norm(norm, x):
-    gamma, beta, mean, variance = (np.asarray(w, "float64") for w in norm.get_weights())
-    return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
-
-
-def weights_of(layer):
-    return [np.asarray(w, "float64") for w in layer.get_weights()]
-
-
 def slow_attention(layer, image):
     gated = slow_gelu(convolve(image, *weights_of(layer.proj_1)))
     attention = convolve(gated, *weights_of(layer.conv0), padding=2, depthwise=True)
@@ -67,23 +59,6 @@ def slow_feed_forward(layer, image):
     hidden = convolve(image, *weights_of(layer.fc1))
     hidden = convolve(hidden, *weights_of(layer.dwconv), padding=1, depthwise=True)
     return convolve(slow_gelu(hidden), *weights_of(layer.fc2))
-
-
-def randomize(layer, random):
-    """Gives every variable values of its own, so that none can be left out unseen."""
-    for variable in layer.variables:
-        if "seed" in variable.path:
-            continue
-        values = random.normal(size=variable.shape) * 0.5
-        if variable.name in ("moving_variance", "gamma", "layer_scale_1", "layer_scale_2"):
-            values = random.uniform(0.5, 2.0, variable.shape)
-        variable.assign(values)
-
-
-def assert_close(array, expected, tolerance=1e-5):
-    array, expected = np.asarray(array, "float64"), np.asarray(expected, "float64")
-    assert array.shape == expected.shape
-    assert np.abs(array - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def test_gelu_is_the_exact_one(random):

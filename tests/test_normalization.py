@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from slow_layers import assert_close, randomize, slow_norm, weights_of
 
 from van_backbones.normalization import BatchNormalization, ImageNormalization
 
@@ -10,32 +11,6 @@ from van_backbones.normalization import BatchNormalization, ImageNormalization
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
-
-
-def slow_norm(norm, x):
-    gamma, beta, mean, variance = (np.asarray(w, "float64") for w in norm.get_weights())
-    return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
-
-
-def weights_of(layer):
-    return [np.asarray(w, "float64") for w in layer.get_weights()]
-
-
-def randomize(layer, random):
-    """Gives every variable values of its own, so that none can be left out unseen."""
-    for variable in layer.variables:
-        if "seed" in variable.path:
-            continue
-        values = random.normal(size=variable.shape) * 0.5
-        if variable.name in ("moving_variance", "gamma", "layer_scale_1", "layer_scale_2"):
-            values = random.uniform(0.5, 2.0, variable.shape)
-        variable.assign(values)
-
-
-def assert_close(array, expected, tolerance=1e-5):
-    array, expected = np.asarray(array, "float64"), np.asarray(expected, "float64")
-    assert array.shape == expected.shape
-    assert np.abs(array - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def test_batch_normalization_keeps_the_unbiased_variance(random):

@@ -3,29 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from detection_reference import RULES, read_truth
 from golden_reference import check, load
 
 from heads.ops.anchors import make_anchors, mark_inside
 from heads.ops.matching import match_boxes
 from heads.ops.sampling import sample_matches
-
-# name of the reference: positive and negative threshold, smallest best IoU, low quality matches
-RULES = {
-    "retina": (0.5, 0.4, 0.0, True),
-    "rpn": (0.7, 0.3, 0.3, True),
-    "rcnn": (0.5, 0.5, 0.5, True),
-    "cascade2": (0.6, 0.6, 0.6, False),
-}
-
-
-def read_truth(reference):
-    """Gives the boxes, labels and image sizes of a model's reference, padded to one batch."""
-    boxes, labels = np.zeros((2, 6, 4), "float32"), np.full((2, 6), -1, "int32")
-    for image in range(2):
-        count = len(reference[f"gt{image}_labels"])
-        boxes[image, :count] = reference[f"gt{image}_bboxes"]
-        labels[image, :count] = reference[f"gt{image}_labels"]
-    return boxes, labels, np.stack([reference["img0_shape"], reference["img1_shape"]])
 
 
 def test_samples_equal_those_of_the_proposal_network():

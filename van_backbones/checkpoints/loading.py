@@ -114,7 +114,7 @@ def to_state_dict(model):
     for name, (variable, part) in name_parts(model).items():
         arrays[name] = to_torch(keras.ops.convert_to_numpy(variable), part)
         if name.endswith(".running_var"):
-            arrays[name.replace(".running_var", ".num_batches_tracked")] = np.zeros((), "int64")
+            arrays[f"{name.removesuffix('.running_var')}.num_batches_tracked"] = np.zeros((), "int64")
     return drop_prefix(arrays)
 
 
