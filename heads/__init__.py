@@ -1,7 +1,10 @@
 """Dense-prediction heads over any backbone that gives a feature pyramid."""
 
+from heads.atss import ATSS
+from heads.cascade_rcnn import CascadeMaskRCNN
 from heads.dense_model import DenseModel
 from heads.faster_rcnn import FasterRCNN
+from heads.gfl import GFL
 from heads.layers.fpn import FPN
 from heads.layers.pyramid_pooling import PyramidPooling
 from heads.mask_rcnn import MaskRCNN
@@ -10,10 +13,14 @@ from heads.retinanet import RetinaNet
 from heads.schedules import WarmUpPolynomialDecay, WarmUpStepDecay
 from heads.semantic_fpn import SemanticFPN
 from heads.semantic_model import segment_images
+from heads.sparse_rcnn import SparseRCNN
 from heads.upernet import UPerNet
 
 __all__ = [
+    "ATSS",
     "FPN",
+    "GFL",
+    "CascadeMaskRCNN",
     "DenseModel",
     "FasterRCNN",
     "MaskRCNN",
@@ -21,6 +28,7 @@ __all__ = [
     "Resizing",
     "RetinaNet",
     "SemanticFPN",
+    "SparseRCNN",
     "UPerNet",
     "WarmUpPolynomialDecay",
     "WarmUpStepDecay",

@@ -14,9 +14,9 @@ from heads.ops.anchors import join_levels, make_anchors, mark_inside
 from heads.ops.boxes import decode_boxes, encode_boxes
 from heads.ops.inputs import read_inputs, read_targets
 from heads.ops.labels import IGNORED_MATCH
-from heads.ops.losses import sigmoid_focal_loss
+from heads.ops.losses import average_losses, sigmoid_focal_loss
 from heads.ops.matching import match_boxes
-from heads.ops.selection import restore_boxes, select_detections, select_each_level, take_rows
+from heads.ops.selection import restore_boxes, select_anchors, select_detections, take_rows
 
 LEVELS = ("P3", "P4", "P5")
 STRIDES = (8, 16, 32, 64, 128)
@@ -135,7 +135,10 @@ class RetinaNet(DenseModel):
         deltas = encode_boxes(take_rows(boxes, rows), anchors)
         distances = ops.abs(predictions["box_deltas"] - deltas)
         box_loss = ops.sum(ops.where(positive[..., None], distances, 0.0))
-        losses = {"class_loss": class_loss / num_objects, "box_loss": box_loss / num_objects}
+        losses = {
+            "class_loss": average_losses(class_loss, num_objects),
+            "box_loss": average_losses(box_loss, num_objects),
+        }
         return {name: loss + poisons[name] for name, loss in losses.items()}
 
     def decode(self, predictions):
@@ -146,10 +149,9 @@ class RetinaNet(DenseModel):
             was among the inputs, else of the input; "scores" (batch, max_detections); "labels"
             (batch, max_detections), -1 where there is no detection. The best come first.
         """
-        anchors = predictions["anchors"]
-        selected = select_each_level(predictions["class_logits"], anchors, CANDIDATES_PER_LEVEL)
-        logits, rows, labels = (ops.concatenate(parts, axis=1) for parts in zip(*selected, strict=True))
-        anchors = ops.take(ops.concatenate(anchors, axis=0), rows, axis=0)
+        logits, rows, labels, anchors = select_anchors(
+            predictions["class_logits"], predictions["anchors"], CANDIDATES_PER_LEVEL
+        )
         boxes = decode_boxes(take_rows(predictions["box_deltas"], rows), anchors)
         scores = ops.sigmoid(logits)
         scores = ops.where(scores > self.score_threshold, scores, 0.0)

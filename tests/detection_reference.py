@@ -2,8 +2,11 @@
 
 import numpy as np
 import tensorflow as tf
+from golden_reference import check, checkpoint
+from keras import ops
 
-from van_backbones.checkpoints.loading import name_variables
+from van_backbones import VANBackbone
+from van_backbones.checkpoints.loading import load_state_dict, name_variables
 
 # name of the reference: positive and negative threshold, smallest best IoU, low quality matches
 RULES = {
@@ -12,6 +15,51 @@ RULES = {
     "rcnn": (0.5, 0.5, 0.5, True),
     "cascade2": (0.6, 0.6, 0.6, False),
 }
+
+
+def count_trainable(model):
+    """Gives the number of a model's trainable parameters."""
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+
+
+def take_first(values):
+    """In place of the random sampler, as in the references: the first ones."""
+    return ops.cumsum(ops.ones_like(values, "float32"), axis=1)
+
+
+def make_reference_model(head_class, name, **options):
+    """Gives a head on VAN-B0 with the weights of a reference."""
+    backbone = VANBackbone("b0", normalization=None, layer_norm_epsilon=1e-5, drop_path_rate=0.0)
+    model = head_class(backbone, **options)
+    load_state_dict(model, checkpoint(name))
+    model.draw_priorities = take_first
+    return model
+
+
+def compare_maps(reference, predictions, outputs, tolerance=2e-5):
+    """Compares raw outputs of all anchors with the maps of each level, and the anchors themselves.
+
+    `outputs` is a dict of the reference's name -> (ours, channels of the map).
+    """
+    for name, (ours, channels) in outputs.items():
+        start = 0
+        for level, anchors in enumerate(predictions["anchors"]):
+            height, width = reference[f"{name}_{level}"].shape[2:]
+            end = start + len(anchors)
+            maps = np.asarray(predictions[ours])[:, start:end].reshape(2, height, width, channels)
+            check(reference[f"{name}_{level}"], maps.transpose(0, 3, 1, 2), tolerance)
+            check(reference[f"anchors_{level}"], np.asarray(anchors), 1e-7)
+            start = end
+        assert end == predictions[ours].shape[1]
+
+
+def fill_in(reference, ours):
+    """Gives the reference's values where they are known, ours elsewhere."""
+    if isinstance(reference, np.ndarray):
+        return reference
+    values = ours.copy().reshape(-1)
+    values[reference.index] = reference.value
+    return values.reshape(ours.shape)
 
 
 def read_truth(reference):

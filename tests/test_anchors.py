@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from golden_reference import load
 
-from heads.ops.anchors import make_anchors, mark_inside
+from heads.ops.anchors import make_anchors, mark_contained, mark_inside
 
 LEVEL_SIZES = [(7, 9), (4, 5), (2, 3), (1, 2), (1, 1)]
 OCTAVES = tuple(4 * 2 ** (i / 3) for i in range(3))
@@ -92,6 +92,15 @@ def test_inside_equals_reference():
             np.testing.assert_array_equal(inside[image], reference[f"valid_flags_img{image}_{level}"])
         # The second image leaves cells of the finest level to the padding.
         assert level > 0 or not np.all(inside[1])
+
+
+def test_contained_anchors_by_hand():
+    anchors = np.array(
+        [[0, 0, 9, 9], [-1, 0, 5, 5], [0, 0, 10, 5], [0, -0.5, 5, 5], [0, 0, 5, 20]], "float32"
+    )
+    contained = mark_contained(anchors, np.array([[20, 10], [21, 11]]))
+    expected = [[True, False, False, False, False], [True, False, True, False, True]]
+    np.testing.assert_array_equal(contained, expected)
 
 
 def test_unknown_sizes():

@@ -12,10 +12,13 @@ from golden_reference import check, load
 
 from heads.ops.boxes import (
     clip_boxes,
+    compare_pairs,
     compute_coverage,
     compute_iou,
     decode_boxes,
+    decode_distances,
     encode_boxes,
+    encode_distances,
     rescale_boxes,
 )
 
@@ -94,6 +97,55 @@ def test_overlaps_equal_reference():
     reference = load("ops/box_losses.npz")
     np.testing.assert_array_equal(compute_iou(reference["a"], reference["b"]), reference["iou"])
     np.testing.assert_allclose(compute_coverage(reference["a"], reference["b"]), reference["iof"], rtol=3e-7)
+
+
+def giou_of(a, b):
+    hull = area_of([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
+    union = area_of(a) + area_of(b) - overlap_of(a, b)
+    return iou_of(a, b) - (hull - union) / hull if hull > 0 else 0.0
+
+
+def test_pairs_equal_loop():
+    ours, theirs = with_odd_ones(make_boxes(8)), with_odd_ones(make_boxes(8, seed=1))
+    iou, giou = compare_pairs(ours, theirs)
+    np.testing.assert_allclose(iou, [iou_of(*pair) for pair in zip(ours, theirs, strict=True)], atol=1e-6)
+    expected = [giou_of(*pair) for pair in zip(ours[:-1], theirs[:-1], strict=True)]
+    np.testing.assert_allclose(giou[:-1], expected, atol=1e-5)
+    assert float(giou[-1]) == 0.0  # two boxes of nothing at one place
+    table = compare_pairs(ours[:, None], theirs[None])[0]
+    np.testing.assert_allclose(table, compute_iou(ours, theirs), atol=1e-6)
+
+
+def test_pairs_equal_reference():
+    reference = load("ops/box_losses.npz")
+    iou, giou = compare_pairs(reference["a"][:, None], reference["b"][None])
+    np.testing.assert_allclose(iou, reference["iou"], atol=1e-7)
+    np.testing.assert_allclose(giou, reference["giou"], atol=1e-6)
+
+
+def test_pairs_without_areas_have_finite_gradients():
+    boxes = tf.constant([[0.0, 0, 0, 0], [3.0, 3, 3, 8], [1.0, 1, 4, 4]])
+    with tf.GradientTape() as tape:
+        tape.watch(boxes)
+        total = tf.reduce_sum(compare_pairs(boxes, tf.zeros((3, 4)))[1])
+    assert np.isfinite(tape.gradient(total, boxes)).all()
+
+
+def test_distances_go_there_and_back():
+    boxes = make_boxes(2, 5)
+    centers = np.array([50.0, 20.0], "float32")
+    distances = encode_distances(boxes, centers)
+    x1, y1, x2, y2 = boxes[1, 3]
+    np.testing.assert_allclose(distances[1, 3], [50 - x1, 20 - y1, x2 - 50, y2 - 20], rtol=1e-5)
+    np.testing.assert_allclose(decode_distances(distances, centers), boxes, atol=1e-4)
+
+
+def test_distances_equal_reference():
+    reference = load("ops/box_coder.npz")
+    boxes = decode_distances(reference["dist"], reference["points"])
+    np.testing.assert_allclose(boxes, reference["point_decode"], atol=1e-5)
+    distances = encode_distances(reference["point_encode_boxes"], reference["points"])
+    np.testing.assert_allclose(np.clip(distances, 0, 15.9), reference["point_encode_maxdis16"], atol=1e-5)
 
 
 def encode_by_loop(box, anchor, deviations):

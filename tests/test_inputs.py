@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 
 from heads.layers.mean_iou import MeanIoU
-from heads.mask_rcnn import _check_masks
-from heads.ops.inputs import read_inputs, read_targets
+from heads.ops.inputs import check_masks, read_inputs, read_targets
 from heads.ops.losses import semantic_cross_entropy
 
 SIZES = np.array([[60, 80]], "float32")
@@ -72,11 +71,11 @@ def test_faulty_image_sizes():
 def test_faulty_masks():
     level = np.zeros((1, 16, 16, 8), "float32")
     for masks in (np.ones((1, 2, 64, 62), "uint8"), np.ones((1, 2, 64, 64), bool)):
-        assert float(_check_masks(masks, level)) == 0.0
+        assert float(check_masks(masks, level)) == 0.0
     with pytest.raises(ValueError, match=r"masks must have .* \(64, 64\)\. Received: \(32, 64\)"):
-        _check_masks(np.ones((1, 2, 32, 64), "uint8"), level)
+        check_masks(np.ones((1, 2, 32, 64), "uint8"), level)
     with pytest.raises(ValueError, match=r"masks must be 0 or 1\. Received: values up to 255"):
-        _check_masks(np.full((1, 2, 64, 64), 255, "uint8"), level)
+        check_masks(np.full((1, 2, 64, 64), 255, "uint8"), level)
 
 
 @pytest.mark.parametrize("label", [3, -1, 0.5, 254])

@@ -4,7 +4,16 @@ import pytest
 import tensorflow as tf
 from golden_reference import load
 
-from heads.ops.losses import binary_cross_entropy, semantic_cross_entropy, sigmoid_focal_loss, smooth_l1_loss
+from heads.ops.losses import (
+    average_losses,
+    binary_cross_entropy,
+    distribution_focal_loss,
+    giou_loss,
+    quality_focal_loss,
+    semantic_cross_entropy,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 
 
 def make_batch(shape=(2, 5, 7), num_classes=4, ignored=0.3, seed=0):
@@ -187,8 +196,57 @@ def test_detection_losses_equal_reference():
         assert total == pytest.approx(float(reference[f"{name}_avg8"]), rel=1e-6)
 
 
+def test_losses_of_scores_and_boxes_equal_reference():
+    reference = load("ops/box_losses.npz")
+    targets = np.zeros((12, 5), "float32")
+    for row, label in enumerate(reference["labels"]):
+        if label < 5:
+            targets[row, label] = reference["qfl_score"][row]
+    losses = np.asarray(quality_focal_loss(targets, reference["logits"]))
+    total = (losses.sum(axis=1) * reference["weights"]).sum() / 7
+    assert total == pytest.approx(float(reference["qfl_avg7"]), rel=1e-6)
+    mean = np.mean(giou_loss(reference["b"][:20], reference["a"]))
+    assert mean == pytest.approx(float(reference["giou_loss_mean_aligned"]), rel=1e-6)
+
+
+def test_quality_focal_loss_equals_loop():
+    targets, logits = np.random.default_rng(0).normal(size=(2, 6, 3)).astype("float32")
+    targets = np.clip(np.abs(targets), 0, 1) * (targets > 0.3)
+    expected = []
+    for target, logit in zip(targets.ravel(), logits.ravel(), strict=True):
+        score = 1 / (1 + np.exp(-logit))
+        entropy = -target * np.log(score) - (1 - target) * np.log(1 - score)
+        expected.append(abs(target - score) ** 2 * entropy)
+    np.testing.assert_allclose(np.ravel(quality_focal_loss(targets, logits)), expected, rtol=1e-4)
+
+
+def test_distribution_focal_loss_by_hand():
+    # Four equal bins: log 4 whatever the target; a sure bin 2 costs nothing where the target is 2.
+    targets = np.array([0.0, 1.25, 2.0], "float32")
+    logits = np.zeros((3, 4), "float32")
+    logits[2, 2] = 50.0
+    expected = [np.log(4), np.log(4), 0.0]
+    np.testing.assert_allclose(distribution_focal_loss(targets, logits), expected, atol=1e-6)
+    # Three quarters of bin 1 and a quarter of bin 2.
+    logits[1] = np.log([0.01, 0.6, 0.3, 0.09])
+    expected = -0.75 * np.log(0.6) - 0.25 * np.log(0.3)
+    assert float(distribution_focal_loss(targets, logits)[1]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_average_of_losses():
+    assert float(average_losses(tf.constant(6.0), tf.constant(4.0))) == 1.5
+    assert float(average_losses(tf.constant(6.0), tf.constant(0.25))) == 6.0
+    assert float(average_losses(tf.constant(0.0), tf.constant(0.0))) == 0.0
+
+
 @pytest.mark.parametrize(
-    "loss", [binary_cross_entropy, sigmoid_focal_loss, lambda targets, x: smooth_l1_loss(targets, x, 1.0)]
+    "loss",
+    [
+        binary_cross_entropy,
+        sigmoid_focal_loss,
+        quality_focal_loss,
+        lambda targets, x: smooth_l1_loss(targets, x, 1.0),
+    ],
 )
 def test_elementwise_losses_of_half_precision_are_float32(loss):
     targets, logits = make_logits()

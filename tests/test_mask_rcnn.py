@@ -5,7 +5,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from detection_reference import compare_detections, compute_gradients, make_inputs, make_targets
+from detection_reference import (
+    compare_detections,
+    compare_maps,
+    compute_gradients,
+    count_trainable,
+    make_inputs,
+    make_reference_model,
+    make_targets,
+)
 from golden_reference import check, checkpoint, compare_training, load
 from keras import ops
 
@@ -15,25 +23,20 @@ from heads.layers.roi_align import align_regions, assign_levels
 from heads.ops.inputs import read_targets
 from heads.ops.masks import crop_masks, paste_masks
 from van_backbones import VANBackbone
-from van_backbones.checkpoints.loading import load_checkpoint, load_state_dict, name_variables, to_state_dict
+from van_backbones.checkpoints.loading import load_checkpoint, name_variables, to_state_dict
 
 PARAMETERS = {"b0": 23_885_136, "b1": 33_516_208, "b2": 46_232_880, "b3": 64_420_016}
 
 
-def count_trainable(variant):
-    model = MaskRCNN(VANBackbone(variant))
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-
-
 @pytest.mark.parametrize("variant", ["b0", "b1"])
 def test_parameters(variant):
-    assert count_trainable(variant) == PARAMETERS[variant]
+    assert count_trainable(MaskRCNN(VANBackbone(variant))) == PARAMETERS[variant]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["b2", "b3"])
 def test_parameters_of_large_variants(variant):
-    assert count_trainable(variant) == PARAMETERS[variant]
+    assert count_trainable(MaskRCNN(VANBackbone(variant))) == PARAMETERS[variant]
 
 
 def test_start():
@@ -128,18 +131,9 @@ def test_samples_differ_but_follow_the_seed():
 # The same numbers as mmdetection's.
 
 
-def make_reference_model():
-    backbone = VANBackbone("b0", normalization=None, layer_norm_epsilon=1e-5, drop_path_rate=0.0)
-    model = MaskRCNN(backbone)
-    load_state_dict(model, checkpoint("mask_rcnn_b0"))
-    # In place of the random sampler: the first ones.
-    model.draw_priorities = lambda values: ops.cumsum(ops.ones_like(values, "float32"), axis=1)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model():
-    return make_reference_model()
+    return make_reference_model(MaskRCNN, "mask_rcnn_b0")
 
 
 @functools.cache
@@ -177,16 +171,8 @@ def test_a_file_of_mmdetection_loads(model, tmp_path):
 
 
 def test_raw_proposals_equal_mmdetections(predictions):
-    reference = load_case("forward")
-    for name, values, count in (("rpn_cls", "objectness_logits", 3), ("rpn_reg", "proposal_deltas", 12)):
-        start = 0
-        for level, anchors in enumerate(predictions["anchors"]):
-            end = start + len(anchors)
-            height, width = reference[f"{name}_{level}"].shape[2:]
-            maps = np.asarray(predictions[values])[:, start:end].reshape(2, height, width, count)
-            check(reference[f"{name}_{level}"], maps.transpose(0, 3, 1, 2))
-            check(reference[f"anchors_{level}"], np.asarray(anchors), 1e-7)
-            start = end
+    outputs = {"rpn_cls": ("objectness_logits", 3), "rpn_reg": ("proposal_deltas", 12)}
+    compare_maps(load_case("forward"), predictions, outputs)
 
 
 def test_proposals_equal_mmdetections(predictions):
@@ -295,7 +281,7 @@ def test_detections_equal_mmdetections(model, kind):
 
 @pytest.mark.slow
 def test_training_equals_mmdetections():
-    model = make_reference_model()
+    model = make_reference_model(MaskRCNN, "mask_rcnn_b0")
     reference = load_case("loss_train")
     inputs = make_inputs(load_case("loss_eval"))
     targets = make_targets(load_case("loss_eval"), with_masks=True)

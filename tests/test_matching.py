@@ -5,7 +5,7 @@ from detection_reference import RULES, read_truth
 from golden_reference import check, load
 
 from heads.ops.anchors import make_anchors, mark_inside
-from heads.ops.matching import match_boxes
+from heads.ops.matching import match_adaptively, match_boxes
 
 
 def make_batch(num_boxes=10, batch=3, seed=0):
@@ -202,3 +202,92 @@ def test_targets_equal_those_of_retinanet():
 def test_match_refuses_wrong_thresholds(thresholds, message):
     with pytest.raises(ValueError, match=message):
         match_boxes(*make_batch(), *thresholds)
+
+
+# ATSS.
+
+
+def match_adaptively_by_loop(levels, boxes, labels, inside, num_candidates):
+    """Matches one image."""
+    anchors = np.concatenate(levels)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    best, matches = np.full(len(anchors), -1.0), np.full(len(anchors), -1)
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        if label < 0:
+            continue
+        candidates, start = [], 0
+        for level in levels:
+            rows = [row for row in range(start, start + len(level)) if inside[row]]
+            shifts = centers[rows] - (box[:2] + box[2:]) / 2
+            order = np.argsort(np.sqrt((shifts**2).sum(axis=1)), kind="stable")
+            candidates += [rows[place] for place in order[:num_candidates]]
+            start += len(level)
+        ious = np.array([iou_of(anchors[row], box) for row in candidates], "float32")
+        threshold = ious.mean() + (ious.std(ddof=1) if len(ious) > 1 else 0.0)
+        for row, iou in zip(candidates, ious, strict=True):
+            margin = min(*(centers[row] - box[:2]), *(box[2:] - centers[row]))
+            if iou >= threshold and margin > 0.01 and iou > best[row]:
+                best[row], matches[row] = iou, index
+    for row, anchor in enumerate(anchors):
+        in_crowd = any(
+            overlap_of(anchor, box) > 0.5 * area_of(anchor)
+            for box, label in zip(boxes, labels, strict=True)
+            if label == -2
+        )
+        if matches[row] < 0 and in_crowd:
+            matches[row] = -2
+    matches[~inside] = -2
+    return matches
+
+
+def iou_of(anchor, box):
+    overlap = overlap_of(anchor, box)
+    return overlap / max(area_of(anchor) + area_of(box) - overlap, np.float32(1e-6))
+
+
+@pytest.mark.parametrize("num_candidates", [1, 3, 9])
+@pytest.mark.parametrize("with_inside", [False, True])
+def test_adaptive_matches_equal_loop(with_inside, num_candidates):
+    levels = make_anchors([(8, 10), (4, 5), (2, 3)], (8, 16, 32), (4.0,), (1.0,))
+    # Not on the grid: equal distances would be chosen from by the order of the candidates.
+    generator = np.random.default_rng(num_candidates)
+    centers, sides = generator.uniform(0, 80, (3, 12, 2)), generator.uniform(5, 60, (3, 12, 2))
+    boxes = np.concatenate([centers - sides / 2, centers + sides / 2], -1).astype("float32")
+    labels = generator.integers(-2, 4, (3, 12)).astype("int32")
+    inside = np.ones((3, 106), bool)
+    if with_inside:
+        inside = generator.random((3, 106)) < 0.7
+    arrays = [np.asarray(level) for level in levels]
+    expected = [
+        match_adaptively_by_loop(arrays, *each, num_candidates)
+        for each in zip(boxes, labels, inside, strict=True)
+    ]
+    matches = match_adaptively(levels, boxes, labels, inside if with_inside else None, num_candidates)
+    assert {-2, -1, 0} <= set(np.ravel(expected)) | {0}
+    assert (np.array(expected) >= 0).sum() > 10
+    np.testing.assert_array_equal(matches, expected)
+    assert matches.dtype == "int32"
+
+
+def test_adaptive_matches_equal_reference():
+    reference = load("ops/assigners.npz")
+    priors = reference["atss_priors"]
+    sides = priors[:, 2] - priors[:, 0]
+    levels = [priors[sides == side] for side in np.unique(sides)]
+    np.testing.assert_array_equal(np.concatenate(levels), priors)
+    matches = match_adaptively(levels, reference["gt"][None], reference["gt_labels"][None])
+    np.testing.assert_array_equal(matches[0], reference["atss_gt_inds"] - 1)
+
+
+def test_adaptive_matches_without_boxes_and_in_unknown_sizes():
+    levels = make_anchors([(4, 5), (2, 3)], (8, 16), (4.0,), (1.0,))
+    nothing = match_adaptively(levels, np.zeros((2, 0, 4)), np.zeros((2, 0), "int32"))
+    np.testing.assert_array_equal(nothing, np.full((2, 26), -1))
+    padding = match_adaptively(levels, np.zeros((2, 3, 4)), np.full((2, 3), -1))
+    np.testing.assert_array_equal(padding, np.full((2, 26), -1))
+    unknown = [[tf.TensorSpec((None, 4))] * 2, tf.TensorSpec((None, None, 4)), tf.TensorSpec((None, None))]
+    match = tf.function(lambda *arguments: match_adaptively(*arguments), input_signature=unknown)
+    boxes, labels = np.array([[[3, 4, 25, 30]]], "float32"), np.array([[1.0]], "float32")
+    expected = match_adaptively(levels, boxes, labels)
+    assert (np.asarray(expected) == 0).any()
+    np.testing.assert_array_equal(match(levels, boxes, labels), expected)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from heads.ops.losses import smooth_l1_loss
-from heads.ops.regions import Stage, compute_region_losses, detect_regions, sample_regions
+from heads.ops.losses import giou_loss, smooth_l1_loss
+from heads.ops.regions import Stage, compute_region_losses, detect_regions, sample_regions, shift_regions
 
 
 def take_first(values):
@@ -31,6 +31,8 @@ def test_samples_are_the_truth_then_matched_proposals_then_background():
     samples = sample()
     assert samples["kinds"].tolist() == [1, 1, 1, 1, 0, -1, -1, -1]
     assert samples["matches"][:4].tolist() == [0, 1, 1, 0]
+    assert samples["labels"].tolist() == [3, 5, 5, 3, -1, -1, -1, -1]
+    assert samples["are_true"].tolist() == [True, True, *[False] * 6]
     np.testing.assert_array_equal(samples["boxes"][:4], [*TARGETS["boxes"][0], *PROPOSALS[0, :2]])
     np.testing.assert_array_equal(samples["boxes"][4:], [PROPOSALS[0, 2], *np.zeros((3, 4))])
 
@@ -62,6 +64,7 @@ def test_losses_by_hand(weight):
         "boxes": regions,
         "kinds": np.array([[1, 1, 0, -1]], "int32"),
         "matches": np.array([[1, 0, 0, 0]], "int32"),
+        "labels": np.array([[1, 0, -1, -1]], "int32"),
     }
     targets = {
         "boxes": np.array([[[5, 6, 15, 18], [1, 0, 9, 22]]], "float32"),
@@ -92,11 +95,47 @@ def test_class_agnostic_boxes_and_other_losses():
         "boxes": np.array([[[0, 0, 10, 10], [0, 0, 4, 4]]], "float32"),
         "kinds": np.array([[1, 0]], "int32"),
         "matches": np.zeros((1, 2), "int32"),
+        "labels": np.array([[3, -1]], "int32"),
     }
     logits, deltas = np.zeros((1, 2, 7), "float32"), np.full((1, 2, 1, 4), 0.5, "float32")
     losses = compute_region_losses(stage, TARGETS, samples, logits, deltas)
     assert float(losses["box_loss"]) == pytest.approx(4 * 0.5 * 0.5**2 / 2)
     assert float(losses["class_loss"]) == pytest.approx(np.log(7), rel=1e-5)
+
+
+def test_losses_that_compare_boxes():
+    """The region lies in its object, half as wide; the deltas make it as wide as that."""
+    stage = Stage(
+        box_loss=lambda truth, boxes: giou_loss(truth, boxes)[..., None],
+        compares_boxes=True,
+        class_agnostic=True,
+    )
+    samples = {
+        "boxes": np.array([[[0, 0, 5, 10], [0, 0, 4, 4]]], "float32"),
+        "kinds": np.array([[1, 0]], "int32"),
+        "matches": np.zeros((1, 2), "int32"),
+        "labels": np.array([[3, -1]], "int32"),
+    }
+    logits, deltas = np.zeros((1, 2, 7), "float32"), np.zeros((1, 2, 1, 4), "float32")
+    assert float(compute_region_losses(stage, TARGETS, samples, logits, deltas)["box_loss"]) == 0.5 / 2
+    deltas[0, 0, 0] = (5.0, 0.0, np.log(2) / 0.2, 0.0)
+    loss = compute_region_losses(stage, TARGETS, samples, logits, deltas)["box_loss"]
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_regions_are_shifted_by_their_class_and_cut():
+    stage = Stage(deviations=(0.1, 0.1, 0.2, 0.2))
+    regions = np.array([[[0, 0, 10, 10], [0, 0, 10, 10], [25, 0, 35, 10]]], "float32")
+    logits = np.array([[[1, 2, 9], [1, 2, 9], [2, 1, 9]]], "float32")  # the background's is the highest
+    deltas = np.zeros((1, 3, 2, 4), "float32")
+    deltas[0, :, 0, 0], deltas[0, :, 1, 1] = 8.0, 5.0  # class 0 to the right, class 1 down
+    sizes = np.array([[40, 40]], "float32")
+    moved = shift_regions(stage, regions, logits, deltas, sizes, np.array([[0, -1, -1]], "int32"))
+    np.testing.assert_allclose(moved, [[[8, 0, 18, 10], [0, 5, 10, 15], [33, 0, 40, 10]]], atol=1e-5)
+    likeliest = shift_regions(stage, regions, logits, deltas, sizes)
+    np.testing.assert_allclose(likeliest[0, 0], [0, 5, 10, 15], atol=1e-5)
+    one_box = shift_regions(Stage(class_agnostic=True), regions, logits, deltas[:, :, :1], sizes)
+    np.testing.assert_allclose(one_box[0, :2], [[8, 0, 18, 10]] * 2, atol=1e-5)
 
 
 @pytest.mark.parametrize("class_agnostic", [False, True])

@@ -5,30 +5,34 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from detection_reference import compare_detections, compute_gradients, make_inputs, make_targets
-from golden_reference import check, checkpoint, compare_training, load
+from detection_reference import (
+    compare_detections,
+    compare_maps,
+    compute_gradients,
+    count_trainable,
+    fill_in,
+    make_inputs,
+    make_reference_model,
+    make_targets,
+)
+from golden_reference import check, compare_training, load
 
 from heads import RetinaNet
 from van_backbones import VANBackbone
-from van_backbones.checkpoints.loading import load_state_dict, name_variables
+from van_backbones.checkpoints.loading import name_variables
 
 PARAMETERS = {"b0": 13_386_068, "b1": 23_598_772, "b2": 36_315_444, "b3": 54_502_580}
 
 
-def count_trainable(variant):
-    model = RetinaNet(VANBackbone(variant))
-    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-
-
 @pytest.mark.parametrize("variant", ["b0", "b1"])
 def test_parameters(variant):
-    assert count_trainable(variant) == PARAMETERS[variant]
+    assert count_trainable(RetinaNet(VANBackbone(variant))) == PARAMETERS[variant]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["b2", "b3"])
 def test_parameters_of_large_variants(variant):
-    assert count_trainable(variant) == PARAMETERS[variant]
+    assert count_trainable(RetinaNet(VANBackbone(variant))) == PARAMETERS[variant]
 
 
 def test_start():
@@ -121,16 +125,9 @@ def test_it_learns_one_picture():
 # The same numbers as mmdetection's.
 
 
-def make_reference_model():
-    backbone = VANBackbone("b0", normalization=None, layer_norm_epsilon=1e-5, drop_path_rate=0.0)
-    model = RetinaNet(backbone)
-    load_state_dict(model, checkpoint("retinanet_b0"))
-    return model
-
-
 @pytest.fixture(scope="module")
 def model():
-    return make_reference_model()
+    return make_reference_model(RetinaNet, "retinanet_b0")
 
 
 @functools.cache
@@ -144,17 +141,8 @@ def predictions(model):
 
 
 def test_forward_equals_mmdetection(predictions):
-    reference = load_case("forward")
-    for name, values, count in (("cls_score", "class_logits", 80), ("bbox_pred", "box_deltas", 4)):
-        start = 0
-        for level, anchors in enumerate(predictions["anchors"]):
-            end = start + len(anchors)
-            height, width = reference[f"{name}_{level}"].shape[2:]
-            maps = np.asarray(predictions[values])[:, start:end].reshape(2, height, width, 9 * count)
-            check(reference[f"{name}_{level}"], maps.transpose(0, 3, 1, 2))
-            check(reference[f"anchors_{level}"], np.asarray(anchors), 1e-7)
-            start = end
-        assert end == predictions[values].shape[1]
+    outputs = {"cls_score": ("class_logits", 9 * 80), "bbox_pred": ("box_deltas", 9 * 4)}
+    compare_maps(load_case("forward"), predictions, outputs)
 
 
 def test_targets_equal_mmdetections(predictions):
@@ -180,24 +168,15 @@ def test_targets_equal_mmdetections(predictions):
         weights = (matches[:, rows] > -2).astype("float32")
         compare_everywhere(reference[f"t_label_weights_{level}"], weights)
         # Ignored anchors hold no label that counts.
-        expected = read_array(reference[f"t_labels_{level}"], labels)
+        expected = fill_in(reference[f"t_labels_{level}"], labels)
         assert (expected == labels)[weights > 0].all()
         boxes = np.take_along_axis(targets["boxes"], matched[..., None], 1)
         deltas = np.where(positive[..., None], encode_boxes(boxes, anchors[rows]), 0.0)
         check(reference[f"t_bbox_targets_{level}"], deltas, 1e-5)
 
 
-def read_array(reference, ours):
-    """Gives the reference's values where they are known, ours elsewhere."""
-    if isinstance(reference, np.ndarray):
-        return reference
-    values = ours.copy().reshape(-1)
-    values[reference.index] = reference.value
-    return values.reshape(ours.shape)
-
-
 def compare_everywhere(reference, ours):
-    np.testing.assert_array_equal(read_array(reference, ours), ours)
+    np.testing.assert_array_equal(fill_in(reference, ours), ours)
 
 
 @pytest.mark.parametrize("case", ["loss_eval", "loss_eval_img1_empty"])
@@ -218,7 +197,7 @@ def test_detections_equal_mmdetections(model, kind):
 
 
 def test_training_equals_mmdetections():
-    model = make_reference_model()
+    model = make_reference_model(RetinaNet, "retinanet_b0")
     names = name_variables(model)
     reference = load_case("loss_train")
     losses, gradients = compute_gradients(

@@ -54,6 +54,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         kept = self.moving_variance * self.momentum
         outputs = super().call(inputs, training=True, mask=mask)
         count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), kept.dtype)
+        if mask is not None:  # the share of the positions that counts
+            count = count * ops.mean(ops.cast(mask, kept.dtype))
         self.moving_variance.assign_add((self.moving_variance - kept) / ops.maximum(count - 1.0, 1.0))
         return outputs
 
@@ -66,6 +68,11 @@ class ConvolutionBlock(Chain):
         filters: output channels.
         kernel_size: side of the kernel, odd.
         **kwargs: base arguments of the layer.
+
+    Call arguments:
+        inputs: (batch, height, width, channels).
+        counts: bool (batch, height or 1, width or 1), the positions that count in the norm's statistics; None
+            for all.
     """
 
     def __init__(self, filters: int, kernel_size: int, **kwargs):
@@ -76,8 +83,8 @@ class ConvolutionBlock(Chain):
         self.norm = BatchNormalization(dtype=self.dtype_policy, name="norm")
         self.parts = [self.conv, self.norm]
 
-    def call(self, inputs, training=None):
-        return ops.relu(super().call(inputs, training=training))
+    def call(self, inputs, training=None, counts=None):
+        return ops.relu(self.norm(self.conv(inputs), mask=counts))
 
     def reference_layers(self):
         """Returns mmcv's names: name -> layer."""

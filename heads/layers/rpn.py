@@ -6,9 +6,9 @@ import keras
 from keras import ops
 
 from heads.layers.blocks import Layer, make_small_convolution
-from heads.ops.anchors import join_levels, make_anchors, mark_inside
+from heads.ops.anchors import join_levels, make_anchors, mark_contained, mark_inside
 from heads.ops.boxes import clip_boxes, decode_boxes, encode_boxes
-from heads.ops.losses import binary_cross_entropy, l1_loss
+from heads.ops.losses import average_losses, binary_cross_entropy, l1_loss
 from heads.ops.matching import match_boxes
 from heads.ops.sampling import sample_matches
 from heads.ops.selection import select_best, select_each_level, take_rows
@@ -113,6 +113,7 @@ def compute_proposal_losses(
     positive_threshold: float = 0.7,
     negative_threshold: float = 0.3,
     box_loss=l1_loss,
+    takes_cut_anchors: bool = True,
 ):
     """Returns the losses of a sample of the anchors.
 
@@ -127,11 +128,15 @@ def compute_proposal_losses(
         positive_threshold: smallest IoU of an object's anchor, but for the best anchors of each object.
         negative_threshold: IoU below which an anchor is background, and below which an object takes none.
         box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise.
+        takes_cut_anchors: whether anchors that reach out of their image are learned from.
 
     Returns:
         A dict of float32 scalars "objectness_loss" and "proposal_loss".
     """
     anchors = ops.concatenate(predictions["anchors"], axis=0)
+    inside = mark_inside(anchors, predictions["image_sizes"])
+    if not takes_cut_anchors:
+        inside = inside & mark_contained(anchors, predictions["image_sizes"])
     matches = match_boxes(
         anchors,
         targets["boxes"],
@@ -139,7 +144,7 @@ def compute_proposal_losses(
         positive_threshold,
         negative_threshold,
         min_positive_iou=negative_threshold,
-        inside=mark_inside(anchors, predictions["image_sizes"]),
+        inside=inside,
     )
     rows, kinds = sample_matches(matches, num_samples, positive_fraction, draw_priorities(matches))
     positive = ops.cast(kinds == 1, "float32")
@@ -154,4 +159,7 @@ def compute_proposal_losses(
     deltas = encode_boxes(take_rows(targets["boxes"], matched), ops.take(anchors, rows, axis=0))
     losses = box_loss(deltas, take_rows(predictions["proposal_deltas"], rows))
     proposal_loss = ops.sum(ops.where(kinds[..., None] == 1, losses, 0.0))
-    return {"objectness_loss": objectness_loss / total, "proposal_loss": proposal_loss / total}
+    return {
+        "objectness_loss": average_losses(objectness_loss, total),
+        "proposal_loss": average_losses(proposal_loss, total),
+    }

@@ -1,5 +1,7 @@
 """A tower of convolutions between a pyramid and the outputs of a one-stage detector."""
 
+import math
+
 import keras
 
 from heads.layers.blocks import Chain, make_small_convolution
@@ -35,3 +37,8 @@ class Tower(Chain):
         """Returns mmcv's names: name -> layer."""
         names = {f"{index}.conv": conv for index, conv in enumerate(self.convs)}
         return names | {f"{index}.gn": norm for index, norm in enumerate(self.norms)}
+
+
+def count_groups(channels: int) -> int:
+    """Returns how many groups a tower's norms have: mmdetection's 32, or fewer of at least 8 channels."""
+    return math.gcd(32, max(channels // 8, 1), channels)

@@ -87,6 +87,18 @@ def mark_inside(anchors, image_sizes, divisor: int = 32):
     return ops.logical_and(0.5 * (top + bottom) < limits[:, 0], 0.5 * (left + right) < limits[:, 1])
 
 
+def mark_contained(anchors, image_sizes):
+    """Returns the anchors that lie in their image as a whole: bool (batch, n).
+
+    Args:
+        anchors: (n, 4), pixels.
+        image_sizes: (batch, 2), (height, width) of the images in pixels, without padding.
+    """
+    heights, widths = ops.split(ops.cast(image_sizes, "float32"), 2, axis=1)
+    left, top, right, bottom = ops.unstack(anchors, 4, axis=-1)
+    return (left >= 0.0) & (top >= 0.0) & (right < widths) & (bottom < heights)
+
+
 def _check_levels(level_sizes, strides):
     if len(level_sizes) != len(strides):
         raise ValueError(

@@ -48,6 +48,34 @@ def compute_coverage(boxes, regions):
     return overlaps / ops.maximum(areas, 1e-6)
 
 
+def compare_pairs(boxes1, boxes2):
+    """Returns how well boxes agree, pair by pair: their IoU and their generalised IoU.
+
+    The generalised IoU (arXiv 1902.09630) falls on below 0 where boxes do not meet: it is the IoU less the
+    share of the box around both that neither covers.
+
+    Args:
+        boxes1: (..., 4), pixels or any other unit.
+        boxes2: (..., 4) in the same unit, of a shape that broadcasts with that of `boxes1`.
+
+    Returns:
+        (iou, giou), each float32 of the broadcast shape without the last dimension, 0 .. 1 and -1 .. 1.
+
+    Raises:
+        ValueError: if the last dimension is not 4.
+    """
+    corners1, corners2 = split_corners(boxes1), split_corners(boxes2)
+    overlaps = intersect_corners(corners1, corners2)
+    unions = ops.maximum(measure_areas(corners1) + measure_areas(corners2) - overlaps, 1e-6)
+    left1, top1, right1, bottom1 = corners1
+    left2, top2, right2, bottom2 = corners2
+    width = ops.maximum(right1, right2) - ops.minimum(left1, left2)
+    height = ops.maximum(bottom1, bottom2) - ops.minimum(top1, top2)
+    hulls = ops.maximum(width * height, 1e-6)
+    iou = overlaps / unions
+    return iou, iou - (hulls - unions) / hulls
+
+
 def _compare_all(boxes1, boxes2):
     """Returns the pairwise overlaps (..., n, m) and both areas, (..., n, 1) and (..., 1, m)."""
     corners1 = [ops.expand_dims(corner, -1) for corner in split_corners(boxes1)]
@@ -112,8 +140,8 @@ def encode_boxes(boxes, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
     Returns:
         (..., 4) float32: dx, dy, dw, dh. Finite also for boxes and anchors without an area.
     """
-    centers, sides = _find_centers(boxes)
-    anchor_centers, anchor_sides = _find_centers(anchors)
+    centers, sides = find_centers(boxes)
+    anchor_centers, anchor_sides = find_centers(anchors)
     # Padding boxes are zeros: their deltas count nowhere, but infinity times 0 would be no number.
     sides, anchor_sides = ops.maximum(sides, 1e-6), ops.maximum(anchor_sides, 1e-6)
     shifts = (centers - anchor_centers) / anchor_sides
@@ -136,14 +164,44 @@ def decode_boxes(deltas, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
         (..., 4) float32, pixels.
     """
     deltas = ops.cast(deltas, "float32") * ops.convert_to_tensor(deviations, dtype="float32")
-    centers, sides = _find_centers(anchors)
+    centers, sides = find_centers(anchors)
     centers = centers + deltas[..., :2] * sides
     halves = 0.5 * sides * ops.exp(ops.clip(deltas[..., 2:], -MAX_LOG_RATIO, MAX_LOG_RATIO))
     return ops.concatenate([centers - halves, centers + halves], axis=-1)
 
 
-def _find_centers(boxes):
-    """Returns the centres and the sides of boxes, each (..., 2): x, y."""
+def encode_distances(boxes, centers):
+    """Returns how far the sides of boxes are from points inside of them.
+
+    FCOS (arXiv 1904.01355, equation 1).
+
+    Args:
+        boxes: (..., 4), pixels.
+        centers: (..., 2), x and y in pixels, of a shape that broadcasts.
+
+    Returns:
+        (..., 4) float32, pixels to the left, top, right and bottom; below 0 where the point lies outside.
+    """
+    boxes = ops.cast(boxes, "float32")
+    return ops.concatenate([centers - boxes[..., :2], boxes[..., 2:] - centers], axis=-1)
+
+
+def decode_distances(distances, centers):
+    """Returns the boxes whose sides are so far from points: the inverse of `encode_distances`.
+
+    Args:
+        distances: (..., 4), pixels to the left, top, right and bottom.
+        centers: (..., 2), x and y in pixels, of a shape that broadcasts.
+
+    Returns:
+        (..., 4) float32, pixels.
+    """
+    distances = ops.cast(distances, "float32")
+    return ops.concatenate([centers - distances[..., :2], centers + distances[..., 2:]], axis=-1)
+
+
+def find_centers(boxes):
+    """Returns the centres and the sides of boxes, each float32 (..., 2): x, y."""
     boxes = ops.cast(boxes, "float32")
     starts, ends = boxes[..., :2], boxes[..., 2:]
     return 0.5 * (starts + ends), ends - starts

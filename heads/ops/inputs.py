@@ -9,6 +9,7 @@ from keras import ops
 from heads.ops.boxes import clip_boxes
 from heads.ops.labels import CROWD_LABEL, IGNORED_LABEL, PADDING_LABEL
 
+FINEST_STRIDE = 4  # of level P2
 INPUT_NAMES = ("images", "image_sizes", "original_sizes")
 
 
@@ -153,6 +154,36 @@ def _check_boxes(boxes, labels, image_sizes):
         ),
     )
     return faults, poison if image_sizes is None else poison + 0.0 * ops.sum(image_sizes)
+
+
+def check_masks(masks, finest_level):
+    """Returns 0, or NaN where masks are not as large as the images (but for the stride) or exceed 1.
+
+    Args:
+        masks: (batch, n, height, width).
+        finest_level: (batch, height / 4, width / 4, channels), level P2 of the pyramid.
+
+    Raises:
+        ValueError: at such masks, outside of graphs: see `poison_faults`.
+    """
+    size, cells = ops.shape(masks)[2:], ops.shape(finest_level)[1:3]
+    differs = [-(-side // FINEST_STRIDE) != number for side, number in zip(size, cells, strict=True)]
+    known = all(isinstance(each, bool) for each in differs)
+    poison = poison_faults(
+        np.array(differs) if known else ops.stack(differs),
+        lambda index: (
+            "masks must have the (height, width) of the padded images, in multiples of "
+            f"{FINEST_STRIDE} {tuple(FINEST_STRIDE * int(side) for side in cells)}. "
+            f"Received: {tuple(map(int, size))}"
+        ),
+    )
+    masks = ops.convert_to_tensor(masks)
+    if keras.backend.standardize_dtype(masks.dtype) == "bool":
+        return poison
+    return poison + poison_faults(
+        ops.max(masks, initial=0) > 1,
+        lambda index: f"masks must be 0 or 1. Received: values up to {float(ops.max(masks))}",
+    )
 
 
 def read_labels(labels, logits, ignore_label=IGNORED_LABEL):

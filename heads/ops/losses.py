@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from heads.ops.backends import average_over_devices
+from heads.ops.boxes import compare_pairs
 from heads.ops.inputs import read_labels
 from heads.ops.labels import IGNORED_LABEL
 
@@ -66,6 +68,64 @@ def sigmoid_focal_loss(targets, logits, alpha: float = 0.25, gamma: float = 2.0)
     losses = weights * binary_cross_entropy(targets, logits)
     # 0**0 has no finite gradient.
     return losses if gamma == 0 else losses * errors**gamma
+
+
+def quality_focal_loss(targets, logits, beta: float = 2.0):
+    """Returns the focal loss of scores that are to tell how good a box is, elementwise.
+
+    GFL (arXiv 2006.04388, equation 2): the cross-entropy, times the error of the score to the power of
+    `beta`.
+
+    Args:
+        targets: (..., classes), 0 .. 1: the IoU of the box with its object at the object's class, else 0.
+        logits: (..., classes), before the sigmoid.
+        beta: how much easy examples are held down.
+
+    Returns:
+        (..., classes) float32.
+    """
+    errors = ops.abs(ops.cast(targets, "float32") - ops.sigmoid(ops.cast(logits, "float32")))
+    return binary_cross_entropy(targets, logits) * errors**beta
+
+
+def distribution_focal_loss(targets, logits):
+    """Returns the cross-entropy of a distribution over whole numbers that is to have a number as its mean.
+
+    GFL (arXiv 2006.04388, equation 6): the two whole numbers around the target are to share the probability.
+
+    Args:
+        targets: (...), at least 0 and below bins - 1.
+        logits: (..., bins), before the softmax; bin i stands for the number i.
+
+    Returns:
+        (...) float32.
+    """
+    logits, targets = ops.cast(logits, "float32"), ops.cast(targets, "float32")
+    below = ops.floor(targets)
+    share_above = targets - below
+    entropies = -ops.log_softmax(logits, axis=-1)
+    below = ops.cast(below, "int32")[..., None]
+    entropy_below = ops.take_along_axis(entropies, below, axis=-1)[..., 0]
+    entropy_above = ops.take_along_axis(entropies, below + 1, axis=-1)[..., 0]
+    return entropy_below * (1.0 - share_above) + entropy_above * share_above
+
+
+def giou_loss(targets, predictions):
+    """Returns 1 - the generalised IoU of boxes (..., 4): see `heads.ops.boxes.compare_pairs`."""
+    return 1.0 - compare_pairs(targets, predictions)[1]
+
+
+def average_losses(total, count):
+    """Returns a sum of losses over what it was summed over, at least one.
+
+    Where several devices share a batch (tf.distribute), the count is the mean of theirs: Keras divides the
+    losses by the number of devices and sums their gradients, which gives the average over the joint batch.
+
+    Args:
+        total: scalar, the sum on this device.
+        count: scalar, how many there are on this device, or the sum of their weights.
+    """
+    return total / ops.maximum(average_over_devices(count), 1.0)
 
 
 def l1_loss(targets, predictions):

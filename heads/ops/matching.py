@@ -2,8 +2,17 @@
 
 from keras import ops
 
-from heads.ops.boxes import intersect_corners, measure_areas, split_corners
+from heads.ops.boxes import (
+    compare_pairs,
+    compute_coverage,
+    encode_distances,
+    find_centers,
+    intersect_corners,
+    measure_areas,
+    split_corners,
+)
 from heads.ops.labels import BACKGROUND_MATCH, CROWD_LABEL, IGNORED_MATCH, PADDING_LABEL
+from heads.ops.selection import select_best
 
 
 def match_boxes(
@@ -61,6 +70,77 @@ def match_boxes(
     unmatched = ops.where(is_ignored, IGNORED_MATCH, BACKGROUND_MATCH)
     matches = ops.where(best >= positive_threshold, match, unmatched)
     matches = ops.where(forced >= 0, forced, matches)
+    return matches if inside is None else ops.where(inside, matches, IGNORED_MATCH)
+
+
+def match_adaptively(levels, boxes, labels, inside=None, num_candidates: int = 9):
+    """Returns for each anchor the box that it learns, by thresholds that follow from each box's neighbours.
+
+    ATSS (arXiv 1912.02424, algorithm 1) as in mmdetection's ATSSAssigner. Of each level, the anchors whose
+    centres are nearest to a box's are its candidates. Those learn the box whose IoU reaches the mean of all
+    its candidates' plus their standard deviation, and whose centre lies inside of it. An anchor that several
+    boxes would take learns the one that it overlaps most, the first of equal ones. All others are
+    background, but for those with more than half of their area in a crowd region, which are ignored.
+
+    Args:
+        levels: a list with an array (anchors of the level, 4) per level, pixels.
+        boxes: (batch, m, 4), pixels.
+        labels: (batch, m) integers: -1 is padding, -2 a crowd region.
+        inside: bool (batch, n), n anchors of all levels, or None for all; the others are ignored and no
+            candidates.
+        num_candidates: candidates of a box on each level.
+
+    Returns:
+        (batch, n) int32: the index of a box, -1 background, -2 ignored. All background without boxes.
+    """
+    boxes, labels = ops.stop_gradient(ops.cast(boxes, "float32")), ops.cast(labels, "int32")
+    anchors = ops.stop_gradient(ops.concatenate(levels, axis=0))
+    centers, _ = find_centers(anchors)
+    box_centers, _ = find_centers(boxes)
+    batch, num_boxes = ops.shape(labels)
+    num_anchors = ops.shape(anchors)[0]
+    nearest, rows, start = [], [], 0
+    for level in levels:
+        end = start + ops.shape(level)[0]
+        shifts = [box_centers[:, :, None, axis] - centers[start:end, axis] for axis in (0, 1)]
+        distances = ops.sqrt(shifts[0] ** 2 + shifts[1] ** 2)  # (batch, m, anchors of the level)
+        if inside is not None:
+            distances = ops.where(inside[:, None, start:end], distances, float("inf"))
+        negated, of_level = select_best(-distances, num_candidates)
+        nearest.append(negated)
+        rows.append(ops.cast(of_level, "int32") + start)
+        start = end
+    # Each (batch, m, candidates).
+    exists, rows = ops.concatenate(nearest, axis=2) > -float("inf"), ops.concatenate(rows, axis=2)
+    iou, _ = compare_pairs(ops.take(anchors, rows, axis=0), boxes[:, :, None])
+    count = ops.sum(ops.cast(exists, "float32"), axis=2, keepdims=True)
+    mean = ops.sum(ops.where(exists, iou, 0.0), axis=2, keepdims=True) / ops.maximum(count, 1.0)
+    squares = ops.sum(ops.where(exists, (iou - mean) ** 2, 0.0), axis=2, keepdims=True)
+    threshold = mean + ops.sqrt(squares / ops.maximum(count - 1.0, 1.0))
+    margins = encode_distances(boxes[:, :, None], ops.take(centers, rows, axis=0))
+    takes = (
+        exists
+        & (labels >= 0)[..., None]
+        & (iou >= threshold)
+        & (ops.min(margins, axis=-1, initial=float("inf")) > 0.01)
+    )
+
+    # Two rounds of writing into one flat list of all images' anchors: the best IoU, then whose it is.
+    places = rows + num_anchors * ops.arange(batch, dtype="int32")[:, None, None]
+    iou, takes, places = (ops.reshape(values, (-1,)) for values in (iou, takes, places))
+    best = ops.scatter_update(
+        -ops.ones((batch * num_anchors,)), places[:, None], ops.where(takes, iou, -1.0), reduction="max"
+    )
+    takes = takes & ops.equal(iou, ops.take(best, places, axis=0))
+    owners = ops.reshape(
+        ops.broadcast_to(ops.arange(num_boxes, dtype="int32")[:, None], ops.shape(rows)), (-1,)
+    )
+    none = num_boxes * ops.ones((batch * num_anchors,), dtype="int32")
+    matches = ops.scatter_update(none, places[:, None], ops.where(takes, owners, num_boxes), reduction="min")
+    matches = ops.reshape(matches, (batch, num_anchors))
+    in_crowd = (compute_coverage(anchors, boxes) > 0.5) & ops.equal(labels, CROWD_LABEL)[:, None]
+    unmatched = ops.where(ops.any(in_crowd, axis=-1), IGNORED_MATCH, BACKGROUND_MATCH)
+    matches = ops.where(matches < num_boxes, matches, unmatched)
     return matches if inside is None else ops.where(inside, matches, IGNORED_MATCH)
 
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from keras import ops
 
-from heads.ops.boxes import decode_boxes, encode_boxes
-from heads.ops.labels import IGNORED_MATCH
-from heads.ops.losses import l1_loss
+from heads.ops.boxes import clip_boxes, decode_boxes, encode_boxes
+from heads.ops.labels import IGNORED_MATCH, PADDING_LABEL
+from heads.ops.losses import average_losses, l1_loss
 from heads.ops.matching import match_boxes
 from heads.ops.sampling import sample_matches
 from heads.ops.selection import select_detections, select_pairs, take_rows
@@ -24,7 +24,9 @@ class Stage(NamedTuple):
         match_low_quality: whether an object also takes its best regions, if their IoU reaches the threshold,
             from other objects.
         deviations: usual size of the deltas dx, dy, dw, dh.
-        box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise.
+        box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise; of (true boxes,
+            predicted boxes) (..., 4) with `compares_boxes`.
+        compares_boxes: whether the loss compares boxes in pixels rather than deltas.
         loss_weight: factor of the stage's losses.
         class_agnostic: whether a region has one box instead of one per class.
         num_samples: regions of each image that are learned from.
@@ -35,6 +37,7 @@ class Stage(NamedTuple):
     match_low_quality: bool = False
     deviations: tuple = (0.1, 0.1, 0.2, 0.2)
     box_loss: Callable = l1_loss
+    compares_boxes: bool = False
     loss_weight: float = 1.0
     class_agnostic: bool = False
     num_samples: int = 512
@@ -59,7 +62,9 @@ def sample_regions(stage, targets, proposals, exists, draw_priorities):
 
     Returns:
         A dict of "boxes" (batch, num_samples, 4); "kinds" (batch, num_samples), 1 for objects, which come
-        first, 0 for background, -1 for none; and "matches" (batch, num_samples), the objects' indices.
+        first, 0 for background, -1 for none; "matches" (batch, num_samples), the objects' indices, and
+        "labels" (batch, num_samples), their classes, -1 for what is no object; and "are_true", bool
+        (batch, num_samples), whether a region is a true box itself.
     """
     boxes, labels = targets["boxes"], targets["labels"]
     threshold = stage.iou_threshold
@@ -72,10 +77,13 @@ def sample_regions(stage, targets, proposals, exists, draw_priorities):
     rows, kinds = sample_matches(
         matches, stage.num_samples, stage.positive_fraction, draw_priorities(matches)
     )
+    matches = ops.maximum(take_rows(matches, rows), 0)
     return {
         "boxes": ops.where(kinds[..., None] >= 0, take_rows(regions, rows), 0.0),
         "kinds": kinds,
-        "matches": ops.maximum(take_rows(matches, rows), 0),
+        "matches": matches,
+        "labels": ops.where(kinds == 1, take_rows(labels, matches), PADDING_LABEL),
+        "are_true": (kinds == 1) & (rows < ops.shape(labels)[1]),
     }
 
 
@@ -95,21 +103,45 @@ def compute_region_losses(stage, targets, samples, class_logits, box_deltas):
     positive = samples["kinds"] == 1
     counted = ops.cast(samples["kinds"] >= 0, "float32")
     # mmdetection divides by all regions, not by the objects among them.
-    num_regions = ops.maximum(ops.sum(counted), 1.0)
+    num_regions = ops.sum(counted)
 
     num_classes = ops.shape(class_logits)[-1] - 1
-    classes = ops.clip(take_rows(targets["labels"], samples["matches"]), 0, num_classes - 1)
+    classes = ops.clip(samples["labels"], 0, num_classes - 1)
     truth = ops.where(positive, classes, num_classes)
     entropies = ops.sparse_categorical_crossentropy(truth, class_logits, from_logits=True)
 
     matched_boxes = take_rows(targets["boxes"], samples["matches"])
-    deltas = encode_boxes(matched_boxes, samples["boxes"], stage.deviations)
-    losses = stage.box_loss(deltas, _take_class(stage, box_deltas, classes))
+    deltas = _take_class(stage, box_deltas, classes)
+    if stage.compares_boxes:
+        losses = stage.box_loss(matched_boxes, decode_boxes(deltas, samples["boxes"], stage.deviations))
+    else:
+        losses = stage.box_loss(encode_boxes(matched_boxes, samples["boxes"], stage.deviations), deltas)
     losses = ops.where(positive[..., None], losses, 0.0)
     return {
-        "class_loss": stage.loss_weight * ops.sum(entropies * counted) / num_regions,
-        "box_loss": stage.loss_weight * ops.sum(losses) / num_regions,
+        "class_loss": stage.loss_weight * average_losses(ops.sum(entropies * counted), num_regions),
+        "box_loss": stage.loss_weight * average_losses(ops.sum(losses), num_regions),
     }
+
+
+def shift_regions(stage, regions, class_logits, box_deltas, image_sizes, labels=None):
+    """Returns where a stage moves regions: what the next stage of a cascade looks at, without gradient.
+
+    Args:
+        stage: a `Stage`.
+        regions: (batch, n, 4), xyxy pixels.
+        class_logits: (batch, n, classes + 1), the background last.
+        box_deltas: (batch, n, classes or 1, 4).
+        image_sizes: (batch, 2), (height, width) without padding.
+        labels: int32 (batch, n), the class whose deltas count, -1 for the likeliest one; None for that
+            everywhere.
+
+    Returns:
+        (batch, n, 4), xyxy pixels inside of the image.
+    """
+    likeliest = ops.cast(ops.top_k(class_logits[..., :-1], 1)[1][..., 0], "int32")
+    labels = likeliest if labels is None else ops.where(labels >= 0, labels, likeliest)
+    boxes = decode_boxes(_take_class(stage, box_deltas, labels), regions, stage.deviations)
+    return ops.stop_gradient(clip_boxes(boxes, image_sizes))
 
 
 def detect_regions(stage, predictions, score_threshold, iou_threshold, max_detections):

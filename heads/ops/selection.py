@@ -56,6 +56,22 @@ def select_each_level(scores, levels, num_best: int):
     return selected
 
 
+def select_anchors(logits, levels, num_best: int):
+    """Returns the best pairs of an anchor and a class of all levels, and their anchors.
+
+    Args:
+        logits: (batch, anchors of all levels, classes); the levels one after another.
+        levels: a list with an array (anchors of the level, 4) per level.
+        num_best: how many pairs of each level.
+
+    Returns:
+        (logits, anchor indices, labels), each (batch, pairs), and anchors (batch, pairs, 4).
+    """
+    selected = select_each_level(logits, levels, num_best)
+    best, rows, labels = (ops.concatenate(parts, axis=1) for parts in zip(*selected, strict=True))
+    return best, rows, labels, ops.take(ops.concatenate(levels, axis=0), rows, axis=0)
+
+
 def take_rows(values, indices):
     """Returns rows of each image: (batch, n, ...) and integers (batch, m) -> (batch, m, ...)."""
     indices = ops.reshape(indices, (*ops.shape(indices), *[1] * (len(values.shape) - 2)))
