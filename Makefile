@@ -1,6 +1,7 @@
-# `make demo` trains a small segmenter and draws what it does, `make demo TASK=detection` a small detector;
-# `make test` runs the fast suite.
+# `make demo` trains a small segmenter and draws what it does, `make demo TASK=detection` a small detector, of
+# the kind that HEAD names; `make test` runs the fast suite.
 TASK ?= segmentation
+HEAD ?= retinanet
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 WORKERS ?= 2
@@ -10,7 +11,9 @@ RUN := TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python
 DEMO_segmentation := finetune_segmentation.py --output runs/demo $(if $(DATA),\
 	--data $(DATA) --crop-size 256 256 --batch-size 4 --steps 400 --evaluate-every 200,\
 	--crop-size 128 128 --batch-size 8 --steps 400 --evaluate-every 100)
-DEMO_detection := train_detection.py --output runs/demo-detection --channels 64 --num-convs 1 $(if $(DATA),\
+DEMO_detection := train_detection.py --output runs/demo-$(HEAD) --head $(HEAD) --channels 64 \
+	$(if $(filter retinanet gfl atss,$(HEAD)),--num-convs 1) \
+	$(if $(filter faster_rcnn mask_rcnn cascade_mask_rcnn,$(HEAD)),--num-proposals 200 --num-samples 64) $(if $(DATA),\
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
 

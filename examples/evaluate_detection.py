@@ -15,14 +15,13 @@ import sys
 
 import keras
 from detect import add_sizes, check_sizes, choose_resizing
+from train_detection import HEADS
 
-from heads import FasterRCNN, MaskRCNN, Resizing, RetinaNet
+from heads import Resizing
 from heads.data import CocoDataset, detection_evaluation_batches
 from heads.metrics import evaluate_coco, format_coco_scores, predict_coco_results, save_results
 from heads.training import whole_number
 from van_backbones import VARIANTS, VANBackbone, load_checkpoint
-
-HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 
 
 def main(argv=None):
@@ -39,7 +38,7 @@ def main(argv=None):
     if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
         parser.error(f"the model must be a detector of the {dataset.num_classes} classes of {annotations}")
     category_ids = match_categories(model, dataset)
-    has_masks = hasattr(model, "mask_head")
+    has_masks = model.with_masks
     kinds = arguments.kinds or (["bbox", "segm"] if has_masks else ["bbox"])
     if "segm" in kinds and not has_masks:
         parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")

@@ -16,7 +16,19 @@ import pathlib
 import keras
 from PIL import Image
 
-from heads import FasterRCNN, MaskRCNN, Resizing, RetinaNet, WarmUpStepDecay
+from heads import (
+    ATSS,
+    GFL,
+    CascadeMaskRCNN,
+    DenseModel,
+    FasterRCNN,
+    MaskRCNN,
+    Resizing,
+    RetinaNet,
+    SparseRCNN,
+    WarmUpStepDecay,
+)
+from heads.cascade_rcnn import BOX_HEADS
 from heads.data import (
     CocoDataset,
     DetectionAugmentation,
@@ -41,8 +53,16 @@ from heads.training import (
 from van_backbones import VARIANTS, VANBackbone
 from van_backbones.checkpoints.releases import RELEASES, find_release
 
-HEADS = {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
-HEAD_OPTIONS = ("channels", "num_convs", "num_samples", "num_proposals", "max_detections")
+HEADS = {
+    "retinanet": RetinaNet,
+    "gfl": GFL,
+    "atss": ATSS,
+    "faster_rcnn": FasterRCNN,
+    "mask_rcnn": MaskRCNN,
+    "cascade_mask_rcnn": CascadeMaskRCNN,
+    "sparse_rcnn": SparseRCNN,
+}
+HEAD_OPTIONS = ("box_head", "channels", "num_convs", "num_samples", "num_proposals", "max_detections")
 SCHEDULES = {  # epochs, the epochs after which the rate falls to a tenth, short sides in pixels
     "1x": (12, (8, 11), (800,)),
     "3x": (36, (27, 33), tuple(range(480, 801, 32))),
@@ -130,9 +150,10 @@ def parse_arguments(argv):
     add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
     count = whole_number(1)
     add("--channels", type=count, help="channels of the head; default: the paper's")
-    add("--num-convs", type=whole_number(0), help="retinanet: convolutions before each output")
-    add("--num-samples", type=count, help="R-CNNs: regions per image that the second stage learns from")
-    add("--num-proposals", type=count, help="R-CNNs: regions per image that the second stage looks at")
+    add("--num-convs", type=whole_number(0), help="retinanet, gfl, atss: convolutions before each output")
+    add("--num-samples", type=count, help="R-CNNs: regions per image that a stage learns from")
+    add("--num-proposals", type=count, help="R-CNNs: regions per image that a stage looks at")
+    add("--box-head", choices=list(BOX_HEADS), help="cascade_mask_rcnn: layers and losses; default: 4conv1fc")
     add("--max-detections", type=count, help="objects per picture that are found and scored; default: 100")
     stages = whole_number(0, 4)
     add("--frozen-stages", type=stages, default=0, help="how many stages of the backbone stay as they are")
@@ -170,8 +191,7 @@ def parse_arguments(argv):
 def check_arguments(arguments):
     """Raises RunError at options that another one makes void."""
     for name in HEAD_OPTIONS:
-        known = name in inspect.signature(HEADS[arguments.head]).parameters
-        if getattr(arguments, name) is not None and not known:
+        if getattr(arguments, name) is not None and name not in list_options(HEADS[arguments.head]):
             raise RunError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
     if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
         raise RunError("--splits, --annotations and --images need --data: they are places in it")
@@ -186,6 +206,12 @@ def check_arguments(arguments):
     short_sides = arguments.short_sides or SCHEDULES[arguments.schedule][2]
     if max(short_sides) > long_side and not is_square:
         raise RunError(f"--short-sides must not be above --long-side, {long_side}. Received: {short_sides}")
+
+
+def list_options(head):
+    """Returns the names of a head's arguments, those of the head that it is built on, too."""
+    bases = [base for base in head.mro() if issubclass(base, DenseModel) and base is not DenseModel]
+    return {name for base in bases for name in inspect.signature(base).parameters}
 
 
 def fill_defaults(arguments):
@@ -212,7 +238,7 @@ def check_weights(arguments):
 
 def open_data(arguments):
     """Returns the training and the validation data, checked."""
-    with_masks = arguments.head == "mask_rcnn"
+    with_masks = HEADS[arguments.head].with_masks
     if arguments.data is None:
         size = (arguments.image_size or 128,) * 2
         return [DetectionShapes(number, size, seed, with_masks) for number, seed in ((2000, 0), (100, 1))]
@@ -292,7 +318,7 @@ def build_scorer(arguments, validation, resizing):
         validation.to_coco(),
         validation.image_ids,
         validation.category_ids,
-        kinds=("bbox", "segm") if arguments.head == "mask_rcnn" else ("bbox",),
+        kinds=("bbox", "segm") if HEADS[arguments.head].with_masks else ("bbox",),
         max_detections=(1, 10, arguments.max_detections or 100),
     )
 

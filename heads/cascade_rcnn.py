@@ -88,6 +88,7 @@ class CascadeMaskRCNN(DenseModel):
           1906.09756; the numbers are mmdetection's.
     """
 
+    with_masks = True
     # The reference names of the layers that depend on the number of classes.
     class_layers = tuple(
         f"roi_head.{part}.{stage}.{layer}"

@@ -38,6 +38,8 @@ class DenseModel(keras.Model):
 
     # Whether `compute_metrics` gives metrics of `compile` what they can compare.
     takes_metrics = False
+    # Whether targets and detections have masks.
+    with_masks = False
     # `predict_pictures` pads pictures to multiples of this: the coarsest stride of the backbones.
     size_divisor = 32
 

@@ -27,6 +27,7 @@ class MaskRCNN(FasterRCNN):
         - He et al., "Mask R-CNN", arXiv 1703.06870, section 3; the numbers are mmdetection's.
     """
 
+    with_masks = True
     # The reference names of the layers that depend on the number of classes.
     class_layers = (*FasterRCNN.class_layers, "roi_head.mask_head.conv_logits")
 

@@ -50,6 +50,32 @@ def test_recipe(options, num_images, steps, evaluate_every, milestones, rate, wa
     assert (resizing.image_size, resizing.short_side, resizing.long_side) == (None, max(short_sides), 1333)
 
 
+@pytest.mark.parametrize("head", list(train_detection.HEADS))
+def test_options_of_each_head(head, capsys):
+    """A head takes the options that its constructor has, also those of the head that it is built on."""
+    options = {"--channels": "8", "--max-detections": "7"}
+    one_stage, stages = head in ("retinanet", "gfl", "atss"), head.endswith("rcnn")
+    options |= {"--num-convs": "1"} if one_stage else {}
+    options |= {"--num-proposals": "9"} if stages else {}
+    options |= {"--num-samples": "12"} if stages and head != "sparse_rcnn" else {}
+    options |= {"--box-head": "2fc"} if head == "cascade_mask_rcnn" else {}
+    arguments = train_detection.parse_arguments(
+        ["--head", head, *(word for pair in options.items() for word in pair)]
+    )
+    arguments.weights = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_detection, "VANBackbone", TinyVAN)
+        model = train_detection.build_model(arguments, 3)
+    assert isinstance(model, train_detection.HEADS[head])
+    assert model.with_masks == head.startswith(("mask", "cascade"))
+    for name, value in options.items():
+        assert str(getattr(model, name[2:].replace("-", "_"))) == value
+    for name in {"--num-convs", "--num-proposals", "--num-samples", "--box-head"} - options.keys():
+        with pytest.raises(SystemExit):
+            train_detection.parse_arguments(["--head", head, name, "2fc" if name == "--box-head" else "4"])
+        assert f"--head {head} has no {name}" in capsys.readouterr().err
+
+
 def test_square_pictures_have_large_scale_jitter():
     arguments = train_detection.parse_arguments(["--data", "mine", "--image-size", "96"])
     augment, resizing = train_detection.choose_sizes(arguments)
