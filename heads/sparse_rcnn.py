@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from heads.arguments import check_counts, check_detector
@@ -79,7 +80,7 @@ class SparseRCNN(DenseModel):
         self.neck.build(self.level_shapes)
         # Sec. 3.2: centre, width and height as shares of the image. At the start each is the whole image.
         self.proposal_boxes = self.add_weight((num_proposals, 4), "ones", name="proposal_boxes")
-        self.proposal_boxes.assign(ops.tile([[0.5, 0.5, 1.0, 1.0]], (num_proposals, 1)))
+        self.proposal_boxes.assign(np.tile([0.5, 0.5, 1.0, 1.0], (num_proposals, 1)))
         self.proposal_features = self.add_weight(
             (num_proposals, channels), keras.initializers.RandomNormal(0.0, 1.0), name="proposal_features"
         )

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+NAMES = ["retinanet", "gfl", "atss", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn"]
 # What all backends run: gives raw predictions, losses, detections and the weights that a step changed.
 COMMON = """
 import pathlib
@@ -21,12 +22,16 @@ import sys
 import keras
 import numpy as np
 
-from heads import MaskRCNN, RetinaNet
+from heads import ATSS, GFL, CascadeMaskRCNN, MaskRCNN, RetinaNet, SparseRCNN
 from van_backbones import VANBackbone
 
 HEADS = {
     "retinanet": (RetinaNet, {"channels": 8, "num_convs": 1}),
+    "gfl": (GFL, {"channels": 8, "num_convs": 1}),
+    "atss": (ATSS, {"channels": 8, "num_convs": 1}),
     "mask_rcnn": (MaskRCNN, {"channels": 8, "num_proposals": 12, "num_samples": 8}),
+    "cascade_mask_rcnn": (CascadeMaskRCNN, {"channels": 8, "num_proposals": 12, "num_samples": 8}),
+    "sparse_rcnn": (SparseRCNN, {"channels": 8, "num_proposals": 12, "num_stages": 2}),
 }
 
 
@@ -47,7 +52,7 @@ def make_batch(name):
     images = random.uniform(0, 255, (2, 64, 96, 3)).astype("float32")
     boxes = np.array([[[8, 8, 40, 48], [50, 20, 90, 60]], [[0, 0, 0, 0], [0, 0, 0, 0]]], "float32")
     targets = {"boxes": boxes, "labels": np.array([[1, 2], [-1, -1]], "int32")}
-    if name == "mask_rcnn":
+    if name.endswith("mask_rcnn"):
         masks = np.zeros((2, 2, 64, 96), "uint8")
         masks[0, 0, 8:48, 8:40] = 1
         masks[0, 1, 20:60, 50:90] = 1
@@ -111,7 +116,7 @@ def backend(request, reference):
     return request.param
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("name", NAMES)
 def test_results_equal_tensorflows(reference, backend, name):
     ours, expected = (dict(np.load(reference / f"{name}_{each}.npz")) for each in (backend, "tensorflow"))
     assert ours.keys() == expected.keys()
@@ -123,12 +128,12 @@ def test_results_equal_tensorflows(reference, backend, name):
     np.testing.assert_allclose(ours["detections_scores"], expected["detections_scores"], rtol=0, atol=1e-5)
     same = np.abs(ours["detections_boxes"] - expected["detections_boxes"]).max(axis=2) <= 1e-2
     assert same.mean() > 0.8
-    if name == "mask_rcnn":
+    if name.endswith("mask_rcnn"):
         differences = np.abs(ours["detections_masks"] - expected["detections_masks"]).max(axis=(2, 3))
         assert (differences[same] <= 1e-4).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_weights_learn(reference, backend, name):
     ours, expected = (np.load(reference / f"{name}_{each}.npz")["steps"] for each in (backend, "tensorflow"))
     assert (expected > 0).mean() > 0.9

@@ -184,6 +184,30 @@ def test_backbones_without_pyramid(head):
 # What all detectors do.
 
 
+@pytest.mark.slow
+def test_it_learns_one_picture(head, make_on_pooled_backbone):
+    """Two rectangles of two colours are found where they are, each with its class, and its mask."""
+    model = make_on_pooled_backbone()
+    image = np.full((1, 64, 64, 3), 40.0, "float32")
+    image[0, 10:34, 8:40], image[0, 40:60, 30:58] = (250, 60, 60), (60, 60, 250)
+    targets = {
+        "boxes": np.array([[[8, 10, 40, 34], [30, 40, 58, 60]]], "float32"),
+        "labels": np.array([[0, 1]], "int32"),
+        "masks": np.zeros((1, 2, 64, 64), "uint8"),
+    }
+    targets["masks"][0, 0, 10:34, 8:40] = targets["masks"][0, 1, 40:60, 30:58] = 1
+    if head not in WITH_MASKS:
+        del targets["masks"]
+    model.compile(optimizer=keras.optimizers.Adam(3e-3, global_clipnorm=1.0))
+    images = np.repeat(image, 300, axis=0)
+    model.fit(images, {k: np.repeat(v, 300, axis=0) for k, v in targets.items()}, batch_size=1, verbose=0)
+    detections = model.predict(image, verbose=0)
+    for box, label in zip(targets["boxes"][0], targets["labels"][0], strict=True):
+        row = next(row for row in range(100) if detections["labels"][0, row] == label)
+        assert detections["scores"][0, row] > 0.3
+        np.testing.assert_allclose(detections["boxes"][0, row], box, atol=6.0)
+
+
 @pytest.fixture(scope="module")
 def small_model(make_small_van):
     return make_small_van()

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from small_models import SMALL, build, draw_images, relative_error
 
-from heads import MaskRCNN, RetinaNet, SemanticFPN, UPerNet
+from heads import ATSS, GFL, CascadeMaskRCNN, MaskRCNN, RetinaNet, SemanticFPN, SparseRCNN, UPerNet
 from van_backbones import VANBackbone
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
@@ -71,9 +71,20 @@ def test_export_of_a_segmenter(format, tmp_path):
     assert np.mean(answers["outputs"] != expected) < 1e-3
 
 
+SMALL_HEADS = {
+    SemanticFPN: {"channels": 8, "pyramid_channels": 8},
+    RetinaNet: {"channels": 8, "num_convs": 1, "score_threshold": 0.001},
+    GFL: {"channels": 8, "num_convs": 1, "score_threshold": 0.001},
+    ATSS: {"channels": 8, "num_convs": 1, "score_threshold": 0.001},
+    MaskRCNN: {"channels": 8, "num_proposals": 20, "score_threshold": 0.001},
+    CascadeMaskRCNN: {"channels": 8, "num_proposals": 20, "score_threshold": 0.001},
+    SparseRCNN: {"channels": 8, "num_proposals": 20, "num_stages": 2},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", list(FORMATS))
-@pytest.mark.parametrize("head", [SemanticFPN, RetinaNet, MaskRCNN])
+@pytest.mark.parametrize("head", list(SMALL_HEADS))
 def test_export_of_every_head(head, format, tmp_path):
     check_export_of_a_head(head, format, tmp_path)
 
@@ -85,12 +96,7 @@ def test_export_of_a_detector_with_frozen_weights(tmp_path):
 
 def check_export_of_a_head(head, format, tmp_path, **arguments):
     """Compares label maps, or the scores of detections in order and their boxes where no near-tie swaps."""
-    sizes = {
-        SemanticFPN: {"channels": 8, "pyramid_channels": 8},
-        RetinaNet: {"channels": 8, "num_convs": 1, "score_threshold": 0.001},
-        MaskRCNN: {"channels": 8, "num_proposals": 20, "score_threshold": 0.001},
-    }
-    model = build(head, num_classes=3, **sizes[head])
+    model = build(head, num_classes=3, **SMALL_HEADS[head])
     if head is SemanticFPN:
         model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
     run = export_to(tmp_path, model, format, **arguments)

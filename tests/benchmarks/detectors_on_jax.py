@@ -4,8 +4,8 @@
         --output runs/jax
     python -m tests.benchmarks.detectors_on_jax score --data bccd --output runs/jax
 
-The data folder is in COCO's format, with the splits train and val. Several trainings may run at once, in turns
-on the device: each gets the same wall time, so their scores can be compared. `score` prints AP over time.
+The data folder is in COCO's format, with the splits train and val. Several trainings may run at once, in
+turns on the device: each gets the same wall time, so that scores compare. `score` prints AP over time.
 """
 
 import argparse
