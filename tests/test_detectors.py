@@ -42,10 +42,13 @@ def mark_slow(*slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in HEADS]
 
 
-# Mask R-CNN runs all that Faster R-CNN does.
-@pytest.fixture(scope="module", params=mark_slow("faster_rcnn"))
+# Mask R-CNN runs all that Faster R-CNN does, GFL and Mask R-CNN most of what the later ones do.
+@pytest.fixture(scope="module", params=mark_slow("faster_rcnn", "atss", "cascade_mask_rcnn", "sparse_rcnn"))
 def head(request):
     return request.param
+
+
+all_are_fast = pytest.mark.parametrize("head", mark_slow("faster_rcnn"), indirect=True, scope="module")
 
 
 # Tracing a step of an R-CNN takes half a minute. The fast suite shows with RetinaNet what all heads share.
@@ -104,6 +107,7 @@ def empty(targets):
 # What every head must do.
 
 
+@all_are_fast
 def test_every_weight_gets_a_gradient(head, make_small_van, make_batch):
     without_gradient = (*WITHOUT_GRADIENT, *FOR_LARGE_OBJECTS.get(head, ()))
     contracts.check_every_weight_gets_a_gradient(make_small_van, make_batch(), without_gradient)
@@ -140,6 +144,7 @@ def test_deployment(make_small_van, make_batch, tmp_path):
     contracts.check_deployment(make_small_van, images, tmp_path / "model.keras")
 
 
+@all_are_fast
 def test_config(make_small_van):
     contracts.check_config(make_small_van)
 
@@ -302,6 +307,7 @@ def first_n(model):
     )
 
 
+@all_are_fast
 def test_crowds_are_no_background(make_on_pooled_backbone, make_batch):
     """A crowd that fills the picture without objects leaves nothing to learn from."""
     images, targets = make_batch()
@@ -351,6 +357,7 @@ def test_no_images(make_on_pooled_backbone, make_batch):
     contracts.check_no_images(make_on_pooled_backbone, make_batch())
 
 
+@all_are_fast
 @pytest.mark.parametrize(
     ("name", "value"),
     [

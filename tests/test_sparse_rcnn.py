@@ -191,6 +191,7 @@ def test_stages_equal_mmdetections(predictions):
         check(load_case("forward")[f"s{index}_boxes"], predictions["boxes"][:, index])
 
 
+@pytest.mark.slow
 def test_the_first_stages_equal_mmdetections_in_one_go(model):
     predictions = model(make_inputs(load_case("loss_eval")))
     for index in range(3):
