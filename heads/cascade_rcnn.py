@@ -16,8 +16,14 @@ from heads.layers.roi_align import align_regions
 from heads.layers.rpn import RegionProposalNetwork, compute_proposal_losses, select_proposals
 from heads.ops.inputs import check_masks, read_inputs, read_targets
 from heads.ops.losses import giou_loss, smooth_l1_loss
-from heads.ops.regions import Stage, compute_region_losses, detect_regions, sample_regions, shift_regions
-from heads.ops.selection import restore_boxes
+from heads.ops.regions import (
+    Stage,
+    compute_region_losses,
+    decode_masks,
+    detect_regions,
+    sample_regions,
+    shift_regions,
+)
 
 LEVELS = ("P2", "P3", "P4", "P5")
 LOSSES = ("objectness_loss", "proposal_loss", "class_loss", "box_loss", "mask_loss")
@@ -142,7 +148,7 @@ class CascadeMaskRCNN(DenseModel):
         if training:  # the stages run on samples, which depend on the targets
             return predictions
         boxes, scores = select_proposals(predictions, CANDIDATES_PER_LEVEL, self.num_proposals)
-        all_logits, proposals = [], boxes
+        all_logits = []
         for stage, box_head in zip(self.stages, self.box_heads, strict=True):
             proposals = boxes
             logits, deltas = box_head(align_regions(predictions["pyramid"], proposals, POOLED_SIZE))
@@ -219,11 +225,7 @@ class CascadeMaskRCNN(DenseModel):
             (batch, max_detections), -1 where there is no detection; "masks" (batch, max_detections, 28, 28),
             the probability of the object at each place of its box. The best come first.
         """
-        detections = predictions["detections"]
-        exists = detections["labels"][..., None, None] >= 0
-        masks = ops.where(exists, ops.sigmoid(predictions["mask_logits"]), 0.0)
-        image_sizes, original_sizes = predictions["image_sizes"], predictions.get("original_sizes")
-        return restore_boxes({**detections, "masks": masks}, image_sizes, original_sizes)
+        return decode_masks(predictions)
 
     def reference_layers(self):
         """Returns mmdetection's names: name -> layer or variable."""

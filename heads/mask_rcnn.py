@@ -8,8 +8,7 @@ from heads.layers.blocks import join_reference_layers
 from heads.layers.mask_head import POOLED_SIZE, MaskHead, compute_mask_loss
 from heads.layers.roi_align import align_regions
 from heads.ops.inputs import check_masks, read_targets
-from heads.ops.regions import Stage
-from heads.ops.selection import restore_boxes
+from heads.ops.regions import Stage, decode_masks
 
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
@@ -63,11 +62,7 @@ class MaskRCNN(FasterRCNN):
 
     def decode(self, predictions):
         """Returns detections of raw predictions: those of `FasterRCNN`, and their "masks"."""
-        detections = predictions["detections"]
-        exists = detections["labels"][..., None, None] >= 0
-        masks = ops.where(exists, ops.sigmoid(predictions["mask_logits"]), 0.0)
-        image_sizes, original_sizes = predictions["image_sizes"], predictions.get("original_sizes")
-        return restore_boxes({**detections, "masks": masks}, image_sizes, original_sizes)
+        return decode_masks(predictions)
 
     def reference_layers(self):
         """Returns mmdetection's names: name -> layer or variable."""

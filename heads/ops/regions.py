@@ -10,7 +10,7 @@ from heads.ops.labels import IGNORED_MATCH, PADDING_LABEL
 from heads.ops.losses import average_losses, l1_loss
 from heads.ops.matching import match_boxes
 from heads.ops.sampling import sample_matches
-from heads.ops.selection import select_detections, select_pairs, take_rows
+from heads.ops.selection import restore_boxes, select_detections, select_pairs, take_rows
 
 # Pairs of a region and a class that go into the suppression; a full picture has some hundreds.
 NUM_PAIRS = 5000
@@ -162,6 +162,25 @@ def detect_regions(stage, predictions, score_threshold, iou_threshold, max_detec
     deltas = _take_class(stage, take_rows(predictions["box_deltas"], rows), labels)
     boxes = decode_boxes(deltas, take_rows(predictions["proposals"], rows), stage.deviations)
     return select_detections(boxes, scores, labels, predictions["image_sizes"], iou_threshold, max_detections)
+
+
+def decode_masks(predictions):
+    """Returns the detections of predictions that have masks, in pixels of the original pictures.
+
+    Args:
+        predictions: a dict of "detections", see `select_detections`, "mask_logits" (batch, n, height, width),
+            "image_sizes" (batch, 2) and, where known, "original_sizes" (batch, 2).
+
+    Returns:
+        The detections with "masks" (batch, n, height, width), float32, the probability of the object at each
+        place of its box; 0 where there is no detection.
+    """
+    detections = predictions["detections"]
+    exists = detections["labels"][..., None, None] >= 0
+    masks = ops.where(exists, ops.sigmoid(predictions["mask_logits"]), 0.0)
+    return restore_boxes(
+        {**detections, "masks": masks}, predictions["image_sizes"], predictions.get("original_sizes")
+    )
 
 
 def _take_class(stage, box_deltas, labels):

@@ -1,0 +1,74 @@
+"""Detectors on two devices of one machine learn what one device learns from the joint batch."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+HEADS = ["RetinaNet", "GFL", "ATSS", "MaskRCNN", "CascadeMaskRCNN", "SparseRCNN"]
+
+# Two logical devices are a setting of the process.
+SCRIPT = """
+import contextlib
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+sys.path.insert(0, "tests")
+import contracts
+import heads
+from detection_reference import take_first
+
+head, devices, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+names = [f"CPU:{device}" for device in range(devices)]
+scope = tf.distribute.MirroredStrategy(names).scope() if devices > 1 else contextlib.nullcontext()
+options = {"channels": 8} | ({"box_head": "2fc"} if head == "CascadeMaskRCNN" else {})
+if head.endswith("RCNN"):
+    options["num_proposals"] = 12
+with scope:
+    keras.utils.set_random_seed(0)
+    model = getattr(heads, head)(contracts.PooledBackbone(), 3, **options)
+    model.draw_priorities = take_first
+    model.compile(keras.optimizers.SGD(0.01))
+# Three objects on the first device, one on the second.
+boxes = np.zeros((4, 2, 4), "float32")
+boxes[0] = [[4, 6, 30, 40], [20, 30, 60, 62]]
+boxes[1, 0], boxes[3, 0] = [10, 10, 50, 30], [0, 20, 33, 60]
+labels = np.array([[0, 1], [2, -1], [-1, -1], [1, -1]], "int32")
+targets = {"boxes": boxes, "labels": labels}
+if model.with_masks:
+    targets["masks"] = np.zeros((4, 2, 64, 64), "uint8")
+    for index, row in np.argwhere(labels >= 0):
+        left, top, right, bottom = boxes[index, row].astype(int)
+        targets["masks"][index, row, top:bottom, left:right] = 1
+images = np.random.default_rng(0).uniform(0, 255, (4, 64, 64, 3)).astype("float32")
+history = model.fit(images, targets, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+weights = np.concatenate([np.ravel(weight) for weight in model.get_weights() if weight.dtype == "float32"])
+np.savez(path, weights=weights, **history)
+"""
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_devices_equal_one(head, tmp_path):
+    results = []
+    for devices in ("1", "2"):
+        path = tmp_path / f"{devices}.npz"
+        command = [sys.executable, "-c", SCRIPT, head, devices, str(path)]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow"}
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+        results.append(dict(np.load(path)))
+    one, two = results
+    assert one["loss"][0] != one["loss"][1]
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
+    np.testing.assert_allclose(two["weights"], one["weights"], rtol=1e-5, atol=1e-6)
