@@ -78,30 +78,28 @@ def run(folder, name):
     np.savez(folder / f"{name}_{keras.backend.backend()}.npz", **arrays)
 """
 
-SCRIPT = (
-    COMMON
-    + """
-for name in HEADS:
-    run(pathlib.Path(sys.argv[1]), name)
-"""
-)
+SCRIPT = COMMON + "run(pathlib.Path(sys.argv[1]), sys.argv[2])"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(name, tmp_path_factory):
     """Gives a folder with TensorFlow's weights and results."""
-    folder = tmp_path_factory.mktemp("detectors")
+    folder = tmp_path_factory.mktemp(name)
     common = {}
     exec(COMMON, common)
-    for name in common["HEADS"]:
-        keras.utils.set_random_seed(0)
-        common["make_model"](name).save_weights(folder / f"{name}.weights.h5")
-        common["run"](folder, name)
+    keras.utils.set_random_seed(0)
+    common["make_model"](name).save_weights(folder / f"{name}.weights.h5")
+    common["run"](folder, name)
     return folder
 
 
 @pytest.fixture(scope="module", params=["jax", "torch"])
-def backend(request, reference):
+def backend(request, name, reference):
     """Gives the name of a backend that has written its results beside TensorFlow's."""
     pytest.importorskip(request.param)
     environment = os.environ | {
@@ -110,13 +108,12 @@ def backend(request, reference):
         # Compiling is nearly all that JAX does here.
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
-    command = [sys.executable, "-c", SCRIPT, str(reference)]
+    command = [sys.executable, "-c", SCRIPT, str(reference), name]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr[-4000:]
     return request.param
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_results_equal_tensorflows(reference, backend, name):
     ours, expected = (dict(np.load(reference / f"{name}_{each}.npz")) for each in (backend, "tensorflow"))
     assert ours.keys() == expected.keys()
@@ -133,10 +130,9 @@ def test_results_equal_tensorflows(reference, backend, name):
         assert (differences[same] <= 1e-4).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_the_same_weights_learn(reference, backend, name):
     ours, expected = (np.load(reference / f"{name}_{each}.npz")["steps"] for each in (backend, "tensorflow"))
-    assert (expected > 0).mean() > 0.9
+    assert (expected > 0).mean() > 0.8
     # Gradients of rounding alone (biases right before a batch norm) are left out.
     steady = expected > 1e-3 * expected.max()
     np.testing.assert_allclose(ours[steady], expected[steady], rtol=1e-2)
