@@ -36,6 +36,12 @@ def data_folder(tmp_path_factory):
     return root
 
 
+def build_model(*arguments, build=train_detection.build_model):
+    model = build(*arguments)
+    model.score_threshold = 0.0
+    return model
+
+
 @contextlib.contextmanager
 def small_backbones():
     """Puts a tiny backbone in the place of each variant: what is tested is the script.
@@ -43,7 +49,7 @@ def small_backbones():
     And lets RetinaNet, which starts with scores of 0.01, give detections from the first step on.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train_detection.HEADS, "retinanet", functools.partial(RetinaNet, score_threshold=0.0))
+        patch.setattr(train_detection, "build_model", build_model)
         patch.setattr(train_detection, "VANBackbone", TinyVAN)
         patch.setattr(evaluate_detection, "VANBackbone", TinyVAN)
         yield patch
