@@ -18,7 +18,7 @@ from detection_reference import (
 from golden_reference import check, checkpoint, compare_training, load
 from keras import ops
 
-from heads import CascadeMaskRCNN
+from heads import CascadeMaskRCNN, cascade_rcnn
 from heads.cascade_rcnn import average_sigmoids
 from heads.layers.blocks import Chain
 from heads.layers.roi_align import align_regions
@@ -72,10 +72,11 @@ def test_average_of_sigmoids():
     np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(got, "float64"))), mean, rtol=1e-5)
 
 
-def test_true_boxes_join_each_stage_anew():
+def test_true_boxes_join_each_stage_anew(monkeypatch):
     """What a stage passes on are the regions that it was given, moved, without the true boxes."""
+    monkeypatch.setattr(cascade_rcnn, "NUM_TRAINING_PROPOSALS", 40)
     keras.utils.set_random_seed(0)
-    model = CascadeMaskRCNN(contracts.PooledBackbone(), 2, channels=16, num_samples=16)
+    model = CascadeMaskRCNN(contracts.PooledBackbone(), 2, channels=16, num_samples=16, num_proposals=40)
     images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
     masks = np.zeros((1, 2, 64, 64), "uint8")
     masks[0, 0, 12:44, 16:48] = 1

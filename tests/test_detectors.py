@@ -123,6 +123,7 @@ def test_targets_without_objects(make_on_pooled_backbone, make_batch):
     contracts.check_targets_without_truth(make_on_pooled_backbone, images, empty(targets))
 
 
+@pytest.mark.slow
 @only_retinanet_is_fast
 def test_image_sizes(make_on_pooled_backbone, make_batch):
     contracts.check_image_sizes(make_on_pooled_backbone, make_batch)
@@ -243,6 +244,7 @@ def test_detections_are_sorted_and_inside(head, small_model, make_batch):
         assert not detections["masks"][~found].any()
 
 
+@pytest.mark.slow
 @only_retinanet_is_fast
 def test_sizes_clip_and_rescale(head, small_model, make_batch):
     images, _ = make_batch()
@@ -258,6 +260,7 @@ def test_sizes_clip_and_rescale(head, small_model, make_batch):
     np.testing.assert_allclose(large["boxes"], small["boxes"] * [3, 2, 3, 2], rtol=1e-5)
 
 
+@pytest.mark.slow
 @only_retinanet_is_fast
 def test_sizes_of_full_images_change_nothing(small_model, make_batch):
     images, _ = make_batch()
@@ -307,7 +310,6 @@ def first_n(model):
     )
 
 
-@all_are_fast
 def test_crowds_are_no_background(make_on_pooled_backbone, make_batch):
     """A crowd that fills the picture without objects leaves nothing to learn from."""
     images, targets = make_batch()

@@ -150,7 +150,8 @@ def test_losses_equal_mmdetections(model, predictions, case):
         assert float(losses[ours]) == pytest.approx(float(load_case(case)[f"loss.{theirs}.sum"]), rel=2e-6)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("pred", marks=pytest.mark.slow), "pred_rescaled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pred", "pred_rescaled"])
 def test_detections_equal_mmdetections(model, kind):
     inputs = make_inputs(load_case("loss_eval"), original=kind == "pred_rescaled")
     detections = model.predict(inputs, verbose=0)

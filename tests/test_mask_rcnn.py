@@ -243,6 +243,7 @@ def test_sampled_regions_and_mask_targets_equal_mmdetections(model, predictions)
     assert (crops[positive].reshape(-1)[known.index] != known.value).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_losses_equal_mmdetections(model, predictions):
     reference = load_case("loss_eval")
     losses = model.compute_losses(make_targets(reference, with_masks=True), predictions)

@@ -196,6 +196,7 @@ def test_detections_equal_mmdetections(model, kind):
         compare_detections(load_case("predict"), f"{kind}{image}", detections, image)
 
 
+@pytest.mark.slow
 def test_training_equals_mmdetections():
     model = make_reference_model(RetinaNet, "retinanet_b0")
     names = name_variables(model)

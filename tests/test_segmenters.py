@@ -90,6 +90,7 @@ def test_labels_without_truth(make_on_pooled_backbone):
     contracts.check_targets_without_truth(make_on_pooled_backbone, images, np.full_like(labels, 255))
 
 
+@pytest.mark.slow
 @upernet_is_slow
 def test_image_sizes(make_on_pooled_backbone):
     contracts.check_image_sizes(make_on_pooled_backbone, make_batch)
@@ -139,6 +140,7 @@ def test_backbones_without_pyramid(make_head):
     contracts.check_backbones_without_pyramid(make_head)
 
 
+@pytest.mark.slow
 @upernet_is_slow
 def test_on_keras_hub_backbone(make_head):
     contracts.check_fit(lambda: seeded(make_head, make_keras_hub_backbone), make_batch(), ["mean_iou"])
