@@ -28,8 +28,8 @@ def call_on_host(function, arrays, shape, dtype: str):
     return ops.convert_to_tensor(function(*map(ops.convert_to_numpy, arrays)), dtype)
 
 
-def average_over_devices(value):
-    """Returns the mean of a scalar over the devices that share a batch (tf.distribute).
+def sum_over_devices(value):
+    """Returns the sum of a scalar over the devices that share a batch (tf.distribute), and their number.
 
     On JAX a batch over many devices is one array, whose sums are those of all devices already.
     """
@@ -38,5 +38,5 @@ def average_over_devices(value):
 
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
-            return replica.all_reduce("MEAN", value)
-    return value
+            return replica.all_reduce("SUM", value), replica.num_replicas_in_sync
+    return value, 1

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from heads.ops.backends import average_over_devices
+from heads.ops.backends import sum_over_devices
 from heads.ops.boxes import compare_pairs
 from heads.ops.inputs import read_labels
 from heads.ops.labels import IGNORED_LABEL
@@ -118,14 +118,15 @@ def giou_loss(targets, predictions):
 def average_losses(total, count):
     """Returns a sum of losses over what it was summed over, at least one.
 
-    Where several devices share a batch (tf.distribute), the count is the mean of theirs: Keras divides the
-    losses by the number of devices and sums their gradients, which gives the average over the joint batch.
+    Where several devices share a batch (tf.distribute), the count is that of all: Keras divides the losses by
+    the number of devices and sums their gradients, which gives the average over the joint batch.
 
     Args:
         total: scalar, the sum on this device.
         count: scalar, how many there are on this device, or the sum of their weights.
     """
-    return total / ops.maximum(average_over_devices(count), 1.0)
+    joint_count, num_devices = sum_over_devices(count)
+    return num_devices * total / ops.maximum(joint_count, 1.0)
 
 
 def l1_loss(targets, predictions):

@@ -77,7 +77,8 @@ def match_adaptively(levels, boxes, labels, inside=None, num_candidates: int = 9
     """Returns for each anchor the box that it learns, by thresholds that follow from each box's neighbours.
 
     ATSS (arXiv 1912.02424, algorithm 1) as in mmdetection's ATSSAssigner. Of each level, the anchors whose
-    centres are nearest to a box's are its candidates. Those learn the box whose IoU reaches the mean of all
+    centres are nearest to a box's are its candidates (of equally near ones, those that the backend's `top_k`
+    takes). Those learn the box whose IoU reaches the mean of all
     its candidates' plus their standard deviation, and whose centre lies inside of it. An anchor that several
     boxes would take learns the one that it overlaps most, the first of equal ones. All others are
     background, but for those with more than half of their area in a crowd region, which are ignored.
