@@ -238,4 +238,7 @@ class CascadeMaskRCNN(DenseModel):
 def average_sigmoids(logits):
     """Returns the logits whose sigmoid is the mean of the sigmoids of a list of logits."""
     logits = ops.stack(logits)
-    return ops.logsumexp(ops.log_sigmoid(logits), axis=0) - ops.logsumexp(ops.log_sigmoid(-logits), axis=0)
+    # Both shares apart, as 1 - mean would lose what is near 0. (LiteRT knows no logarithm of a sigmoid.)
+    shares = [ops.mean(ops.sigmoid(signed), axis=0) for signed in (logits, -logits)]
+    present, absent = (ops.log(ops.maximum(share, 1e-37)) for share in shares)
+    return present - absent

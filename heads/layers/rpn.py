@@ -89,7 +89,8 @@ def select_proposals(predictions, num_candidates: int, num_proposals: int, iou_t
     """
     proposals, scores = [], []
     anchors = ops.concatenate(predictions["anchors"], axis=0)
-    all_logits = predictions["objectness_logits"][..., None]
+    # Not `[..., None]`, which LiteRT does not know for sides of unknown length.
+    all_logits = ops.expand_dims(predictions["objectness_logits"], -1)
     for logits, rows, _ in select_each_level(all_logits, predictions["anchors"], num_candidates):
         deltas = take_rows(predictions["proposal_deltas"], rows)
         boxes = decode_boxes(deltas, ops.take(anchors, rows, axis=0))
