@@ -79,10 +79,14 @@ def check_shares(with_one=False, **shares):
 
 
 def check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections):
-    """Raises a ValueError that names the first argument of a detector that is out of range."""
+    """Raises a ValueError that names the first argument of a detector that is out of range.
+
+    `iou_threshold` is None of a detector that suppresses nothing.
+    """
     check_counts(num_classes=num_classes, channels=channels, max_detections=max_detections)
     check_shares(score_threshold=score_threshold)
-    check_shares(with_one=True, iou_threshold=iou_threshold)
+    if iou_threshold is not None:
+        check_shares(with_one=True, iou_threshold=iou_threshold)
 
 
 def _as_sequence(value):

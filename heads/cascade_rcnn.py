@@ -37,12 +37,6 @@ STAGES = (
     Stage(iou_threshold=0.6, deviations=(0.05, 0.05, 0.1, 0.1), loss_weight=0.5),
     Stage(iou_threshold=0.7, deviations=(0.033, 0.033, 0.067, 0.067), loss_weight=0.25),
 )
-
-
-def _compute_giou_loss(boxes, predicted):
-    return 10.0 * giou_loss(boxes, predicted)[..., None]
-
-
 # The box head's layers, and what of its stages follows from them.
 BOX_HEADS = {
     "2fc": (
@@ -51,7 +45,7 @@ BOX_HEADS = {
     ),
     "4conv1fc": (
         {"num_convs": 4, "num_denses": 1},
-        {"compares_boxes": True, "box_loss": _compute_giou_loss},
+        {"compares_boxes": True, "box_loss": giou_loss, "box_weight": 10.0},
     ),
 }
 

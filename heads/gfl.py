@@ -15,8 +15,8 @@ from heads.ops.boxes import compare_pairs, decode_distances, encode_distances, f
 from heads.ops.inputs import read_inputs, read_targets
 from heads.ops.labels import IGNORED_MATCH
 from heads.ops.losses import average_losses, distribution_focal_loss, giou_loss, quality_focal_loss
-from heads.ops.matching import match_adaptively
-from heads.ops.selection import restore_boxes, select_anchors, select_detections, take_rows
+from heads.ops.matching import count_matches, mark_classes, match_adaptively
+from heads.ops.selection import detect_boxes, select_anchors, take_rows
 
 LEVELS = ("P3", "P4", "P5")
 STRIDES = (8, 16, 32, 64, 128)
@@ -127,8 +127,9 @@ class GFL(DenseModel):
         image_sizes = predictions["image_sizes"]
         targets, poisons = read_targets(targets, self.num_classes, image_sizes=image_sizes)
         levels = predictions["anchors"]
-        centers, strides = measure_anchors(ops.concatenate(levels, axis=0))
-        inside = mark_inside(ops.concatenate(levels, axis=0), image_sizes)
+        anchors = ops.concatenate(levels, axis=0)
+        centers, strides = measure_anchors(anchors)
+        inside = mark_inside(anchors, image_sizes)
         matches = match_adaptively(levels, targets["boxes"], targets["labels"], inside)
         positive = matches >= 0
         rows = ops.maximum(matches, 0)
@@ -141,13 +142,11 @@ class GFL(DenseModel):
         iou = ops.stop_gradient(compare_pairs(predicted, boxes)[0])
         class_logits = predictions["class_logits"]
         # (batch, anchors, classes)
-        classes = ops.arange(self.num_classes, dtype="int32")
-        is_class = (take_rows(targets["labels"], rows)[..., None] == classes) & positive[..., None]
+        is_class = mark_classes(targets["labels"], matches, self.num_classes)
         quality = ops.where(is_class, iou[..., None], 0.0)
         class_losses = quality_focal_loss(quality, class_logits)
         class_losses = ops.where((matches > IGNORED_MATCH)[..., None], class_losses, 0.0)
-        # As mmdetection counts: an image without objects weighs like one with a single anchor.
-        num_objects = ops.sum(ops.maximum(ops.sum(ops.cast(positive, "float32"), axis=1), 1.0))
+        num_objects = count_matches(matches)
 
         weights = ops.stop_gradient(ops.sigmoid(ops.max(class_logits, axis=-1)))
         weights = ops.where(positive, weights, 0.0)
@@ -182,18 +181,11 @@ class GFL(DenseModel):
         )
         centers, strides = measure_anchors(anchors)
         distances = self.average_bins(take_rows(predictions["box_logits"], rows)) * strides
+        boxes = decode_distances(distances, centers)
         scores = ops.sigmoid(logits)
         scores = ops.where(scores > self.score_threshold, scores, 0.0)
-        image_sizes = predictions["image_sizes"]
-        detections = select_detections(
-            decode_distances(distances, centers),
-            scores,
-            labels,
-            image_sizes,
-            self.iou_threshold,
-            self.max_detections,
-        )
-        return restore_boxes(detections, image_sizes, predictions.get("original_sizes"))
+        limits = self.iou_threshold, self.max_detections
+        return detect_boxes(boxes, scores, labels, predictions, *limits)
 
     def reference_layers(self):
         """Returns mmdetection's names: name -> layer or variable."""

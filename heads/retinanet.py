@@ -15,8 +15,8 @@ from heads.ops.boxes import decode_boxes, encode_boxes
 from heads.ops.inputs import read_inputs, read_targets
 from heads.ops.labels import IGNORED_MATCH
 from heads.ops.losses import average_losses, sigmoid_focal_loss
-from heads.ops.matching import match_boxes
-from heads.ops.selection import restore_boxes, select_anchors, select_detections, take_rows
+from heads.ops.matching import count_matches, mark_classes, match_boxes
+from heads.ops.selection import detect_boxes, select_anchors, take_rows
 
 LEVELS = ("P3", "P4", "P5")
 STRIDES = (8, 16, 32, 64, 128)
@@ -122,13 +122,10 @@ class RetinaNet(DenseModel):
         matches = match_boxes(anchors, boxes, labels, 0.5, 0.4, inside=inside)
         positive = matches >= 0
         rows = ops.maximum(matches, 0)
-        num_positive = ops.sum(ops.cast(positive, "float32"), axis=1)
-        # As mmdetection counts: an image without objects weighs like one with a single anchor.
-        num_objects = ops.sum(ops.maximum(num_positive, 1.0))
+        num_objects = count_matches(matches)
 
         # (batch, anchors, classes)
-        classes = ops.arange(self.num_classes, dtype="int32")
-        is_class = (take_rows(labels, rows)[..., None] == classes) & positive[..., None]
+        is_class = mark_classes(labels, matches, self.num_classes)
         losses = sigmoid_focal_loss(ops.cast(is_class, "float32"), predictions["class_logits"])
         class_loss = ops.sum(ops.where((matches > IGNORED_MATCH)[..., None], losses, 0.0))
 
@@ -155,11 +152,8 @@ class RetinaNet(DenseModel):
         boxes = decode_boxes(take_rows(predictions["box_deltas"], rows), anchors)
         scores = ops.sigmoid(logits)
         scores = ops.where(scores > self.score_threshold, scores, 0.0)
-        image_sizes = predictions["image_sizes"]
-        detections = select_detections(
-            boxes, scores, labels, image_sizes, self.iou_threshold, self.max_detections
-        )
-        return restore_boxes(detections, image_sizes, predictions.get("original_sizes"))
+        limits = self.iou_threshold, self.max_detections
+        return detect_boxes(boxes, scores, labels, predictions, *limits)
 
     def reference_layers(self):
         """Returns mmdetection's names: name -> layer or variable."""

@@ -16,6 +16,7 @@ from heads.ops.boxes import compare_pairs, compute_coverage, decode_boxes
 from heads.ops.inputs import read_inputs, read_targets
 from heads.ops.labels import CROWD_LABEL, PADDING_LABEL
 from heads.ops.losses import average_losses, giou_loss, l1_loss, sigmoid_focal_loss
+from heads.ops.matching import mark_classes
 from heads.ops.selection import restore_boxes, select_pairs, take_rows
 
 LEVELS = ("P2", "P3", "P4", "P5")
@@ -66,7 +67,7 @@ class SparseRCNN(DenseModel):
         max_detections: int = 100,
         **kwargs,
     ):
-        check_detector(num_classes, channels, score_threshold, 0.5, max_detections)
+        check_detector(num_classes, channels, score_threshold, None, max_detections)
         check_counts(num_proposals=num_proposals, num_stages=num_stages)
         if channels % NUM_ATTENTION_HEADS:
             raise ValueError(f"channels must be a multiple of {NUM_ATTENTION_HEADS}. Received: {channels}")
@@ -139,8 +140,7 @@ class SparseRCNN(DenseModel):
         # Each stage has as many.
         num_objects = ops.sum(ops.cast(positive, "float32")) / num_stages
 
-        classes = ops.arange(self.num_classes, dtype="int32")
-        is_class = (take_rows(targets["labels"], rows)[..., None] == classes) & positive[..., None]
+        is_class = mark_classes(targets["labels"], matches, self.num_classes)
         in_crowd = compute_coverage(ops.stop_gradient(flat_boxes), targets["boxes"]) > 0.5
         in_crowd = ops.any(in_crowd & ops.equal(targets["labels"], CROWD_LABEL)[:, None], axis=-1)
         counts = positive | ops.logical_not(in_crowd)

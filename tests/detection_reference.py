@@ -1,10 +1,13 @@
 """What the parity tests of the detectors share: mmdetection's inputs, targets and detections."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
-from golden_reference import check, checkpoint
+from golden_reference import check, checkpoint, load
 from keras import ops
 
+from heads.ops.anchors import mark_inside
+from heads.ops.matching import count_matches, match_adaptively
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import load_state_dict, name_variables
 
@@ -132,3 +135,47 @@ def compare_detections(reference, prefix, detections, image):
     lost = [row for row in range(len(labels)) if row not in {pair[0] for pair in pairs}]
     assert all(scores[row] - scores[-1] < 1e-5 for row in lost), f"{prefix}: rows {lost} are not found"
     return pairs
+
+
+def compare_losses(model, predictions, name, case, losses):
+    """Compares the losses of a reference's case, "loss_eval" or "loss_eval_img1_empty".
+
+    `losses` is a dict of ours -> the reference's name.
+    """
+    targets = make_targets(load(f"{name}/loss_eval.npz"), empty=1 if "empty" in case else None)
+    found = model.compute_losses(targets, predictions)
+    assert list(found) == list(losses)
+    for ours, theirs in losses.items():
+        expected = float(load(f"{name}/{case}.npz")[f"loss.{theirs}.sum"])
+        assert float(found[ours]) == pytest.approx(expected, rel=2e-6), ours
+
+
+def compare_decoding(model, predictions, name, kind):
+    """Compares the detections, "pred" or "pred_rescaled", that a model makes of raw predictions."""
+    sizes = make_inputs(load(f"{name}/loss_eval.npz"), original=kind == "pred_rescaled")
+    sizes = {key: ops.cast(values, "float32") for key, values in sizes.items() if key != "images"}
+    detections = model.decode({**predictions, **sizes})
+    detections = {key: np.asarray(values) for key, values in detections.items()}
+    for image in range(2):
+        compare_detections(load(f"{name}/predict.npz"), f"{kind}{image}", detections, image)
+
+
+def compare_adaptive_targets(predictions, name):
+    """Compares which anchor learns which object, where the reference gives boxes as targets."""
+    reference = load(f"{name}/loss_eval.npz")
+    targets = make_targets(reference)
+    levels = predictions["anchors"]
+    inside = mark_inside(np.concatenate(levels), predictions["image_sizes"])
+    matches = np.asarray(match_adaptively(levels, targets["boxes"], targets["labels"], inside))
+    start = 0
+    for level, anchors in enumerate(levels):
+        own = matches[:, start : start + len(anchors)]
+        start += len(anchors)
+        labels = np.where(own >= 0, np.take_along_axis(targets["labels"], np.maximum(own, 0), 1), 80)
+        weights = (own > -2).astype("float32")
+        for key, ours in (("labels", labels), ("label_weights", weights)):
+            expected = fill_in(reference[f"t_{key}_{level}"], ours)
+            np.testing.assert_array_equal(ours[weights > 0], expected[weights > 0])
+        boxes = np.take_along_axis(targets["boxes"], np.maximum(own, 0)[..., None], 1)
+        check(reference[f"t_bbox_targets_{level}"], np.where(own[..., None] >= 0, boxes, 0.0), 1e-7)
+    assert float(count_matches(matches)) == float(reference["avg_factor"])

@@ -5,19 +5,19 @@ import keras
 import numpy as np
 import pytest
 from detection_reference import (
-    compare_detections,
+    compare_adaptive_targets,
+    compare_decoding,
+    compare_losses,
     compare_maps,
     compute_gradients,
     count_trainable,
-    fill_in,
     make_inputs,
     make_reference_model,
     make_targets,
 )
-from golden_reference import check, checkpoint, compare_training, load
+from golden_reference import checkpoint, compare_training, load
 
 from heads import GFL
-from heads.ops.anchors import mark_inside
 from heads.ops.matching import match_adaptively
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import name_variables, to_state_dict
@@ -117,25 +117,7 @@ def test_the_state_dict_comes_back(model):
 
 
 def test_targets_equal_mmdetections(predictions):
-    reference = load_case("loss_eval")
-    targets = make_targets(reference)
-    levels = predictions["anchors"]
-    inside = np.asarray(mark_inside(np.concatenate(levels), predictions["image_sizes"]))
-    matches = np.asarray(match_adaptively(levels, targets["boxes"], targets["labels"], inside))
-    start = 0
-    for level, anchors in enumerate(levels):
-        rows = slice(start, start + len(anchors))
-        start += len(anchors)
-        matched, positive = np.maximum(matches[:, rows], 0), matches[:, rows] >= 0
-        labels = np.where(positive, np.take_along_axis(targets["labels"], matched, 1), 80)
-        weights = (matches[:, rows] > -2).astype("float32")
-        boxes = np.take_along_axis(targets["boxes"], matched[..., None], 1)
-        boxes = np.where(positive[..., None], boxes, 0.0)
-        for name, ours in (("labels", labels), ("label_weights", weights)):
-            expected = fill_in(reference[f"t_{name}_{level}"], ours)
-            np.testing.assert_array_equal(ours[weights > 0], expected[weights > 0])
-        check(reference[f"t_bbox_targets_{level}"], boxes, 1e-7)
-    assert np.maximum((matches >= 0).sum(axis=1), 1).sum() == float(reference["avg_factor"])
+    compare_adaptive_targets(predictions, "gfl_b0")
 
 
 NAMES = {"class_loss": "loss_cls", "box_loss": "loss_bbox", "distribution_loss": "loss_dfl"}
@@ -143,20 +125,12 @@ NAMES = {"class_loss": "loss_cls", "box_loss": "loss_bbox", "distribution_loss":
 
 @pytest.mark.parametrize("case", ["loss_eval", "loss_eval_img1_empty"])
 def test_losses_equal_mmdetections(model, predictions, case):
-    targets = make_targets(load_case("loss_eval"), empty=1 if "empty" in case else None)
-    losses = model.compute_losses(targets, predictions)
-    assert list(losses) == list(NAMES)
-    for ours, theirs in NAMES.items():
-        assert float(losses[ours]) == pytest.approx(float(load_case(case)[f"loss.{theirs}.sum"]), rel=2e-6)
+    compare_losses(model, predictions, "gfl_b0", case, NAMES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pred", "pred_rescaled"])
-def test_detections_equal_mmdetections(model, kind):
-    inputs = make_inputs(load_case("loss_eval"), original=kind == "pred_rescaled")
-    detections = model.predict(inputs, verbose=0)
-    for image in range(2):
-        compare_detections(load_case("predict"), f"{kind}{image}", detections, image)
+def test_detections_equal_mmdetections(model, predictions, kind):
+    compare_decoding(model, predictions, "gfl_b0", kind)
 
 
 @pytest.mark.slow

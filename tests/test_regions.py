@@ -105,11 +105,7 @@ def test_class_agnostic_boxes_and_other_losses():
 
 def test_losses_that_compare_boxes():
     """The region lies in its object, half as wide; the deltas make it as wide as that."""
-    stage = Stage(
-        box_loss=lambda truth, boxes: giou_loss(truth, boxes)[..., None],
-        compares_boxes=True,
-        class_agnostic=True,
-    )
+    stage = Stage(box_loss=giou_loss, compares_boxes=True, box_weight=4.0, class_agnostic=True)
     samples = {
         "boxes": np.array([[[0, 0, 5, 10], [0, 0, 4, 4]]], "float32"),
         "kinds": np.array([[1, 0]], "int32"),
@@ -117,7 +113,7 @@ def test_losses_that_compare_boxes():
         "labels": np.array([[3, -1]], "int32"),
     }
     logits, deltas = np.zeros((1, 2, 7), "float32"), np.zeros((1, 2, 1, 4), "float32")
-    assert float(compute_region_losses(stage, TARGETS, samples, logits, deltas)["box_loss"]) == 0.5 / 2
+    assert float(compute_region_losses(stage, TARGETS, samples, logits, deltas)["box_loss"]) == 4.0 * 0.5 / 2
     deltas[0, 0, 0] = (5.0, 0.0, np.log(2) / 0.2, 0.0)
     loss = compute_region_losses(stage, TARGETS, samples, logits, deltas)["box_loss"]
     assert float(loss) == pytest.approx(0.0, abs=1e-6)

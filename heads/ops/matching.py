@@ -12,7 +12,7 @@ from heads.ops.boxes import (
     split_corners,
 )
 from heads.ops.labels import BACKGROUND_MATCH, CROWD_LABEL, IGNORED_MATCH, PADDING_LABEL
-from heads.ops.selection import select_best
+from heads.ops.selection import select_best, take_rows
 
 
 def match_boxes(
@@ -71,6 +71,29 @@ def match_boxes(
     matches = ops.where(best >= positive_threshold, match, unmatched)
     matches = ops.where(forced >= 0, forced, matches)
     return matches if inside is None else ops.where(inside, matches, IGNORED_MATCH)
+
+
+def mark_classes(labels, matches, num_classes: int):
+    """Returns which classes anchors or proposals are to find: bool (batch, n, classes), none for background.
+
+    Args:
+        labels: int32 (batch, m), the classes of the boxes.
+        matches: int32 (batch, n), the index of a box, or below 0.
+        num_classes: number of classes.
+    """
+    classes = take_rows(labels, ops.maximum(matches, 0))[..., None]
+    return (classes == ops.arange(num_classes, dtype="int32")) & (matches >= 0)[..., None]
+
+
+def count_matches(matches):
+    """Returns how many anchors of a batch learn an object, float32.
+
+    As mmdetection counts: an image without objects weighs like one with a single anchor.
+
+    Args:
+        matches: int32 (batch, n), the index of a box, or below 0.
+    """
+    return ops.sum(ops.maximum(ops.sum(ops.cast(matches >= 0, "float32"), axis=1), 1.0))
 
 
 def match_adaptively(levels, boxes, labels, inside=None, num_candidates: int = 9):

@@ -24,9 +24,10 @@ class Stage(NamedTuple):
         match_low_quality: whether an object also takes its best regions, if their IoU reaches the threshold,
             from other objects.
         deviations: usual size of the deltas dx, dy, dw, dh.
-        box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise; of (true boxes,
-            predicted boxes) (..., 4) with `compares_boxes`.
+        box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise; with `compares_boxes`
+            of (true boxes, predicted boxes) (..., 4), which gives one number for each box.
         compares_boxes: whether the loss compares boxes in pixels rather than deltas.
+        box_weight: factor of the box loss.
         loss_weight: factor of the stage's losses.
         class_agnostic: whether a region has one box instead of one per class.
         num_samples: regions of each image that are learned from.
@@ -38,6 +39,7 @@ class Stage(NamedTuple):
     deviations: tuple = (0.1, 0.1, 0.2, 0.2)
     box_loss: Callable = l1_loss
     compares_boxes: bool = False
+    box_weight: float = 1.0
     loss_weight: float = 1.0
     class_agnostic: bool = False
     num_samples: int = 512
@@ -113,13 +115,14 @@ def compute_region_losses(stage, targets, samples, class_logits, box_deltas):
     matched_boxes = take_rows(targets["boxes"], samples["matches"])
     deltas = _take_class(stage, box_deltas, classes)
     if stage.compares_boxes:
-        losses = stage.box_loss(matched_boxes, decode_boxes(deltas, samples["boxes"], stage.deviations))
+        predicted = decode_boxes(deltas, samples["boxes"], stage.deviations)
+        losses = stage.box_loss(matched_boxes, predicted)[..., None]
     else:
         losses = stage.box_loss(encode_boxes(matched_boxes, samples["boxes"], stage.deviations), deltas)
     losses = ops.where(positive[..., None], losses, 0.0)
     return {
         "class_loss": stage.loss_weight * average_losses(ops.sum(entropies * counted), num_regions),
-        "box_loss": stage.loss_weight * average_losses(ops.sum(losses), num_regions),
+        "box_loss": stage.loss_weight * stage.box_weight * average_losses(ops.sum(losses), num_regions),
     }
 
 

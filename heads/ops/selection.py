@@ -107,6 +107,22 @@ def select_detections(boxes, scores, labels, image_sizes, iou_threshold: float, 
     }
 
 
+def detect_boxes(boxes, scores, labels, predictions, iou_threshold: float, max_detections: int):
+    """Returns the detections of scored boxes in pixels of the original pictures, where their sizes are known.
+
+    Args:
+        boxes: (batch, n, 4), xyxy pixels of the input.
+        scores: (batch, n), 0 where there is none.
+        labels: int32 (batch, n).
+        predictions: a dict with "image_sizes" (batch, 2) and perhaps "original_sizes" (batch, 2).
+        iou_threshold: of two boxes of one label that overlap by more, the better one stays.
+        max_detections: rows of the result, which is that of `select_detections`.
+    """
+    sizes = predictions["image_sizes"]
+    detections = select_detections(boxes, scores, labels, sizes, iou_threshold, max_detections)
+    return restore_boxes(detections, sizes, predictions.get("original_sizes"))
+
+
 def restore_boxes(detections, image_sizes, original_sizes=None):
     """Returns detections with boxes in pixels of the original pictures, where their sizes are known.
 

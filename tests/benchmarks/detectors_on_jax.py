@@ -30,7 +30,7 @@ HEADS = {
     "cascade_mask_rcnn": heads.CascadeMaskRCNN,
     "sparse_rcnn": heads.SparseRCNN,
 }
-# A random start: what trained well in the first minutes, one rate for all with convolutions.
+# From a random start: one rate, but for the attention of Sparse R-CNN. They were not searched for.
 LEARNING_RATES = {"sparse_rcnn": 2e-4}
 STEPS_PER_EPOCH = 25
 
@@ -110,7 +110,7 @@ def draw_batches(arrays, batch_size, size):
 
 
 def flip(arrays, rows, random, height, width):
-    """Gives (inputs, targets) of pictures; they fill their batch, or the flipped padding comes first."""
+    """Gives (images, targets) of pictures; a flip moves the padding to the top or the left."""
     images, boxes = arrays["images"][rows].astype("float32"), arrays["boxes"][rows].copy()
     masks = arrays["masks"][rows].copy() if "masks" in arrays else None
     exists = arrays["labels"][rows] >= 0
