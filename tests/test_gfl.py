@@ -141,4 +141,7 @@ def test_training_equals_mmdetections():
         model, make_inputs(load_case("loss_eval")), make_targets(load_case("loss_eval"))
     )
     assert sum(losses.values()) == pytest.approx(float(reference["total_loss"]), rel=2e-6)
-    compare_training("gfl_b0", reference, gradients, name_variables(model), tolerance=5e-4, rounding=5e-5)
+    # Noise of 1e-6 in the images moves the backbone's gradients by 2e-3: the norms over a few cells of the
+    # coarse levels take most of them out. The head's own are equal to 3e-5.
+    limits = {"tolerance": 5e-3, "rounding": 5e-5, "head_tolerance": 1e-4}
+    compare_training("gfl_b0", reference, gradients, name_variables(model), **limits)

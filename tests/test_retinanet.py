@@ -204,4 +204,5 @@ def test_training_equals_mmdetections():
     )
     assert sum(losses.values()) == pytest.approx(float(reference["total_loss"]), rel=2e-6)
     # The loss is about 750 and float32 rounds: the first convolution is 3e-4 off, the others less.
-    compare_training("retinanet_b0", reference, gradients, names, tolerance=5e-4, rounding=5e-5)
+    limits = {"tolerance": 5e-4, "rounding": 5e-5, "head_tolerance": 2e-4}
+    compare_training("retinanet_b0", reference, gradients, name_variables(model), **limits)

@@ -238,7 +238,7 @@ def test_training_equals_mmdetections():
     losses, gradients = compute_gradients(
         model, make_inputs(load_case("loss_eval")), make_targets(load_case("loss_eval"))
     )
-    # Rounding grows from stage to stage: a matched pair or two of the last ones may be others.
-    assert sum(losses.values()) == pytest.approx(float(reference["total_loss"]), rel=1e-3)
-    names = name_variables(model)
-    compare_training("sparse_rcnn_b0", reference, gradients, names, tolerance=3e-2, rounding=5e-5)
+    assert sum(losses.values()) == pytest.approx(float(reference["total_loss"]), rel=2e-5)
+    # Rounding grows over six stages and the backbone: the first convolution is 1.4e-2 off, the neck 4e-3.
+    limits = {"tolerance": 3e-2, "rounding": 5e-5, "head_tolerance": 6e-3}
+    compare_training("sparse_rcnn_b0", reference, gradients, name_variables(model), **limits)
