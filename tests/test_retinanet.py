@@ -197,7 +197,6 @@ def test_detections_equal_mmdetections(model, kind):
 @pytest.mark.slow
 def test_training_equals_mmdetections():
     model = make_reference_model(RetinaNet, "retinanet_b0")
-    names = name_variables(model)
     reference = load_case("loss_train")
     losses, gradients = compute_gradients(
         model, make_inputs(load_case("loss_eval")), make_targets(load_case("loss_eval"))
