@@ -91,7 +91,11 @@ class ATSS(DenseModel):
         outputs = (self.class_output, self.box_output, self.centerness_output)
         for part in (self.class_tower, self.box_tower, *outputs):
             part.build((None, None, None, channels))
-        self.scales = [self.add_weight((), "ones", name=f"scale_{level}") for level in range(len(STRIDES))]
+        # Not in half precision, which has three digits.
+        self.scales = [
+            self.add_weight((), "ones", autocast=False, name=f"scale_{level}")
+            for level in range(len(STRIDES))
+        ]
 
     def call(self, inputs, training=None):
         images, sizes = read_inputs(inputs)

@@ -90,9 +90,13 @@ class GFL(DenseModel):
         self.box_output = make_small_convolution(4 * NUM_BINS, 3, dtype=dtype, name="box_output")
         for part in (self.class_tower, self.box_tower, self.class_output, self.box_output):
             part.build((None, None, None, channels))
-        self.scales = [self.add_weight((), "ones", name=f"scale_{level}") for level in range(len(STRIDES))]
+        # Not in half precision, which has three digits.
+        self.scales = [
+            self.add_weight((), "ones", autocast=False, name=f"scale_{level}")
+            for level in range(len(STRIDES))
+        ]
         # The reference keeps the numbers of the bins with the weights.
-        self.bins = self.add_weight((NUM_BINS,), "zeros", trainable=False, name="bins")
+        self.bins = self.add_weight((NUM_BINS,), "zeros", trainable=False, autocast=False, name="bins")
         self.bins.assign(ops.arange(NUM_BINS, dtype="float32"))
 
     def call(self, inputs, training=None):
@@ -166,7 +170,7 @@ class GFL(DenseModel):
 
     def average_bins(self, logits):
         """Returns the mean numbers of distributions over the bins: (..., 17) -> (...)."""
-        return ops.sum(ops.softmax(logits, axis=-1) * ops.cast(self.bins, "float32"), axis=-1)
+        return ops.sum(ops.softmax(logits, axis=-1) * self.bins, axis=-1)
 
     def decode(self, predictions):
         """Returns detections of raw predictions.

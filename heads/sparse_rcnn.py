@@ -80,7 +80,9 @@ class SparseRCNN(DenseModel):
         self.neck = FPN(channels, dtype=dtype, name="neck")
         self.neck.build(self.level_shapes)
         # Sec. 3.2: centre, width and height as shares of the image. At the start each is the whole image.
-        self.proposal_boxes = self.add_weight((num_proposals, 4), "ones", name="proposal_boxes")
+        self.proposal_boxes = self.add_weight(
+            (num_proposals, 4), "ones", autocast=False, name="proposal_boxes"
+        )
         self.proposal_boxes.assign(np.tile([0.5, 0.5, 1.0, 1.0], (num_proposals, 1)))
         self.proposal_features = self.add_weight(
             (num_proposals, channels), keras.initializers.RandomNormal(0.0, 1.0), name="proposal_features"
@@ -168,7 +170,7 @@ class SparseRCNN(DenseModel):
         # What the focal loss of a class becomes when it is there: (batch, stages, proposals, classes).
         ones = ops.ones_like(logits)
         changes = sigmoid_focal_loss(ones, logits) - sigmoid_focal_loss(0.0 * ones, logits)
-        class_costs = ops.take_along_axis(changes, ops.maximum(labels, 0), axis=-1)
+        class_costs = ops.take_along_axis(changes, ops.clip(labels, 0, self.num_classes - 1), axis=-1)
         ours, truth = boxes[..., None, :], targets["boxes"][:, None, None]
         box_costs = ops.sum(l1_loss(truth / limits, ours / limits), axis=-1)
         costs = CLASS_WEIGHT * class_costs + BOX_WEIGHT * box_costs

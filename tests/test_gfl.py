@@ -86,6 +86,20 @@ def test_losses_by_hand():
     assert float(losses["distribution_loss"]) == pytest.approx(0.25 * probability * np.log(2.0), rel=1e-5)
 
 
+def test_scales_and_bins_keep_their_digits_in_mixed_precision():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = make_model()
+        images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
+        before = np.asarray(model(images)["box_logits"])
+        for scale in model.scales:
+            scale.assign(1.001)  # 1 in half precision
+        np.testing.assert_allclose(model(images)["box_logits"], 1.001 * before, rtol=1e-5)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
 # The same numbers as mmdetection's.
 
 
