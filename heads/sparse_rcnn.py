@@ -170,7 +170,7 @@ class SparseRCNN(DenseModel):
         # What the focal loss of a class becomes when it is there: (batch, stages, proposals, classes).
         ones = ops.ones_like(logits)
         changes = sigmoid_focal_loss(ones, logits) - sigmoid_focal_loss(0.0 * ones, logits)
-        class_costs = ops.take_along_axis(changes, ops.clip(labels, 0, self.num_classes - 1), axis=-1)
+        class_costs = ops.take_along_axis(changes, ops.maximum(labels, 0), axis=-1)
         ours, truth = boxes[..., None, :], targets["boxes"][:, None, None]
         box_costs = ops.sum(l1_loss(truth / limits, ours / limits), axis=-1)
         costs = CLASS_WEIGHT * class_costs + BOX_WEIGHT * box_costs

@@ -97,23 +97,25 @@ def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
             f"{' and masks (batch, n, height, width)' if with_masks else ''}. Received shapes: {shapes}"
         )
     labels, boxes = ops.cast(targets["labels"], "int32"), ops.cast(targets["boxes"], "float32")
-    faults, poison = _check_boxes(boxes, labels, image_sizes)
-    poisons = {"class_loss": _check_labels(targets["labels"], labels, num_classes), "box_loss": poison}
-    # Faulty boxes become padding: what samples a map under a box must not meet a NaN.
-    labels = ops.where(faults, PADDING_LABEL, labels)
-    checked = {"boxes": ops.where(faults[..., None], 0.0, boxes), "labels": labels}
+    faulty_boxes, box_poison = _check_boxes(boxes, labels, image_sizes)
+    faulty_labels, label_poison = _check_labels(targets["labels"], labels, num_classes)
+    poisons = {"class_loss": label_poison, "box_loss": box_poison}
+    # What is faulty becomes padding: what samples a map under a box must not meet a NaN, and what looks up a
+    # class no number beyond the last.
+    labels = ops.where(faulty_boxes | faulty_labels, PADDING_LABEL, labels)
+    checked = {"boxes": ops.where(faulty_boxes[..., None], 0.0, boxes), "labels": labels}
     if with_masks:
         checked["masks"] = targets["masks"]
     return checked, poisons
 
 
 def _check_labels(given, labels, num_classes):
-    """Returns 0, or NaN at a label that is no class, padding or crowd."""
+    """Returns which labels are no class, padding or crowd; and 0, or NaN where there are any."""
     given = ops.convert_to_tensor(given)
     faults = (
         (labels >= num_classes) | (labels < CROWD_LABEL) | ops.not_equal(ops.cast(labels, given.dtype), given)
     )
-    return poison_faults(
+    return faults, poison_faults(
         faults,
         lambda index: (
             f"labels must be class numbers 0 .. {num_classes - 1}, {PADDING_LABEL} for padding or "
