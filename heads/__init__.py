@@ -7,6 +7,7 @@ from heads.faster_rcnn import FasterRCNN
 from heads.gfl import GFL
 from heads.layers.fpn import FPN
 from heads.layers.pyramid_pooling import PyramidPooling
+from heads.mask2former import Mask2Former
 from heads.mask_rcnn import MaskRCNN
 from heads.picture_sizes import Resizing
 from heads.retinanet import RetinaNet
@@ -23,6 +24,7 @@ __all__ = [
     "CascadeMaskRCNN",
     "DenseModel",
     "FasterRCNN",
+    "Mask2Former",
     "MaskRCNN",
     "PyramidPooling",
     "Resizing",

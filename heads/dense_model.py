@@ -40,6 +40,8 @@ class DenseModel(keras.Model):
     takes_metrics = False
     # Whether targets and detections have masks.
     with_masks = False
+    # Whether a detection's mask is that of its box, to be pasted into the picture.
+    masks_in_boxes = True
     # `predict_pictures` pads pictures to multiples of this: the coarsest stride of the backbones.
     size_divisor = 32
 
@@ -172,7 +174,9 @@ class DenseModel(keras.Model):
 
             - of a detector "boxes" (n, 4), xyxy pixels, "scores" (n,), "labels" (n,), "names", n texts, the
               best first, and perhaps "masks", bool (n, height, width) or a list of n dicts;
-            - of a semantic segmenter "label_map", int32 (height, width).
+            - of a semantic segmenter "label_map", int32 (height, width);
+            - of a panoptic one "segments", int32 (height, width), rows of "labels" (n,), "scores" (n,) and
+              "names", n texts; -1 where there is no segment.
 
         Raises:
             ValueError: if a file cannot be read, starting with its path, or an array is no picture.

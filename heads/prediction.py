@@ -12,6 +12,7 @@ from heads.coco.segmentations import encode_mask
 from heads.ops.labels import PADDING_LABEL
 from heads.ops.masks import paste_masks
 from heads.ops.resizing import resize_bilinear
+from heads.ops.segments import number_segments
 from heads.pictures import MEAN_PIXEL, read_picture, show_path
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -45,8 +46,8 @@ def predict_pictures(model, pictures, batch_size=1, score_threshold=0.0, masks="
     def run(batch):
         arrays = [np.stack(values) for values in zip(*(picture for _, picture in batch), strict=True)]
         for (place, picture), result in zip(batch, model.predict_resized(*arrays), strict=True):
-            if "boxes" in result:
-                result = _finish_detections(model, result, picture.original_size, score_threshold, masks)
+            if "labels" in result:
+                result = _finish_objects(model, result, picture.original_size, score_threshold, masks)
             path = pictures[place] if isinstance(pictures[place], pathlib.Path) else None
             results[place] = {"path": path, **result}
 
@@ -118,21 +119,26 @@ def prepare_picture(picture, resizing, size_divisor: int = 1) -> PreparedPicture
     return PreparedPicture(padded, (height, width), original_size)
 
 
-def _finish_detections(model, detections, picture_size, score_threshold, masks):
+def _finish_objects(model, result, picture_size, score_threshold, masks):
     """Returns the objects alone, with the names of their classes and masks of the picture's size."""
-    kept = (detections["labels"] != PADDING_LABEL) & (detections["scores"] >= score_threshold)
-    result = {name: values[kept] for name, values in detections.items()}
+    kept = (result["labels"] != PADDING_LABEL) & (result["scores"] >= score_threshold)
+    if "segments" in result:
+        result = number_segments({**result, "labels": np.where(kept, result["labels"], PADDING_LABEL)})
+    else:
+        result = {name: values[kept] for name, values in result.items()}
     names = model.class_names or [f"class {label}" for label in range(model.num_classes)]
     result["names"] = [names[label] for label in result["labels"]]
     if "masks" in result:
-        pasted = (
-            paste_masks(mask[None], box[None], picture_size)[0]
-            for mask, box in zip(result["masks"], result["boxes"], strict=True)
-        )
+        found = result["masks"]
+        if model.masks_in_boxes:
+            found = (
+                paste_masks(mask[None], box[None], picture_size)[0]
+                for mask, box in zip(found, result["boxes"], strict=True)
+            )
         if masks == "run_lengths":
-            result["masks"] = [encode_mask(mask) for mask in pasted]  # never all of them at once
+            result["masks"] = [encode_mask(mask) for mask in found]  # never all of them at once
         else:
-            result["masks"] = np.array(list(pasted), bool).reshape(-1, *picture_size)
+            result["masks"] = np.array(list(found), bool).reshape(-1, *picture_size)
     return result
 
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from heads.arguments import check_counts, check_detector
 from heads.dense_model import DenseModel
+from heads.layers.attention import NUM_HEADS, MultiHeadAttention
 from heads.layers.blocks import Layer, join_reference_layers
 from heads.layers.fpn import FPN
 from heads.layers.roi_align import align_regions
@@ -69,8 +70,8 @@ class SparseRCNN(DenseModel):
     ):
         check_detector(num_classes, channels, score_threshold, None, max_detections)
         check_counts(num_proposals=num_proposals, num_stages=num_stages)
-        if channels % NUM_ATTENTION_HEADS:
-            raise ValueError(f"channels must be a multiple of {NUM_ATTENTION_HEADS}. Received: {channels}")
+        if channels % NUM_HEADS:
+            raise ValueError(f"channels must be a multiple of {NUM_HEADS}. Received: {channels}")
         super().__init__(backbone, LEVELS, ("class_loss", "box_loss", "giou_loss"), locals(), **kwargs)
         # Each batch has its own number of objects: XLA would compile anew for each.
         self.supports_jit = keras.backend.backend() != "tensorflow"
@@ -223,7 +224,6 @@ def spread_sizes(image_sizes):
     return ops.concatenate([sizes, sizes], axis=-1)[:, None]
 
 
-NUM_ATTENTION_HEADS = 8
 FILTER_CHANNELS = 64
 HIDDEN_CHANNELS = 2048
 NUM_BOX_LAYERS = 3
@@ -260,7 +260,7 @@ class RefinementStage(Layer):
             return keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=name)
 
         self.channels = channels
-        self.attention = SelfAttention(channels, NUM_ATTENTION_HEADS, dtype=dtype, name="attention")
+        self.attention = MultiHeadAttention(channels, NUM_HEADS, dtype=dtype, name="attention")
         self.attention_norm = make_norm("attention_norm")
         self.filter_weights = make_dense(2 * channels * FILTER_CHANNELS, "filter_weights")
         self.filter_norms = [make_norm("filter_norm_0"), make_norm("filter_norm_1")]
@@ -293,7 +293,7 @@ class RefinementStage(Layer):
         self.built = True
 
     def call(self, regions, features):
-        features = self.attention_norm(features + self.attention(features))
+        features = self.attention_norm(features + self.attention(features, features, features))
         features = self.region_norm(features + self.filter_regions(regions, features))
         features = self.output_norm(features + self.output_dense(self.hidden(features)))
         outputs = []
@@ -330,42 +330,3 @@ class RefinementStage(Layer):
             for index, (dense, norm) in enumerate(layers):
                 parts |= {f"{name}.{3 * index}": dense, f"{name}.{3 * index + 1}": norm}
         return join_reference_layers({**parts, "fc_cls": self.classifier, "fc_reg": self.regressor})
-
-
-@keras.saving.register_keras_serializable("van_backbones.heads")
-class SelfAttention(Layer):
-    """Multi-head self-attention (arXiv 1706.03762, section 3.2.2) with its weights packed as in PyTorch.
-
-    Args:
-        channels: channels of the inputs and outputs, a multiple of `num_heads`.
-        num_heads: number of heads.
-        **kwargs: base arguments of the layer.
-
-    Call arguments:
-        inputs: (batch, positions, channels).
-    """
-
-    def __init__(self, channels: int, num_heads: int, **kwargs):
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
-        # Queries, keys and values below each other. Keras's own layer keeps them, and each head, apart.
-        self.packed_kernel = self.add_weight((3 * channels, channels), "glorot_uniform", name="packed_kernel")
-        self.packed_bias = self.add_weight((3 * channels,), "zeros", name="packed_bias")
-        self.output_dense = keras.layers.Dense(channels, dtype=self.dtype_policy, name="output")
-
-    def build(self, input_shape):
-        self.output_dense.build(input_shape)
-        self.built = True
-
-    def call(self, inputs):
-        batch, positions, channels = ops.shape(inputs)
-        packed = ops.matmul(inputs, ops.transpose(self.packed_kernel)) + self.packed_bias
-        packed = ops.reshape(packed, (batch, positions, 3, self.num_heads, channels // self.num_heads))
-        query, key, value = (packed[:, :, index] for index in range(3))
-        attended = ops.dot_product_attention(query, key, value)
-        return self.output_dense(ops.reshape(attended, (batch, positions, channels)))
-
-    def reference_layers(self):
-        """Returns PyTorch's names: name -> layer or variable."""
-        packed = {"in_proj_weight": self.packed_kernel, "in_proj_bias": self.packed_bias}
-        return {**packed, "out_proj": self.output_dense}

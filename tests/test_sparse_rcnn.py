@@ -18,7 +18,7 @@ from keras import ops
 from heads import SparseRCNN
 from heads.layers.roi_align import align_regions
 from heads.ops.boxes import decode_boxes
-from heads.sparse_rcnn import DEVIATIONS, RefinementStage, SelfAttention
+from heads.sparse_rcnn import DEVIATIONS, RefinementStage
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import name_variables, to_state_dict
 
@@ -53,25 +53,6 @@ def test_start():
 def test_channels_that_heads_cannot_share_are_refused():
     with pytest.raises(ValueError, match=r"channels must be a multiple of 8\. Received: 12"):
         SparseRCNN(contracts.PooledBackbone(), channels=12)
-
-
-def test_attention_equals_loop():
-    keras.utils.set_random_seed(0)
-    layer = SelfAttention(6, 2)
-    layer.build((None, None, 6))
-    for weight in layer.weights:
-        weight.assign(np.random.default_rng(len(weight.path)).normal(size=weight.shape))
-    inputs = np.random.default_rng(0).normal(size=(2, 4, 6)).astype("float32")
-    kernel, bias = layer.packed_kernel.numpy(), layer.packed_bias.numpy()
-    expected = np.zeros((2, 4, 6))
-    for image in range(2):
-        query, key, value = (inputs[image] @ kernel[i : i + 6].T + bias[i : i + 6] for i in (0, 6, 12))
-        for head in (slice(0, 3), slice(3, 6)):
-            for row in range(4):
-                weights = np.exp([query[row, head] @ key[other, head] / np.sqrt(3) for other in range(4)])
-                expected[image, row, head] = weights @ value[:, head] / weights.sum()
-    expected = expected @ layer.output_dense.kernel.numpy() + layer.output_dense.bias.numpy()
-    np.testing.assert_allclose(layer(inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_regions_are_filtered_as_in_a_loop():

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from heads.ops.boxes import clip_boxes
-from heads.ops.labels import CROWD_LABEL, IGNORED_LABEL, PADDING_LABEL
+from heads.ops.labels import CROWD_LABEL, IGNORED_LABEL, PADDING_LABEL, VOID_SEGMENT
 
 FINEST_STRIDE = 4  # of level P2
 INPUT_NAMES = ("images", "image_sizes", "original_sizes")
@@ -179,13 +179,74 @@ def check_masks(masks, finest_level):
             f"Received: {tuple(map(int, size))}"
         ),
     )
+    return poison + _check_mask_values(masks)
+
+
+def _check_mask_values(masks):
+    """Returns 0, or NaN where a mask holds more than 1."""
     masks = ops.convert_to_tensor(masks)
     if keras.backend.standardize_dtype(masks.dtype) == "bool":
-        return poison
-    return poison + poison_faults(
+        return 0.0
+    return poison_faults(
         ops.max(masks, initial=0) > 1,
         lambda index: f"masks must be 0 or 1. Received: values up to {float(ops.max(masks))}",
     )
+
+
+def read_segments(targets, num_classes, inside):
+    """Returns checked targets of a model that learns masks of segments.
+
+    Args:
+        targets: a dict of "labels" (batch, n), integers, -1 for padding and -2 for a crowd; and either
+            "masks" (batch, n, height, width), 0 or 1, or "segments" (batch, height, width), whole numbers:
+            rows of "labels", -1 for pixels without truth.
+        num_classes: number of classes.
+        inside: (batch, height, width), of the images' size.
+
+    Returns:
+        (labels, masks, poison): int32 (batch, n), (batch, n, height, width), and what to add to the losses:
+        0, or NaN where a label, a mask or a segment is faulty and values are not known: see `poison_faults`.
+
+    Raises:
+        ValueError: at missing keys or other shapes, and, outside of graphs, at faulty values.
+    """
+    ranks = {"labels": 2, "masks": 4, "segments": 3}
+    given = set(targets) & set(ranks) if isinstance(targets, dict) else set()
+    if given not in ({"labels", "masks"}, {"labels", "segments"}):
+        received = sorted(targets) if isinstance(targets, dict) else type(targets).__name__
+        raise ValueError(
+            f"targets must be a dict with 'labels', and either 'masks' or 'segments'. Received: {received}"
+        )
+    shapes = {name: tuple(targets[name].shape) for name in given}
+    size = tuple(inside.shape)[1:]
+    differs = any(len(shape) != ranks[name] for name, shape in shapes.items()) or any(
+        None not in (ours, theirs) and ours != theirs
+        for name, shape in shapes.items()
+        if name != "labels"
+        for ours, theirs in zip(shape[-2:], size, strict=True)
+    )
+    if differs:
+        raise ValueError(
+            "targets must have labels (batch, n), and masks (batch, n, height, width) or segments "
+            f"(batch, height, width) of the padded images' (height, width), {size}. Received shapes: {shapes}"
+        )
+    labels = ops.cast(targets["labels"], "int32")
+    faulty, poison = _check_labels(targets["labels"], labels, num_classes)
+    labels = ops.where(faulty, PADDING_LABEL, labels)
+    if "masks" in targets:
+        return labels, targets["masks"], poison + _check_mask_values(targets["masks"])
+    segments, count = ops.cast(targets["segments"], "int32"), ops.shape(labels)[1]
+    faults = (segments >= count) | (segments < VOID_SEGMENT)
+    poison = poison + poison_faults(
+        faults,
+        lambda index: (
+            f"segments must be rows of labels, 0 .. {int(count) - 1}, or {VOID_SEGMENT} for pixels without "
+            f"truth. Received: {_show(segments[index])} at (row, column) {index[1:]} of image {index[0]} of "
+            "the batch"
+        ),
+    )
+    rows = ops.arange(count, dtype="int32")[:, None, None]
+    return labels, segments[:, None] == rows, poison
 
 
 def read_labels(labels, logits, ignore_label=IGNORED_LABEL):

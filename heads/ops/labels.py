@@ -10,6 +10,8 @@ IGNORED_LABEL = 255
 # Matches of anchors and proposals: 0 or more is the index of a box.
 BACKGROUND_MATCH = -1
 IGNORED_MATCH = -2
+# Maps of segments: 0 or more is a row of the segments' labels.
+VOID_SEGMENT = -1
 
 
 def check_num_classes(num_classes):

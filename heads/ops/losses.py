@@ -110,6 +110,20 @@ def distribution_focal_loss(targets, logits):
     return entropy_below * (1.0 - share_above) + entropy_above * share_above
 
 
+def dice_loss(targets, scores):
+    """Returns 1 - the Dice coefficient of masks, smoothed by 1 (arXiv 1606.04797, section 3).
+
+    Args:
+        targets: (..., points), 0 .. 1.
+        scores: (..., points), 0 .. 1.
+
+    Returns:
+        (...) float32.
+    """
+    shared = 2.0 * ops.sum(targets * scores, axis=-1) + 1.0
+    return 1.0 - shared / (ops.sum(targets, axis=-1) + ops.sum(scores, axis=-1) + 1.0)
+
+
 def giou_loss(targets, predictions):
     """Returns 1 - the generalised IoU of boxes (..., 4): see `heads.ops.boxes.compare_pairs`."""
     return 1.0 - compare_pairs(targets, predictions)[1]

@@ -24,6 +24,13 @@ def resize_bilinear(inputs, size):
     return inputs
 
 
+def resize_masks(masks, size):
+    """Returns masks (batch, n, height, width) resized bilinearly to (height, width) `size`."""
+    batch, count, *old_size = ops.shape(masks)
+    resized = resize_bilinear(ops.reshape(masks, (batch * count, *old_size, 1)), size)
+    return ops.reshape(resized, (batch, count, *size))
+
+
 def _interpolate(inputs, axis, old, new):
     """Returns `inputs` with its `axis` resized from `old` to `new` positions."""
     ratio = ops.cast(old, "float32") / ops.cast(new, "float32")

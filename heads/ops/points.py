@@ -1,0 +1,75 @@
+"""Values of maps at points between their positions."""
+
+import keras
+from keras import ops
+
+
+def sample_maps(maps, points):
+    """Returns bilinear values of maps at points; outside of a map everything is 0.
+
+    PyTorch's `grid_sample(mode="bilinear", padding_mode="zeros", align_corners=False)`, but for the
+    coordinates: 0 is a map's left or upper border here, 1 its right or lower one.
+
+    Args:
+        maps: (n, height, width, channels), any dtype.
+        points: float32 (n, p, 2), (x, y) as shares of the width and height.
+
+    Returns:
+        (n, p, channels) of the maps' dtype if that is a float, else float32.
+    """
+    count, height, width, channels = ops.shape(maps)
+    places = points * ops.cast(ops.stack([width, height]), "float32") - 0.5
+    corners = ops.floor(places)
+    shares = places - corners
+    rows = ops.reshape(maps, (count * height * width, channels))
+    starts = ops.arange(count, dtype="int32")[:, None] * (height * width)
+    is_float = "float" in keras.backend.standardize_dtype(maps.dtype)
+    total = 0.0
+    for down in (0, 1):
+        for right in (0, 1):
+            x, y = (ops.cast(corners[..., axis], "int32") + step for axis, step in ((0, right), (1, down)))
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            weights = (shares[..., 0] if right else 1.0 - shares[..., 0]) * (
+                shares[..., 1] if down else 1.0 - shares[..., 1]
+            )
+            weights = ops.where(inside, weights, 0.0)[..., None]
+            indices = starts + ops.clip(y, 0, height - 1) * width + ops.clip(x, 0, width - 1)
+            values = ops.take(rows, indices, axis=0)
+            dtype = values.dtype if is_float else "float32"
+            total = total + ops.cast(values, dtype) * ops.cast(weights, dtype)
+    return total
+
+
+def choose_uncertain_points(logits, candidates, num_points: int):
+    """Returns the points of the candidates where masks are most undecided: the smallest absolute logits.
+
+    PointRend (arXiv 1912.08193, section 3.1).
+
+    Args:
+        logits: (n, height, width), of the masks.
+        candidates: (n, c, 2), (x, y) as shares of the width and height.
+        num_points: how many are chosen, at most c.
+
+    Returns:
+        (n, num_points, 2).
+    """
+    certainties = ops.abs(sample_maps(logits[..., None], candidates)[..., 0])
+    _, chosen = ops.top_k(-certainties, num_points)
+    return ops.take_along_axis(candidates, ops.cast(chosen, "int32")[..., None], axis=1)
+
+
+def sample_truth(masks, points):
+    """Returns the truth of segments at points of their own.
+
+    Args:
+        masks: (batch, n, height, width).
+        points: (batch, layers, n, p, 2).
+
+    Returns:
+        float32 (batch, layers, n, p).
+    """
+    batch, num_layers, count, num_points, _ = ops.shape(points)
+    points = ops.reshape(ops.transpose(points, (0, 2, 1, 3, 4)), (batch * count, num_layers * num_points, 2))
+    maps = ops.reshape(masks, (batch * count, *ops.shape(masks)[2:], 1))
+    truth = ops.reshape(sample_maps(maps, points), (batch, count, num_layers, num_points))
+    return ops.transpose(truth, (0, 2, 1, 3))
