@@ -212,9 +212,11 @@ class Mask2Former(DenseModel):
         batch, num_layers, num_queries, *mask_size = ops.shape(mask_logits)
         num_objects = ops.shape(labels)[1]
 
-        flat = ops.reshape(matches, (batch, num_layers * num_queries))
-        classes = ops.take_along_axis(labels, ops.maximum(flat, 0), axis=1) if num_objects != 0 else flat
-        classes = ops.reshape(ops.where(flat >= 0, classes, self.num_classes), ops.shape(matches))
+        # Behind the last segment the class of those that learn none: (batch, n + 1).
+        classes = ops.pad(labels, ((0, 0), (0, 1)), constant_values=self.num_classes)
+        rows = ops.where(matches >= 0, matches, num_objects)
+        classes = ops.take_along_axis(classes, ops.reshape(rows, (batch, num_layers * num_queries)), axis=1)
+        classes = ops.reshape(classes, ops.shape(matches))
         weights = ops.where(matches >= 0, 1.0, NO_OBJECT_WEIGHT)
         entropies = ops.sparse_categorical_crossentropy(classes, class_logits, from_logits=True)
 

@@ -130,7 +130,7 @@ def _finish_objects(model, result, picture_size, score_threshold, masks):
     result["names"] = [names[label] for label in result["labels"]]
     if "masks" in result:
         found = result["masks"]
-        if model.masks_in_boxes:
+        if found.dtype != bool:  # within the boxes
             found = (
                 paste_masks(mask[None], box[None], picture_size)[0]
                 for mask, box in zip(found, result["boxes"], strict=True)

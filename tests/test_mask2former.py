@@ -200,8 +200,8 @@ def make_batch(size=(64, 64), count=3):
     return images, {"labels": labels, "segments": segments}
 
 
-# The batch norm behind it takes a bias out again; positions do nothing before the first step, since the kernels
-# that read them start at 0.
+# The batch norm behind it takes a bias out again; positions do nothing before the first step, since the
+# kernels that read them start at 0.
 WITHOUT_GRADIENT = ("_embedding/proj/bias", "pixel_decoder/level_features")
 
 

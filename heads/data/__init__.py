@@ -8,6 +8,8 @@ from heads.data.coco import CocoDataset
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
 from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
 from heads.data.order import find_training_pictures
+from heads.data.panoptic import PanopticDataset
+from heads.data.panoptic_batches import panoptic_evaluation_batches, panoptic_training_batches
 from heads.data.semantic_batches import semantic_evaluation_batches, semantic_training_batches
 from heads.data.semantic_folder import SemanticFolder
 from heads.data.semantic_moves import (
@@ -19,6 +21,7 @@ from heads.data.semantic_moves import (
     resize_keep_ratio,
 )
 from heads.data.shapes.detection import DetectionShapes
+from heads.data.shapes.panoptic import PanopticShapes
 from heads.data.shapes.semantic import SemanticShapes
 
 __all__ = [
@@ -26,6 +29,8 @@ __all__ = [
     "DetectionAugmentation",
     "DetectionShapes",
     "Move",
+    "PanopticDataset",
+    "PanopticShapes",
     "SemanticAugmentation",
     "SemanticFolder",
     "SemanticShapes",
@@ -35,6 +40,8 @@ __all__ = [
     "find_training_pictures",
     "move_boxes",
     "move_image",
+    "panoptic_evaluation_batches",
+    "panoptic_training_batches",
     "photometric_distortion",
     "random_crop",
     "random_flip",

@@ -59,14 +59,14 @@ class CocoDataset:
         self.path = pathlib.Path(annotations)
         self.with_masks = with_masks
         content = self.to_coco()
-        categories = read_entries(content, "categories", _find_category_problem, self.path)
-        pictures = read_entries(content, "images", _find_picture_problem, self.path)
+        categories = read_entries(content, "categories", find_category_problem, self.path)
+        pictures = read_entries(content, "images", find_picture_problem, self.path)
         self.category_ids = tuple(sorted(categories))
         self.class_names = tuple(categories[key]["name"] for key in self.category_ids)
         self.num_classes = len(self.class_names)
         self.image_ids = list(pictures)
         self.image_paths = [
-            _find_path(pathlib.Path(images), picture["file_name"]) for picture in pictures.values()
+            find_path(pathlib.Path(images), picture["file_name"]) for picture in pictures.values()
         ]
         sizes = [(int(picture["height"]), int(picture["width"])) for picture in pictures.values()]
         self.image_sizes = np.array(sizes, np.int32)
@@ -228,14 +228,15 @@ def load_picture(path, size=None):
     return tf.ensure_shape(tf.numpy_function(read, arguments, tf.uint8), (None, None, 3))
 
 
-def _find_category_problem(category):
+def find_category_problem(category):
+    """Returns what is wrong with an entry of "categories", or None."""
     name = category.get("name")
     if not isinstance(name, str) or not name.strip():
         return f"no usable name. Received: {show(name)}"
     return None
 
 
-def _find_picture_problem(picture):
+def find_picture_problem(picture):
     """Returns what is wrong with an entry of "images", or None."""
     is_right = {
         "file_name": _is_file_name(picture.get("file_name")),
@@ -259,7 +260,7 @@ def _is_file_name(name):
     return True
 
 
-def _find_path(folder, name):
+def find_path(folder, name):
     """Returns the path of a picture; the name may be one of Windows."""
     path, other = folder / name, folder / name.replace("\\", "/")
     return other if "\\" in name and not os.path.exists(path) and os.path.exists(other) else path

@@ -42,7 +42,7 @@ from heads.data.detection_moves import (
 from heads.data.order import BatchOrder, continue_batches, find_groups
 from heads.data.prefetching import prefetch_batches
 from heads.data.semantic_moves import colour_padding, fit_original
-from heads.ops.labels import PADDING_LABEL
+from heads.ops.labels import PADDING_LABEL, VOID_SEGMENT
 from heads.picture_sizes import Resizing
 
 
@@ -96,7 +96,7 @@ def detection_training_batches(
     def make_batches(positions, numbers):
         examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
         examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return _batch_examples(examples, batch_size, drop_remainder=True)
+        return batch_examples(examples, batch_size, drop_remainder=True)
 
     return continue_batches(order, first_step, make_batches)
 
@@ -136,7 +136,7 @@ def detection_evaluation_batches(
         return {**inputs, "original_sizes": original_size}, targets
 
     examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return _batch_examples(examples, batch_size, drop_remainder=False)
+    return batch_examples(examples, batch_size, drop_remainder=False)
 
 
 def _prepare_example(source, example, image, move, canvas_size, drop_lost):
@@ -146,9 +146,7 @@ def _prepare_example(source, example, image, move, canvas_size, drop_lost):
     if drop_lost:
         kept = kept[tf.reduce_all(boxes[:, 2:] - boxes[:, :2] > SMALLEST_SIDE, axis=1)]
     boxes, labels, is_cut = (tf.gather(values, kept) for values in (boxes, example["labels"], is_cut))
-    static_size = (None, None) if canvas_size is None else canvas_size
-    if canvas_size is None:
-        canvas_size = (move.size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
+    inputs, canvas_size, static_size = place_on_canvas(image, move, canvas_size)
     targets = {}
     if source.with_masks:
 
@@ -170,16 +168,35 @@ def _prepare_example(source, example, image, move, canvas_size, drop_lost):
     missing = tf.maximum(1 - tf.shape(labels)[0], 0)
     boxes = tf.pad(tf.ensure_shape(boxes, (None, 4)), [[0, missing], [0, 0]])
     labels = tf.pad(tf.ensure_shape(labels, (None,)), [[0, missing]], constant_values=PADDING_LABEL)
-    below, right = tf.unstack(canvas_size - move.size)
-    image = tf.pad(tf.cast(image, tf.float32), [[0, below], [0, right], [0, 0]])
-    inputs = {"images": tf.ensure_shape(image, (*static_size, 3)), "image_sizes": move.size}
     return inputs, {"boxes": boxes, "labels": labels, **targets}
 
 
-def _batch_examples(examples, batch_size, drop_remainder):
-    """Returns batches padded to their largest image and their largest number of objects."""
+def place_on_canvas(image, move, canvas_size):
+    """Returns the inputs of one moved image, padded in black.
+
+    Args:
+        image: (*move.size, 3).
+        move: the `Move`.
+        canvas_size: (height, width), or None for the next multiples of 32.
+
+    Returns:
+        ({"images", "image_sizes"}, the canvas's size, the same as far as it is known in graphs).
+    """
+    static_size = (None, None) if canvas_size is None else canvas_size
+    if canvas_size is None:
+        canvas_size = (move.size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
+    below, right = tf.unstack(canvas_size - move.size)
+    image = tf.pad(tf.cast(image, tf.float32), [[0, below], [0, right], [0, 0]])
+    inputs = {"images": tf.ensure_shape(image, (*static_size, 3)), "image_sizes": move.size}
+    return inputs, canvas_size, static_size
+
+
+def batch_examples(examples, batch_size, drop_remainder):
+    """Returns batches padded to their largest image and their largest number of objects or segments."""
     padding = tf.nest.map_structure(lambda spec: tf.zeros((), spec.dtype), examples.element_spec)
-    padding[1]["labels"] = tf.constant(PADDING_LABEL)
+    for name, value in (("labels", PADDING_LABEL), ("segments", VOID_SEGMENT)):
+        if name in padding[1]:
+            padding[1][name] = tf.constant(value)
 
     def colour(inputs, targets):
         coloured = colour_padding(inputs["images"], inputs["image_sizes"])

@@ -111,6 +111,21 @@ def draw_masks(segmentations, move: Move, canvas_size: tuple[int, int]) -> np.nd
     return masks
 
 
+def move_segments(segments, move: Move) -> np.ndarray:
+    """Returns a moved map of whole numbers, sampled at the centres of the result's pixels.
+
+    Args:
+        segments: (height, width).
+        move: the move, as NumPy arrays.
+
+    Returns:
+        (*move.size) of the same dtype.
+    """
+    rows, columns = _sample_positions(move)
+    moved = segments[rows][:, columns]
+    return moved[:, ::-1] if move.flip else moved
+
+
 def count_runs(mask) -> dict:
     """Returns the run lengths of a mask, as in COCO's uncompressed format.
 

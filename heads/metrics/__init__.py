@@ -3,17 +3,31 @@
 from heads.coco.segmentations import encode_mask
 from heads.metrics.average_precision import evaluate_coco, format_coco_scores
 from heads.metrics.coco import CocoScores, predict_coco_results, save_results, to_coco_results
+from heads.metrics.panoptic import (
+    PanopticCounts,
+    PanopticScores,
+    count_panoptic,
+    evaluate_panoptic,
+    format_panoptic_scores,
+    score_panoptic,
+)
 from heads.metrics.semantic import count_confusion, format_scores, score_confusion
 
 __all__ = [
     "CocoScores",
+    "PanopticCounts",
+    "PanopticScores",
     "count_confusion",
+    "count_panoptic",
     "encode_mask",
     "evaluate_coco",
+    "evaluate_panoptic",
     "format_coco_scores",
+    "format_panoptic_scores",
     "format_scores",
     "predict_coco_results",
     "save_results",
     "score_confusion",
+    "score_panoptic",
     "to_coco_results",
 ]

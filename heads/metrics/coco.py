@@ -154,13 +154,28 @@ def predict_coco_results(
                 f"image_ids must have one id for each picture of the dataset, which has more than "
                 f"{len(image_ids)}. Is it repeated, or shuffled and cut? Received: {len(image_ids)} ids"
             )
-        results += to_coco_results(model.predict_on_batch(inputs), ids, category_ids, sizes)
+        results += to_coco_results(_detect(model, inputs, sizes), ids, category_ids, sizes)
     if num_images != len(image_ids):
         raise ValueError(
             f"image_ids must have one id for each of {num_images} pictures of the dataset. "
             f"Received: {len(image_ids)} ids"
         )
     return results
+
+
+def _detect(model, inputs, picture_sizes):
+    """Returns a model's detections, whose masks have the pictures' sizes where they do not lie in boxes."""
+    if getattr(model, "masks_in_boxes", True) or not model.with_masks:
+        return model.predict_on_batch(inputs)
+    images = inputs["images"] if isinstance(inputs, dict) else inputs
+    image_sizes = inputs.get("image_sizes") if isinstance(inputs, dict) else None
+    if image_sizes is None:
+        image_sizes = np.tile(images.shape[1:3], (len(images), 1))
+    found = model.predict_resized(images, image_sizes, np.asarray(picture_sizes))
+    return {
+        name: [each[name] for each in found] if name == "masks" else np.stack([each[name] for each in found])
+        for name in found[0]
+    }
 
 
 def to_coco_results(
@@ -170,8 +185,8 @@ def to_coco_results(
 
     Args:
         detections: Dict of "boxes" `(batch, n, 4)` xyxy in pixels of the picture file, "scores" and "labels"
-            `(batch, n)`, label -1 where there is none, and optionally "masks" `(batch, n, 28, 28)`,
-            probabilities within the box.
+            `(batch, n)`, label -1 where there is none, and optionally "masks": `(batch, n, 28, 28)`,
+            probabilities within the box, or for each picture bool `(n, height, width)`, of its size.
         image_ids: Id of each picture.
         category_ids: Category id of each label, 0 .. classes - 1.
         image_sizes: (height, width) of each picture file; needed for masks.
@@ -183,7 +198,10 @@ def to_coco_results(
     Raises:
         ValueError: For other numbers of ids or sizes, labels without category, or masks without sizes.
     """
-    arrays = {name: keras.ops.convert_to_numpy(value) for name, value in detections.items()}
+    arrays = {
+        name: value if isinstance(value, list) else keras.ops.convert_to_numpy(value)
+        for name, value in detections.items()
+    }
     boxes, scores, labels = arrays["boxes"].astype("float64"), arrays["scores"], arrays["labels"]
     image_ids, category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
     if len(image_ids) != len(labels):
@@ -209,10 +227,12 @@ def to_coco_results(
             "score": float(scores[image, slot]),
         }
         if masks is not None:
-            size = tuple(int(side) for side in image_sizes[image])
-            # One by one: a hundred masks of a large photograph do not fit into memory.
-            pasted = paste_masks(masks[image, slot][None], arrays["boxes"][image, slot][None], size)[0]
-            result["segmentation"] = encode_mask(pasted)
+            mask = masks[image][slot]
+            if mask.dtype != bool:
+                size = tuple(int(side) for side in image_sizes[image])
+                # One by one: a hundred masks of a large photograph do not fit into memory.
+                mask = paste_masks(mask[None], arrays["boxes"][image, slot][None], size)[0]
+            result["segmentation"] = encode_mask(mask)
         results.append(result)
     return results
 

@@ -1,0 +1,255 @@
+"""Trains Mask2Former for panoptic segmentation with a VAN backbone, scores it and draws what it sees.
+
+    python examples/train_panoptic.py --data path/to/data --variant b2 --weights imagenet
+
+The data folder holds `images/<split>`, `panoptic/<split>` and `annotations/panoptic_<split>.json` in COCO's
+panoptic format, for the splits train and val; for COCO itself add `--splits train2017 val2017
+--images "{split}" --segments "annotations/panoptic_{split}"`. Without --data the embedded, synthetic data
+set is used. The defaults are the paper's settings for COCO, but for the backbone's learning rate, which is a
+tenth of the head's there.
+"""
+
+import argparse
+import os
+import pathlib
+
+import keras
+from PIL import Image
+
+from heads import Mask2Former, Resizing, WarmUpStepDecay
+from heads.data import (
+    DetectionAugmentation,
+    PanopticDataset,
+    PanopticShapes,
+    find_training_pictures,
+    panoptic_evaluation_batches,
+    panoptic_training_batches,
+)
+from heads.drawing import draw_panoptic_comparison
+from heads.metrics import PanopticScores, evaluate_panoptic, format_panoptic_scores
+from heads.training import (
+    RunError,
+    StepTimer,
+    StopOnNonFinite,
+    TrainingRun,
+    hold_folder,
+    interrupt_on_sigterm,
+    number,
+    plan_rounds,
+    whole_number,
+)
+from van_backbones import VARIANTS, VANBackbone
+from van_backbones.checkpoints.releases import RELEASES, find_release
+
+EPOCHS, DROPS = 50, (44.4, 48.1)  # the rate falls to a tenth after these epochs
+LEARNING_RATE, CLIP_NORM = 1e-4, 0.01  # for 16 images, from ImageNet weights
+LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH = 1e-3, 1.0
+HEAD_OPTIONS = ("channels", "num_queries", "num_points", "num_encoder_layers", "num_decoder_layers")
+ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and look at these annotations."
+
+
+def main(argv=None):
+    """Trains, scores and draws."""
+    arguments = parse_arguments(argv)
+    try:
+        with hold_folder(arguments.output) as output:
+            train_and_draw(arguments, output)
+    except (RunError, FloatingPointError) as error:
+        raise SystemExit(f"\n{error}") from error
+
+
+def train_and_draw(arguments, output):
+    """Trains in a folder that no other training uses."""
+    check_weights(arguments)
+    keras.utils.set_random_seed(arguments.seed)
+    if arguments.mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+
+    train, validation = open_data(arguments)
+    print(f"{train.num_things} things, {train.num_stuff} stuff: {', '.join(train.class_names)}", flush=True)
+    size = (arguments.image_size,) * 2
+    augment, resizing = (
+        DetectionAugmentation(image_size=size, scale_range=arguments.scale_range),
+        Resizing(size),
+    )
+    steps = arguments.steps or EPOCHS * -(-len(train) // arguments.batch_size)
+    evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(steps // EPOCHS, 200))
+    model = build_model(arguments, train)
+    model.class_names, model.resizing = list(train.class_names), resizing
+    model.compile(optimizer=build_optimizer(arguments, steps))
+    print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
+    held_out = panoptic_evaluation_batches(validation, arguments.batch_size, **resizing.get_config())
+    settings = {**vars(arguments), "resizing": resizing.get_config(), "classes": list(train.class_names)}
+    run = TrainingRun(output, steps, settings, monitor="val_PQ")
+    if arguments.resume:
+        run.restore(model)
+
+    options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    batches = panoptic_training_batches(train, augment=augment, first_step=run.step, **options)
+
+    def find_pictures(step):
+        return find_training_pictures(train, step=step, **options)
+
+    timer = StepTimer()
+    with interrupt_on_sigterm():
+        try:
+            model.fit(
+                batches,
+                callbacks=[
+                    StopOnNonFinite(run.step, find_pictures, ADVICE),
+                    PanopticScores(held_out, validation),
+                    run,
+                    keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False),
+                    timer,
+                ],
+                shuffle=False,  # `panoptic_training_batches` did it
+                **run.begin(evaluate_every),
+            )
+        except KeyboardInterrupt as reason:
+            return run.save_interrupted(model, reason)
+
+    best = keras.saving.load_model(output / "best.keras")
+    scores = evaluate_panoptic(best, held_out, validation)
+    print(f"\nAfter training (best.keras)\n{format_panoptic_scores(scores, train.class_names)}", flush=True)
+    draw_pictures(best, held_out, validation, output)
+    print(timer.summary())
+    print(f"Model and pictures are in {output.resolve()}")
+
+
+def parse_arguments(argv):
+    """Returns the settings."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", help="folder of pictures and segments; default: the embedded data set")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    add("--annotations", help="where in --data; default: annotations/panoptic_{split}.json")
+    add("--images", help="where in --data; default: images/{split}")
+    add("--segments", help="where in --data; default: panoptic/{split}")
+    add("--variant", default="b0", choices=list(VARIANTS))
+    add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
+    count = whole_number(1)
+    add("--channels", type=count, help="channels of the head; default: 256")
+    add("--num-queries", type=count, help="most segments of a picture; default: 100")
+    add("--num-points", type=whole_number(4), help="points at which masks are compared; default: 12544")
+    add("--num-encoder-layers", type=count, help="default: 6")
+    add("--num-decoder-layers", type=count, help="default: 9")
+    threshold = "segments below are left out; default: 0.8"
+    add("--score-threshold", type=number(at_least=0), default=0.8, help=threshold)
+    add("--steps", type=count, help="instead of 50 epochs; the drops of the rate move along")
+    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
+    add("--evaluate-every", type=count, help=every)
+    add("--batch-size", type=count, default=16)
+    side = "side of the square pictures; default: 1024, embedded data: 128"
+    add("--image-size", type=count, metavar="SIDE", help=side)
+    jitter = "jitter of the sizes; default: 0.1 2"
+    add("--scale-range", type=number(above=0), nargs=2, default=(0.1, 2.0), help=jitter)
+    rate = "default: 1e-4 * batch size / 16, or 1e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    add("--weight-decay", type=number(at_least=0), default=0.05)
+    warm_up = "steps of linear warm-up, 0 for none; default: none, or a tenth of the steps without --weights"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    clip_norm = "limit of the gradients' norm, 0 for none; default: 0.01, or 1 without --weights"
+    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    add("--mixed-precision", action="store_true", help="compute in bfloat16")
+    add("--output", default="runs/panoptic", help="folder of checkpoints, logs and pictures")
+    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
+        parser.error("--splits, --annotations and --images need --data: they are places in it")
+    if arguments.data is None and arguments.segments:
+        parser.error("--segments needs --data: it is a place in it")
+    if arguments.scale_range[0] > arguments.scale_range[1]:
+        parser.error(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
+    if arguments.score_threshold >= 1:
+        parser.error(f"--score-threshold must be below 1. Received: {arguments.score_threshold}")
+    arguments.splits = arguments.splits or ("train", "val")
+    arguments.annotations = arguments.annotations or "annotations/panoptic_{split}.json"
+    arguments.images = arguments.images or "images/{split}"
+    arguments.segments = arguments.segments or "panoptic/{split}"
+    arguments.image_size = arguments.image_size or (128 if arguments.data is None else 1024)
+    return arguments
+
+
+def check_weights(arguments):
+    """Finds a mistyped --weights before the data is read."""
+    is_release = arguments.weights in (*RELEASES, "imagenet")
+    if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
+        try:
+            find_release(arguments.weights, arguments.variant)
+        except ValueError as error:
+            raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
+
+
+def open_data(arguments):
+    """Returns the training and the validation data, checked."""
+    if arguments.data is None:
+        size = (arguments.image_size,) * 2
+        return [PanopticShapes(count, size, seed) for count, seed in ((2000, 0), (100, 1))]
+    datasets, data = [], pathlib.Path(arguments.data)
+    for split in arguments.splits:
+        places = (arguments.annotations, arguments.images, arguments.segments)
+        datasets.append(PanopticDataset(*(data / place.format(split=split) for place in places)))
+        datasets[-1].check()
+    classes = [(each.class_names, each.num_things) for each in datasets]
+    if classes[0] != classes[1]:
+        raise SystemExit(f"Both splits must have the same classes, things first: {classes}")
+    return datasets
+
+
+def build_model(arguments, train):
+    """Returns the panoptic segmenter."""
+    options = {name: value for name in HEAD_OPTIONS if (value := getattr(arguments, name)) is not None}
+    backbone = VANBackbone(arguments.variant, weights=arguments.weights)
+    classes = {"num_things": train.num_things, "num_stuff": train.num_stuff}
+    return Mask2Former(backbone, **classes, score_threshold=arguments.score_threshold, **options)
+
+
+def build_optimizer(arguments, steps):
+    """Returns AdamW as in the paper's recipe: no weight decay on norms, biases and tables."""
+    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 16, CLIP_NORM
+    warm_up = 0 if arguments.warm_up is None else arguments.warm_up
+    if arguments.weights is None:
+        learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
+        warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
+    if arguments.learning_rate is not None:
+        learning_rate = arguments.learning_rate
+    if arguments.clip_norm is not None:
+        clip_norm = arguments.clip_norm or None
+    optimizer = keras.optimizers.AdamW(
+        WarmUpStepDecay(learning_rate, warm_up, [round(steps * drop / EPOCHS) for drop in DROPS]),
+        weight_decay=arguments.weight_decay,
+        global_clipnorm=clip_norm,
+    )
+    without_decay = ["gamma", "beta", "bias", "query_", "level_features"]
+    optimizer.exclude_from_weight_decay(var_names=without_decay)
+    return optimizer
+
+
+def draw_pictures(model, held_out, validation, output, num_pictures=6):
+    """Draws image, truth and segments of some examples."""
+    images, truths, found = [], [], []
+    for inputs, _ in held_out.as_numpy_iterator():
+        sizes = inputs["image_sizes"]  # draws what the model sees
+        found += model.predict_resized(inputs["images"], sizes, sizes)
+        images += [
+            image[:height, :width]
+            for image, (height, width) in zip(inputs["images"], sizes.tolist(), strict=True)
+        ]
+        if len(images) >= num_pictures:
+            break
+    truths = [resize_truth(validation.load_segments(i), images[i].shape[:2]) for i in range(num_pictures)]
+    lists = (images[:num_pictures], truths, found[:num_pictures])
+    Image.fromarray(draw_panoptic_comparison(*lists, model.class_names)).save(output / "predictions.png")
+
+
+def resize_truth(truth, size):
+    """Returns the truth of a picture at another (height, width)."""
+    resized = Image.fromarray(truth["segments"]).resize(size[::-1], Image.Resampling.NEAREST)
+    return {"segments": keras.ops.convert_to_numpy(resized), "labels": truth["labels"]}
+
+
+if __name__ == "__main__":
+    main()
