@@ -11,7 +11,7 @@ NAMES = ("cat", "dog", "sky")
 def make_case():
     image = np.full((120, 160, 3), 128, np.uint8)
     segments = np.full((120, 160), -1)
-    segments[:40], segments[50:110, 10:70], segments[50:110, 90:150] = 2, 0, 3
+    segments[:40], segments[50:110, 10:70], segments[50:110, 70:130] = 2, 0, 3
     return image, {
         "segments": segments,
         "labels": np.array([0, -1, 2, 0]),
@@ -23,7 +23,7 @@ def test_segments_become_objects():
     image, found = make_case()
     objects = separate_segments(image, found)
     np.testing.assert_array_equal(objects["labels"], [0, 2, 0])
-    np.testing.assert_array_equal(objects["boxes"], [[10, 50, 70, 110], [0, 0, 160, 40], [90, 50, 150, 110]])
+    np.testing.assert_array_equal(objects["boxes"], [[10, 50, 70, 110], [0, 0, 160, 40], [70, 50, 130, 110]])
     assert objects["masks"].sum() == (found["segments"] >= 0).sum()
 
 
