@@ -1,5 +1,5 @@
 # `make demo` trains a small segmenter and draws what it does, `make demo TASK=detection` a small detector, of
-# the kind that HEAD names; `make test` runs the fast suite.
+# the kind that HEAD names, `make demo TASK=panoptic` a panoptic segmenter; `make test` runs the fast suite.
 TASK ?= segmentation
 HEAD ?= retinanet
 PYTHON ?= python3
@@ -17,10 +17,15 @@ DEMO_detection := train_detection.py --output runs/demo-$(HEAD) --head $(HEAD) -
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
 
+DEMO_panoptic := train_panoptic.py --output runs/demo-panoptic --channels 64 --num-queries 20 \
+	--num-encoder-layers 1 --num-decoder-layers 3 --score-threshold 0.5 $(if $(DATA),\
+	--data $(DATA) --image-size 256 --num-points 1024 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
+	--image-size 128 --num-points 512 --scale-range 1 1 --batch-size 8 --steps 1000 --evaluate-every 250)
+
 .PHONY: demo test test-slow lint docs dist clean
 
 demo: .venv/installed
-	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation or detection. Received: $(TASK)))
+	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation, detection or panoptic. Received: $(TASK)))
 	$(RUN) examples/$(DEMO_$(TASK))
 
 test: .venv/installed-test

@@ -35,7 +35,7 @@ def merge_segments(
     kept = (labels != num_classes) & (scores > score_threshold)
     masks = ops.sigmoid(mask_logits)
     weighted = ops.where(kept[..., None, None], scores[..., None, None] * masks, -1.0)
-    owners = ops.cast(ops.argmax(weighted, axis=1), "int32")  # (batch, height, width)
+    owners = label_pixels(ops.transpose(weighted, (0, 2, 3, 1)))  # (batch, height, width)
     num_queries = ops.shape(labels)[1]
     rows = ops.arange(num_queries, dtype="int32")
     is_owner = (owners[:, None] == rows[:, None, None]) & inside[:, None]
