@@ -16,6 +16,7 @@ from heads.layers.roi_align import align_regions
 from heads.layers.rpn import RegionProposalNetwork, compute_proposal_losses, select_proposals
 from heads.ops.inputs import check_masks, read_inputs, read_targets
 from heads.ops.losses import giou_loss, smooth_l1_loss
+from heads.ops.masks import average_sigmoids
 from heads.ops.regions import (
     Stage,
     compute_region_losses,
@@ -189,14 +190,13 @@ class CascadeMaskRCNN(DenseModel):
     def compute_stage_losses(self, targets, predictions):
         """Yields a dict of "class_loss", "box_loss" and "mask_loss" for each stage, for checked targets."""
         pyramid = predictions["pyramid"]
-        training = "class_logits" not in predictions
         regions, scores = select_proposals(predictions, TRAINING_CANDIDATES_PER_LEVEL, NUM_TRAINING_PROPOSALS)
         exists = scores >= 0.0
         for stage, box_head, mask_head in zip(self.stages, self.box_heads, self.mask_heads, strict=True):
             samples = sample_regions(stage, targets, regions, exists, self.draw_priorities)
             exists = samples["kinds"] >= 0
             features = align_regions(pyramid, samples["boxes"], POOLED_SIZE)
-            outputs = box_head(features, training=training, exists=exists)
+            outputs = box_head(features, training="class_logits" not in predictions, exists=exists)
             losses = compute_region_losses(stage, targets, samples, *outputs)
             mask_loss = compute_mask_loss(mask_head, pyramid, targets, samples, stage.max_positives)
             yield {**losses, "mask_loss": stage.loss_weight * mask_loss}
@@ -227,12 +227,3 @@ class CascadeMaskRCNN(DenseModel):
         parts |= {f"roi_head.bbox_head.{index}": head for index, head in enumerate(self.box_heads)}
         parts |= {f"roi_head.mask_head.{index}": head for index, head in enumerate(self.mask_heads)}
         return self.backbone.reference_layers() | join_reference_layers(parts)
-
-
-def average_sigmoids(logits):
-    """Returns the logits whose sigmoid is the mean of the sigmoids of a list of logits."""
-    logits = ops.stack(logits)
-    # Both shares apart, as 1 - mean would lose what is near 0. (LiteRT knows no logarithm of a sigmoid.)
-    shares = [ops.mean(ops.sigmoid(signed), axis=0) for signed in (logits, -logits)]
-    present, absent = (ops.log(ops.maximum(share, 1e-37)) for share in shares)
-    return present - absent

@@ -19,11 +19,10 @@ from golden_reference import check, checkpoint, compare_training, load
 from keras import ops
 
 from heads import CascadeMaskRCNN, cascade_rcnn
-from heads.cascade_rcnn import average_sigmoids
 from heads.layers.blocks import Chain
 from heads.layers.roi_align import align_regions
 from heads.ops.inputs import read_targets
-from heads.ops.masks import paste_masks
+from heads.ops.masks import average_sigmoids, paste_masks
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import name_variables, to_state_dict
 

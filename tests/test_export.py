@@ -13,7 +13,17 @@ import pytest
 import tensorflow as tf
 from small_models import SMALL, build, draw_images, relative_error
 
-from heads import ATSS, GFL, CascadeMaskRCNN, MaskRCNN, RetinaNet, SemanticFPN, SparseRCNN, UPerNet
+from heads import (
+    ATSS,
+    GFL,
+    CascadeMaskRCNN,
+    Mask2Former,
+    MaskRCNN,
+    RetinaNet,
+    SemanticFPN,
+    SparseRCNN,
+    UPerNet,
+)
 from van_backbones import VANBackbone
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
@@ -87,6 +97,27 @@ SMALL_HEADS = {
 @pytest.mark.parametrize("head", list(SMALL_HEADS))
 def test_export_of_every_head(head, format, tmp_path):
     check_export_of_a_head(head, format, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_export_of_mask2former(format, task, tmp_path):
+    options = {"num_things": 2, "num_stuff": 2, "num_queries": 6, "channels": 16, "num_points": 64}
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 2}
+    model = build(Mask2Former, task=task, score_threshold=0.0, **options, **layers)
+    # At its start all queries have one class.
+    model.classifier.kernel.assign(8.0 * model.classifier.kernel)
+    run = export_to(tmp_path, model, format)
+    for size in ((64, 96), (70, 49)):
+        images = draw_images(size, 1)
+        answers, expected = run(images), model.predict_on_batch(images.astype("float32"))
+        expected = {"outputs": expected} if task == "semantic" else expected
+        for name, values in expected.items():
+            if name == "scores":
+                np.testing.assert_allclose(answers[name], values, atol=1e-4)
+            else:
+                assert np.mean(answers[name] != values) < 1e-2, name
 
 
 @pytest.mark.slow

@@ -69,10 +69,11 @@ class DeformableAttention(Layer):
             start = start + height * width
             # An offset of 1 is one position of the level.
             steps = offsets[:, :, level] / ops.cast(ops.stack([width, height]), "float32")
-            places = ops.reshape(reference_points[:, None] + steps, (batch * heads, num_queries * points, 2))
+            places = ops.expand_dims(reference_points, 1) + steps
+            places = ops.reshape(places, (batch * heads, num_queries * points, 2))
             samples = sample_maps(level_map, places)
             samples = ops.reshape(samples, (batch * heads, num_queries, points, channels // heads))
-            level_weights = weights[..., level * points : (level + 1) * points, None]
+            level_weights = ops.expand_dims(weights[..., level * points : (level + 1) * points], -1)
             total = total + ops.sum(samples * level_weights, axis=2)
         total = ops.reshape(total, (batch, heads, num_queries, channels // heads))
         total = ops.reshape(ops.transpose(total, (0, 2, 1, 3)), (batch, num_queries, channels))

@@ -1,4 +1,4 @@
-"""Masks of objects: cropped to boxes for training, pasted into pictures for the user."""
+"""Masks of objects: cropped to boxes for training, averaged, pasted into pictures for the user."""
 
 from typing import NamedTuple
 
@@ -129,3 +129,12 @@ def _interpolation_matrix(start, end, num_cells, num_pixels):
     positions = (np.arange(first, stop) + 0.5 - start) / length * num_cells - 0.5
     weights = np.maximum(1.0 - np.abs(positions[:, None] - np.arange(num_cells)), 0.0)
     return first, weights.astype("float32")
+
+
+def average_sigmoids(logits):
+    """Returns the logits whose sigmoid is the mean of the sigmoids of a list of logits."""
+    logits = ops.stack(logits)
+    # Both shares apart, as 1 - mean would lose what is near 0. (LiteRT knows no logarithm of a sigmoid.)
+    shares = [ops.mean(ops.sigmoid(signed), axis=0) for signed in (logits, -logits)]
+    present, absent = (ops.log(ops.maximum(share, 1e-37)) for share in shares)
+    return present - absent

@@ -22,7 +22,7 @@ def sample_maps(maps, points):
     corners = ops.floor(places)
     shares = places - corners
     rows = ops.reshape(maps, (count * height * width, channels))
-    starts = ops.arange(count, dtype="int32")[:, None] * (height * width)
+    starts = ops.expand_dims(ops.arange(count, dtype="int32"), 1) * (height * width)
     is_float = "float" in keras.backend.standardize_dtype(maps.dtype)
     total = 0.0
     for down in (0, 1):
@@ -32,7 +32,8 @@ def sample_maps(maps, points):
             weights = (shares[..., 0] if right else 1.0 - shares[..., 0]) * (
                 shares[..., 1] if down else 1.0 - shares[..., 1]
             )
-            weights = ops.where(inside, weights, 0.0)[..., None]
+            # LiteRT knows no new axes at unknown sizes, but this.
+            weights = ops.expand_dims(ops.where(inside, weights, 0.0), -1)
             indices = starts + ops.clip(y, 0, height - 1) * width + ops.clip(x, 0, width - 1)
             values = ops.take(rows, indices, axis=0)
             dtype = values.dtype if is_float else "float32"
