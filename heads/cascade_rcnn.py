@@ -149,9 +149,8 @@ class CascadeMaskRCNN(DenseModel):
             logits, deltas = box_head(align_regions(predictions["pyramid"], proposals, POOLED_SIZE))
             all_logits.append(logits)
             boxes = shift_regions(stage, proposals, logits, deltas, sizes["image_sizes"])
-        class_logits = sum(all_logits) / len(all_logits)
         predictions |= {"proposals": proposals, "proposal_scores": scores}
-        predictions |= {"class_logits": class_logits, "box_deltas": deltas}
+        predictions |= {"class_logits": sum(all_logits) / len(all_logits), "box_deltas": deltas}
         detections = detect_regions(
             self.stages[-1], predictions, self.score_threshold, self.iou_threshold, self.max_detections
         )
