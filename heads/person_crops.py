@@ -1,7 +1,7 @@
 """People cut out of pictures: affine maps of points and pixels, for training, scores and predictions.
 
-A map is float64 (2, 3), from (x, y, 1) to (x, y). In both pictures the centre of the first pixel is (0, 0), as
-in COCO's keypoints and in mmpose, whose arithmetic this is; so a box's corner (0, 0) is taken for that pixel.
+A map is float64 (2, 3), from (x, y, 1) to (x, y). In both pictures the centre of the first pixel is (0, 0),
+as in COCO's keypoints and in mmpose, whose arithmetic this is: it takes a box's corner (0, 0) for that pixel.
 """
 
 import numpy as np

@@ -66,10 +66,8 @@ def predict_pictures(model, pictures, batch_size=1, score_threshold=0.0, masks="
 
 def predict_people(model, pictures, boxes, batch_size=32, flip_test=False, progress=True):
     """Returns the keypoints of the people in pictures: see `SimpleBaseline.predict_pictures`."""
-    from heads.simple_baseline import FlipTest
-
     read_count("batch_size", batch_size)
-    predictor = FlipTest(model) if read_flag("flip_test", flip_test) else model
+    predictor = model.with_flip_test() if read_flag("flip_test", flip_test) else model
     pictures = find_pictures(pictures)
     boxes = _read_boxes(boxes, len(pictures))
     results, waiting = [None] * len(pictures), []

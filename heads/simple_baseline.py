@@ -139,6 +139,10 @@ class SimpleBaseline(DenseModel):
             keypoints = ops.sum(maps[..., :2] * keypoints[:, :, None], axis=-1) + maps[..., 2]
         return {"keypoints": keypoints, "scores": scores}
 
+    def with_flip_test(self):
+        """Returns a `FlipTest` of the model."""
+        return FlipTest(self)
+
     def find_counterparts(self):
         """Returns for each keypoint the number of the one that it changes places with in a mirror."""
         if self.flip_pairs is None:

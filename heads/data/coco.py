@@ -60,13 +60,13 @@ class CocoDataset:
         self.with_masks = with_masks
         content = self.to_coco()
         categories = read_entries(content, "categories", _find_category_problem, self.path)
-        pictures = read_entries(content, "images", _find_picture_problem, self.path)
+        pictures = read_entries(content, "images", find_picture_problem, self.path)
         self.category_ids = tuple(sorted(categories))
         self.class_names = tuple(categories[key]["name"] for key in self.category_ids)
         self.num_classes = len(self.class_names)
         self.image_ids = list(pictures)
         self.image_paths = [
-            _find_path(pathlib.Path(images), picture["file_name"]) for picture in pictures.values()
+            find_path(pathlib.Path(images), picture["file_name"]) for picture in pictures.values()
         ]
         sizes = [(int(picture["height"]), int(picture["width"])) for picture in pictures.values()]
         self.image_sizes = np.array(sizes, np.int32)
@@ -104,7 +104,7 @@ class CocoDataset:
                 Tells if the boxes are relative or corners, or if nothing is left to learn of all annotations.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-            reports = pool.map(_examine_picture, self.image_ids, self.image_paths, self.image_sizes.tolist())
+            reports = pool.map(examine_picture, self.image_ids, self.image_paths, self.image_sizes.tolist())
             reports = list(tqdm(reports, f"check {self.path.name}", len(self), disable=not progress))
         labels = np.concatenate(self.labels)
         counts = np.bincount(labels[labels >= 0], minlength=self.num_classes).astype(np.int64)
@@ -235,7 +235,7 @@ def _find_category_problem(category):
     return None
 
 
-def _find_picture_problem(picture):
+def find_picture_problem(picture):
     """Returns what is wrong with an entry of "images", or None."""
     is_right = {
         "file_name": _is_file_name(picture.get("file_name")),
@@ -259,13 +259,13 @@ def _is_file_name(name):
     return True
 
 
-def _find_path(folder, name):
+def find_path(folder, name):
     """Returns the path of a picture; the name may be one of Windows."""
     path, other = folder / name, folder / name.replace("\\", "/")
     return other if "\\" in name and not os.path.exists(path) and os.path.exists(other) else path
 
 
-def _examine_picture(image_id, path, image_size):
+def examine_picture(image_id, path, image_size):
     """Returns what is wrong with a picture file, or None; and whether it is turned."""
     try:
         return None, decode_picture(path, image_size, DATA_FORMATS).is_turned
