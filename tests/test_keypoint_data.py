@@ -39,7 +39,7 @@ POINTS = [10, 12, 2, 20, 25, 1, 0, 0, 0]
 
 
 def person(key, image_id=1, **fields):
-    entry = {"id": key, "image_id": image_id, "category_id": 4, "bbox": [5, 6, 30, 22], "area": 400.0}
+    entry = {"id": key, "image_id": image_id, "category_id": 4, "bbox": [5, 6, 30, 22], "area": 330.0}
     return {**entry, "iscrowd": 0, "keypoints": POINTS, "num_keypoints": 2, **fields}
 
 

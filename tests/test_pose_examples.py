@@ -1,6 +1,5 @@
 import contextlib
 import csv
-import functools
 import io
 import json
 import pathlib
@@ -14,15 +13,25 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
+import contracts
 import predict_pose
 import train_pose
 
 from heads import Resizing, RetinaNet, SimpleBaseline
 from heads.data import KeypointShapes
 from heads.metrics import evaluate_keypoints
-from van_backbones import VANBackbone
 
-TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
+
+@keras.saving.register_keras_serializable(package="tests")
+class SmallBackbone(contracts.PooledBackbone):
+    """In the place of each variant: what is tested is the script."""
+
+    def freeze(self, stages, batch_norms):
+        assert (stages, batch_norms) == (0, False)
+
+
+def make_backbone(variant, weights=None):
+    return SmallBackbone()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,7 @@ def train(output, *options, data=None):
     arguments += ["--data", str(data), "--sigmas", *["0.1"] * 7] if data else []
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(train_pose, "VANBackbone", TinyVAN)
+        patch.setattr(train_pose, "VANBackbone", make_backbone)
         patch.setattr(train_pose, "KeypointShapes", lambda _, seed: KeypointShapes(3, (64, 64), seed))
         train_pose.main(arguments)
     return printed.getvalue()
@@ -179,7 +188,7 @@ def model_path(tmp_path_factory):
     keras.utils.set_random_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.keras"
     names = {"keypoint_names": ["a", "b", "c"], "skeleton": [(0, 1)], "flip_pairs": [(1, 2)]}
-    SimpleBaseline(TinyVAN("b0"), 3, channels=8, resizing=Resizing((64, 32)), **names).save(path)
+    SimpleBaseline(SmallBackbone(), 3, channels=8, resizing=Resizing((64, 32)), **names).save(path)
     return path
 
 
@@ -244,7 +253,7 @@ def test_predict_without_boxes_takes_each_picture_for_a_person(model_path, pictu
 @pytest.mark.slow
 def test_predict_asks_a_detector(model_path, pictures, tmp_path):
     keras.utils.set_random_seed(0)
-    detector = RetinaNet(TinyVAN("b0"), 2, channels=8, num_convs=1, score_threshold=0.0, max_detections=5)
+    detector = RetinaNet(SmallBackbone(), 2, channels=8, num_convs=1, score_threshold=0.0, max_detections=5)
     detector.class_names = ["dog", "person"]
     detector.save(tmp_path / "detector.keras")
     options = ("--detector", tmp_path / "detector.keras", "--box-threshold", "0")
