@@ -87,8 +87,9 @@ class SimpleBaseline(DenseModel):
         for block in self.doublings:
             features = block(features, training=training)
         heatmaps = ops.cast(self.output_conv(features), "float32")
-        # Eight cells for each begun 32 pixels: what lies beyond the image is cut off.
-        height, width = (-(-side // STRIDE) for side in ops.shape(images)[1:3])
+        # Eight cells for each begun 32 pixels: what lies beyond the image is cut off. Rounded up without
+        # negative numbers, which ONNX rounds towards zero.
+        height, width = ((side + STRIDE - 1) // STRIDE for side in ops.shape(images)[1:3])
         heatmaps = heatmaps[:, :height, :width]
         return {"heatmaps": heatmaps, **others} if isinstance(inputs, dict) else heatmaps
 
