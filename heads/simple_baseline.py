@@ -141,8 +141,12 @@ class SimpleBaseline(DenseModel):
         return {"keypoints": keypoints, "scores": scores}
 
     def with_flip_test(self):
-        """Returns a `FlipTest` of the model."""
-        return FlipTest(self)
+        """Returns a `FlipTest` of the model, always the same one, so that it is traced once."""
+        if "_find_flip_test" not in vars(self):
+            flip_test = FlipTest(self)
+            # As an attribute, Keras would save it with the model.
+            self._find_flip_test = lambda: flip_test
+        return self._find_flip_test()
 
     def find_counterparts(self):
         """Returns for each keypoint the number of the one that it changes places with in a mirror."""

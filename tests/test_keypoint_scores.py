@@ -236,6 +236,10 @@ def test_the_callback_refuses(shapes):
             make_callback(shapes, **arguments)
     with pytest.raises(ValueError, match="image_ids must be those of the truth"):
         KeypointScores([], shapes.to_coco(), [99], shapes.sigmas)
+    callback = make_callback(shapes)
+    callback.model.num_keypoints = 3
+    with pytest.raises(ValueError, match="sigmas must have one for each of the model's 3 keypoints"):
+        callback.on_train_begin()
     empty = {**shapes.to_coco(), "annotations": []}
     with pytest.raises(ValueError, match="truth must have people with labelled keypoints"):
         KeypointScores([], empty, shapes.image_ids, shapes.sigmas)

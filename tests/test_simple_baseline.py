@@ -8,7 +8,6 @@ from golden_reference import check, checkpoint, load, to_nchw
 
 from heads import Resizing, SimpleBaseline
 from heads.ops.heatmaps import draw_heatmaps, mirror_heatmaps
-from heads.simple_baseline import FlipTest
 from van_backbones import VANBackbone, VANClassifier
 from van_backbones.checkpoints import load_checkpoint, save_state_dict
 from van_backbones.checkpoints.loading import load_state_dict, to_state_dict
@@ -242,7 +241,7 @@ def test_results_are_in_pixels_of_the_picture():
     np.testing.assert_allclose(mapped["keypoints"][..., 0], 2 * y + 5, rtol=1e-5)
     np.testing.assert_allclose(mapped["keypoints"][..., 1], 7 - x + 0.5 * y, rtol=1e-5)
     np.testing.assert_array_equal(mapped["scores"], plain["scores"])
-    flipped = FlipTest(model).predict_on_batch(inputs)
+    flipped = model.with_flip_test().predict_on_batch(inputs)
     averaged = model.decode(model.call_mirrored(inputs))
     np.testing.assert_allclose(flipped["keypoints"], averaged["keypoints"], rtol=1e-5)
     np.testing.assert_allclose(flipped["scores"], averaged["scores"], rtol=1e-4, atol=1e-7)
@@ -302,7 +301,7 @@ def test_a_model_without_pairs_refuses_the_flip_test():
 # Pictures.
 
 
-def test_predict_pictures_gives_keypoints_in_each_pictures_pixels():
+def test_predict_pictures_gives_keypoints_in_each_pictures_pixels(tmp_path):
     model = make_model()
     model.resizing = Resizing((64, 48))
     random = np.random.default_rng(0)
@@ -317,6 +316,11 @@ def test_predict_pictures_gives_keypoints_in_each_pictures_pixels():
     np.testing.assert_allclose(first["keypoints"], together["keypoints"], rtol=1e-5, atol=1e-3)
     (flipped,) = model.predict_pictures(pictures[0], boxes[:1], flip_test=True, progress=False)
     assert flipped["keypoints"].shape == (2, 3, 2)
+    # It is kept, but not as a part of the model.
+    assert model.with_flip_test() is model.with_flip_test()
+    assert len(model.weights) == len(make_model().weights)
+    model.save(tmp_path / "model.keras")
+    assert keras.saving.load_model(tmp_path / "model.keras").find_counterparts() == [0, 2, 1]
 
 
 @pytest.mark.parametrize(

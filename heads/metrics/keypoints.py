@@ -64,6 +64,12 @@ class KeypointScores(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._last_logs = None
+        num_keypoints = getattr(self.model, "num_keypoints", len(self.sigmas))
+        if num_keypoints != len(self.sigmas):
+            raise ValueError(
+                f"sigmas must have one for each of the model's {num_keypoints} keypoints. "
+                f"Received: {len(self.sigmas)}"
+            )
 
     def predict(self, model, progress: bool = False) -> list[dict]:
         """Returns COCO's result list of a model: see `predict_keypoint_results`."""
