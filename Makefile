@@ -1,5 +1,5 @@
 # `make demo` trains a small segmenter and draws what it does, `make demo TASK=detection` a small detector, of
-# the kind that HEAD names, `make demo TASK=panoptic` a panoptic segmenter; `make test` runs the fast suite.
+# the kind that HEAD names; TASK may be panoptic, pose or saliency, too. `make test` runs the fast suite.
 TASK ?= segmentation
 HEAD ?= retinanet
 PYTHON ?= python3
@@ -16,6 +16,9 @@ DEMO_detection := train_detection.py --output runs/demo-$(HEAD) --head $(HEAD) -
 	$(if $(filter faster_rcnn mask_rcnn cascade_mask_rcnn,$(HEAD)),--num-proposals 200 --num-samples 64) $(if $(DATA),\
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
+DEMO_pose := train_pose.py --output runs/demo-pose --channels 64 --rotation 30 --scale-range 0.75 1.25 $(if $(DATA),\
+	--data $(DATA) --batch-size 8 --steps 400 --evaluate-every 200,\
+	--batch-size 16 --steps 600 --evaluate-every 200)
 
 DEMO_panoptic := train_panoptic.py --output runs/demo-panoptic --channels 64 --num-queries 20 \
 	--num-encoder-layers 1 --num-decoder-layers 3 --score-threshold 0.5 $(if $(DATA),\
@@ -25,7 +28,7 @@ DEMO_panoptic := train_panoptic.py --output runs/demo-panoptic --channels 64 --n
 .PHONY: demo test test-slow lint docs dist clean
 
 demo: .venv/installed
-	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation, detection or panoptic. Received: $(TASK)))
+	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation, detection, panoptic or pose. Received: $(TASK)))
 	$(RUN) examples/$(DEMO_$(TASK))
 
 test: .venv/installed-test

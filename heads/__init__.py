@@ -14,6 +14,7 @@ from heads.retinanet import RetinaNet
 from heads.schedules import WarmUpPolynomialDecay, WarmUpStepDecay
 from heads.semantic_fpn import SemanticFPN
 from heads.semantic_model import segment_images
+from heads.simple_baseline import SimpleBaseline
 from heads.sparse_rcnn import SparseRCNN
 from heads.upernet import UPerNet
 
@@ -30,6 +31,7 @@ __all__ = [
     "Resizing",
     "RetinaNet",
     "SemanticFPN",
+    "SimpleBaseline",
     "SparseRCNN",
     "UPerNet",
     "WarmUpPolynomialDecay",

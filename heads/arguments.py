@@ -57,6 +57,25 @@ def read_range(name: str, value) -> tuple[float, float]:
     return tuple(ends)
 
 
+def read_pairs(name: str, value, count: int, only_once: bool = False) -> list[list[int]] | None:
+    """Returns pairs of numbers 0 .. count - 1, both different; None where there are none.
+
+    With `only_once`, no number is in two pairs.
+    """
+    if value is None:
+        return None
+    pairs = [_as_sequence(pair) for pair in _as_sequence(value)]
+    numbers_in_pairs = [number for pair in pairs for number in pair]
+    are_numbers = all(_is_whole(number) and 0 <= number < count for number in numbers_in_pairs)
+    is_right = are_numbers and all(len(pair) == 2 and pair[0] != pair[1] for pair in pairs)
+    if not is_right or (only_once and len(set(numbers_in_pairs)) < len(numbers_in_pairs)):
+        limit = ", each in one pair at most" * only_once
+        raise ValueError(
+            f"{name} must be pairs of different numbers 0 .. {count - 1}{limit}. Received: {value!r}"
+        )
+    return [list(map(int, pair)) for pair in pairs]
+
+
 def read_share(name: str, value) -> float:
     """Returns a number above 0 and at most 1."""
     if not _is_number(value) or not 0 < value <= 1:

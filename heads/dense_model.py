@@ -265,6 +265,8 @@ def _list_arguments(head_class):
 def _check_class_names(class_names, num_classes):
     if class_names is None:
         return None
+    if num_classes is None:
+        raise ValueError(f"class_names must be None: the model has no classes. Received: {class_names!r}")
     names = list(class_names)
     if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise ValueError(

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from heads.arguments import read_count
+from heads.arguments import read_count, read_flag
 from heads.coco.segmentations import encode_mask
 from heads.ops.labels import PADDING_LABEL
 from heads.ops.masks import paste_masks
 from heads.ops.resizing import resize_bilinear
 from heads.ops.segments import number_segments
+from heads.person_crops import cut_out
 from heads.pictures import MEAN_PIXEL, read_picture, show_path
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -64,6 +65,62 @@ def predict_pictures(model, pictures, batch_size=1, score_threshold=0.0, masks="
     return results
 
 
+def predict_people(model, pictures, boxes, batch_size=32, flip_test=False, progress=True):
+    """Returns the keypoints of the people in pictures: see `SimpleBaseline.predict_pictures`."""
+    read_count("batch_size", batch_size)
+    predictor = model.with_flip_test() if read_flag("flip_test", flip_test) else model
+    pictures = find_pictures(pictures)
+    boxes = _read_boxes(boxes, len(pictures))
+    results, waiting = [None] * len(pictures), []
+
+    def run(crops):
+        places, images, maps = zip(*crops, strict=True)
+        inputs = {"images": np.stack(images), "to_pictures": np.stack(maps)}
+        found = predictor.predict_on_batch(inputs)
+        for row, (picture, person) in enumerate(places):
+            for name, values in found.items():
+                results[picture][name][person] = values[row]
+
+    for place, picture in enumerate(_show_progress(pictures, progress)):
+        pixels = read_pixels(picture)
+        shapes = {"keypoints": (model.num_keypoints, 2), "scores": (model.num_keypoints,)}
+        results[place] = {
+            "path": picture if isinstance(picture, pathlib.Path) else None,
+            "boxes": boxes[place],
+            **{name: np.zeros((len(boxes[place]), *end), "float32") for name, end in shapes.items()},
+        }
+        for person, box in enumerate(boxes[place]):
+            waiting.append(((place, person), *cut_out(pixels, box, model.crop_size)))
+            if len(waiting) == batch_size:
+                run(waiting)
+                waiting = []
+    if waiting:
+        run(waiting)
+    return results
+
+
+def _read_boxes(boxes, num_pictures):
+    """Returns an array (n, 4) for each picture."""
+    if getattr(boxes, "ndim", None) == 2 and num_pictures == 1:
+        boxes = [boxes]
+    boxes = list(boxes) if hasattr(boxes, "__iter__") else boxes
+    if not isinstance(boxes, list) or len(boxes) != num_pictures:
+        received = f"{len(boxes)} of them" if isinstance(boxes, list) else repr(boxes)
+        raise ValueError(f"boxes must be (n, 4) for each of {num_pictures} pictures. Received: {received}")
+    checked = []
+    for place, each in enumerate(boxes):
+        array = np.asarray(each, "float32")
+        array = array.reshape(0, 4) if array.size == 0 else array
+        is_right = array.ndim == 2 and array.shape[1] == 4 and np.isfinite(array).all()
+        if not is_right or not (array[:, 2:] > array[:, :2]).all():
+            raise ValueError(
+                "boxes must be (n, 4), (x1, y1, x2, y2) in pixels, x1 < x2 and y1 < y2. "
+                f"Received: {each!r} for picture {place}"
+            )
+        checked.append(array)
+    return checked
+
+
 def find_pictures(pictures) -> list:
     """Returns a list of paths and arrays.
 
@@ -102,13 +159,7 @@ def prepare_picture(picture, resizing, size_divisor: int = 1) -> PreparedPicture
     Raises:
         ValueError: if a file cannot be read, or an array is no picture.
     """
-    pixels = read_picture(picture) if isinstance(picture, pathlib.Path) else np.asarray(picture)
-    is_known = pixels.dtype == np.uint8 or np.issubdtype(pixels.dtype, np.floating)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size or not is_known:
-        raise ValueError(
-            "a picture must be a path, or RGB pixels (height, width, 3), uint8 or float 0 .. 255. "
-            f"Received: {pixels.dtype} of shape {pixels.shape}"
-        )
+    pixels = read_pixels(picture)
     original_size = pixels.shape[:2]
     height, width = resizing.fit(original_size)
     image = pixels.astype("float32")
@@ -117,6 +168,22 @@ def prepare_picture(picture, resizing, size_divisor: int = 1) -> PreparedPicture
     padded = np.full((*resizing.pad((height, width), size_divisor), 3), MEAN_PIXEL, "float32")
     padded[:height, :width] = image
     return PreparedPicture(padded, (height, width), original_size)
+
+
+def read_pixels(picture) -> np.ndarray:
+    """Returns the RGB pixels (height, width, 3) of a path, or those of an array, checked.
+
+    Raises:
+        ValueError: if a file cannot be read, or an array is no picture.
+    """
+    pixels = read_picture(picture) if isinstance(picture, pathlib.Path) else np.asarray(picture)
+    is_known = pixels.dtype == np.uint8 or np.issubdtype(pixels.dtype, np.floating)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size or not is_known:
+        raise ValueError(
+            "a picture must be a path, or RGB pixels (height, width, 3), uint8 or float 0 .. 255. "
+            f"Received: {pixels.dtype} of shape {pixels.shape}"
+        )
+    return pixels
 
 
 def _finish_objects(model, result, picture_size, score_threshold, masks):

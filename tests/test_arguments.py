@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from heads.arguments import read_pairs
 from heads.data import (
     DetectionAugmentation,
     DetectionShapes,
@@ -103,3 +104,20 @@ def test_other_values_are_refused(build, name, values):
 def test_other_scales_are_refused(value):
     with pytest.raises(ValueError, match=r"scale_range must be \(lowest, highest\).*Received"):
         DetectionAugmentation(image_size=8, scale_range=value)
+
+
+def test_pairs_become_lists():
+    assert read_pairs("skeleton", ((0, 1), np.array([1, 2])), 3) == [[0, 1], [1, 2]]
+    assert read_pairs("skeleton", [], 3) == []
+    assert read_pairs("skeleton", None, 3) is None
+
+
+@pytest.mark.parametrize("value", [3, "ab", [(0, 3)], [(-1, 0)], [(1, 1)], [(0, 1, 2)], [0, 1], [(0, 1.0)]])
+def test_other_pairs_are_refused(value):
+    with pytest.raises(ValueError, match=r"skeleton must be pairs of different numbers 0 \.\. 2"):
+        read_pairs("skeleton", value, 3)
+
+
+def test_pairs_may_have_to_differ():
+    with pytest.raises(ValueError, match=r"each in one pair at most. Received: \[\(0, 1\), \(1, 2\)\]"):
+        read_pairs("flip_pairs", [(0, 1), (1, 2)], 3, only_once=True)

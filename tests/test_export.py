@@ -21,6 +21,7 @@ from heads import (
     MaskRCNN,
     RetinaNet,
     SemanticFPN,
+    SimpleBaseline,
     SparseRCNN,
     UPerNet,
 )
@@ -145,6 +146,24 @@ def check_export_of_a_head(head, format, tmp_path, **arguments):
         near = np.abs(answers["boxes"] - expected["boxes"]).max(-1) < 1e-2
         assert near.mean() > 0.9
         assert (answers["labels"] == expected["labels"])[near].mean() > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_export_of_a_pose_model(format, tmp_path):
+    model = build(SimpleBaseline, num_keypoints=3, channels=8)
+    for block in (*model.doublings, model):
+        kernel = model.output_conv.kernel if block is model else block.conv.kernel
+        kernel.assign(100.0 * kernel)  # heatmaps that show
+    run = export_to(tmp_path, model, format)
+    for size in ((64, 96), (70, 49)):
+        images = draw_images(size)
+        answers = run(images)
+        expected = model.predict_on_batch(images.astype("float32"))
+        assert set(answers) == {"keypoints", "scores"}
+        np.testing.assert_allclose(answers["scores"], expected["scores"], rtol=1e-3, atol=1e-5)
+        near = np.abs(answers["keypoints"] - expected["keypoints"]).max(-1) < 1e-3
+        assert near.mean() > 0.8  # near-ties may swap
 
 
 @pytest.mark.parametrize("freeze_weights", [True, False])

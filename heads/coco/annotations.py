@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from heads.coco.entries import KnownIds, is_id, is_number, show
+from heads.coco.keypoints import read_points
 from heads.coco.segmentations import check_place, read_segmentation
 
 SMALLEST_BOX_SIDE = 1.0
@@ -29,6 +30,7 @@ class Annotation(NamedTuple):
         is_ignored: Whether it is neither an object nor background ("ignore").
         segmentation: See `read_segmentation`; None where it was not wanted, or is faulty and nothing is to
             be learned from it.
+        keypoints: float32 (keypoints, 3), see `read_points`; None where they were not wanted.
     """
 
     key: int | str
@@ -39,6 +41,7 @@ class Annotation(NamedTuple):
     is_crowd: bool
     is_ignored: bool
     segmentation: list | dict | None = None
+    keypoints: np.ndarray | None = None
 
     @property
     def has_no_area(self) -> bool:
@@ -47,7 +50,12 @@ class Annotation(NamedTuple):
 
 
 def read_annotations(
-    entries, image_sizes: dict, category_ids: Collection, with_boxes: bool = True, with_masks: bool = False
+    entries,
+    image_sizes: dict,
+    category_ids: Collection,
+    with_boxes: bool = True,
+    with_masks: bool = False,
+    num_keypoints: int | None = None,
 ) -> tuple[list[Annotation], list[str]]:
     """The annotations that are right, in their order, and what is wrong with the others.
 
@@ -59,6 +67,7 @@ def read_annotations(
         category_ids: The ids of the categories.
         with_boxes: Whether each annotation must have a box.
         with_masks: Whether to read the segmentations.
+        num_keypoints: Keypoints of each object; None where they are not wanted.
 
     Returns:
         `Annotation`s, and for each entry that is left out a line with its id.
@@ -75,22 +84,14 @@ def read_annotations(
     annotations, problems, seen = [], [], set()
     for position, entry in enumerate(entries):
         try:
-            if not isinstance(entry, dict):
-                raise ValueError(f"must be an object. Received: {show(entry)}")
-            annotation = Annotation(
-                _check_new(entry.get("id"), seen),
-                images.check(entry.get("image_id")),
-                categories.check(entry.get("category_id")),
-                read_box(entry.get("bbox")) if with_boxes or entry.get("bbox") is not None else None,
-                _read_area(entry.get("area")) if has_areas else None,
-                _read_flag(entry, "iscrowd"),
-                _read_flag(entry, "ignore"),
-            )
+            annotation = _read_entry(entry, image_sizes, images, categories, seen, with_boxes, has_areas)
             image_size = image_sizes[annotation.image_id]
-            _check_inside(annotation, image_size)
             if with_masks:
                 segmentation = _read_mask(annotation, entry.get("segmentation"), image_size)
                 annotation = annotation._replace(segmentation=segmentation)
+            if num_keypoints is not None:
+                points = read_points(entry.get("keypoints"), num_keypoints, image_size)
+                annotation = annotation._replace(keypoints=points)
         except ValueError as problem:
             name = show(entry.get("id")) if isinstance(entry, dict) else f"at position {position}"
             problems.append(f"annotation {name}: {problem}")
@@ -151,6 +152,23 @@ def clip_box(box_xywh, image_size) -> tuple[float, float, float, float]:
     """The part of a box inside of its picture, xyxy; its sides are not positive where there is none."""
     x, y, width, height = box_xywh
     return max(x, 0.0), max(y, 0.0), min(x + width, image_size[1]), min(y + height, image_size[0])
+
+
+def _read_entry(entry, image_sizes, images, categories, seen, with_boxes, has_areas):
+    """Returns an annotation without mask and keypoints."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"must be an object. Received: {show(entry)}")
+    annotation = Annotation(
+        _check_new(entry.get("id"), seen),
+        images.check(entry.get("image_id")),
+        categories.check(entry.get("category_id")),
+        read_box(entry.get("bbox")) if with_boxes or entry.get("bbox") is not None else None,
+        _read_area(entry.get("area")) if has_areas else None,
+        _read_flag(entry, "iscrowd"),
+        _read_flag(entry, "ignore"),
+    )
+    _check_inside(annotation, image_sizes[annotation.image_id])
+    return annotation
 
 
 def _check_new(key, seen):

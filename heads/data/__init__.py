@@ -1,15 +1,19 @@
 """Files to `tf.data` batches: data sets, their checks, and augmentation.
 
 Images are RGB 0 .. 255 `(height, width, 3)`, label maps int32 `(height, width)` with 255 for ignored pixels,
-boxes float32 `(n, 4)` xyxy in pixels, their labels int32 with -1 for padding and -2 for crowd regions.
+boxes float32 `(n, 4)` xyxy in pixels, their labels int32 with -1 for padding and -2 for crowd regions. A
+person's keypoints are float32 `(keypoints, 3)`: x, y and visibility.
 """
 
 from heads.data.coco import CocoDataset
+from heads.data.coco_keypoints import CocoKeypoints
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
 from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
 from heads.data.order import find_training_pictures
 from heads.data.panoptic import PanopticDataset
 from heads.data.panoptic_batches import panoptic_evaluation_batches, panoptic_training_batches
+from heads.data.person_moves import PersonMove, PoseAugmentation, move_person
+from heads.data.pose_batches import pose_evaluation_batches, pose_training_batches
 from heads.data.semantic_batches import semantic_evaluation_batches, semantic_training_batches
 from heads.data.semantic_folder import SemanticFolder
 from heads.data.semantic_moves import (
@@ -21,16 +25,21 @@ from heads.data.semantic_moves import (
     resize_keep_ratio,
 )
 from heads.data.shapes.detection import DetectionShapes
+from heads.data.shapes.keypoints import KeypointShapes
 from heads.data.shapes.panoptic import PanopticShapes
 from heads.data.shapes.semantic import SemanticShapes
 
 __all__ = [
     "CocoDataset",
+    "CocoKeypoints",
     "DetectionAugmentation",
     "DetectionShapes",
+    "KeypointShapes",
     "Move",
     "PanopticDataset",
     "PanopticShapes",
+    "PersonMove",
+    "PoseAugmentation",
     "SemanticAugmentation",
     "SemanticFolder",
     "SemanticShapes",
@@ -40,9 +49,12 @@ __all__ = [
     "find_training_pictures",
     "move_boxes",
     "move_image",
+    "move_person",
     "panoptic_evaluation_batches",
     "panoptic_training_batches",
     "photometric_distortion",
+    "pose_evaluation_batches",
+    "pose_training_batches",
     "random_crop",
     "random_flip",
     "random_scale",

@@ -104,7 +104,7 @@ class CocoDataset:
                 Tells if the boxes are relative or corners, or if nothing is left to learn of all annotations.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-            reports = pool.map(_examine_picture, self.image_ids, self.image_paths, self.image_sizes.tolist())
+            reports = pool.map(examine_picture, self.image_ids, self.image_paths, self.image_sizes.tolist())
             reports = list(tqdm(reports, f"check {self.path.name}", len(self), disable=not progress))
         labels = np.concatenate(self.labels)
         counts = np.bincount(labels[labels >= 0], minlength=self.num_classes).astype(np.int64)
@@ -266,7 +266,7 @@ def find_path(folder, name):
     return other if "\\" in name and not os.path.exists(path) and os.path.exists(other) else path
 
 
-def _examine_picture(image_id, path, image_size):
+def examine_picture(image_id, path, image_size):
     """Returns what is wrong with a picture file, or None; and whether it is turned."""
     try:
         return None, decode_picture(path, image_size, DATA_FORMATS).is_turned

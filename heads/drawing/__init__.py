@@ -6,3 +6,4 @@ from heads.drawing.objects import draw_detection_comparison, draw_detections
 from heads.drawing.pages import draw_legend, label_picture, tile_pictures
 from heads.drawing.palette import class_palette
 from heads.drawing.segments import draw_panoptic_comparison, draw_segments
+from heads.drawing.skeletons import draw_pose_comparison, draw_skeletons

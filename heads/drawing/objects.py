@@ -49,7 +49,7 @@ def draw_detection_comparison(images, truths, detections, class_names, score_thr
         image = pages.check_picture(image)
         both = [_select_objects(each, image, class_names, score_threshold) for each in both]
         # Three pictures side by side: each may be smaller than one alone.
-        factor = max(_choose_factor(image, each["boxes"], 0.6) for each in both)
+        factor = max(choose_factor(image, each["boxes"], 0.6) for each in both)
         pictures = [_draw_objects(image, each, class_names, factor) for each in both]
         labels += [each["labels"] for each in both]
         captions = ("image", f"truth: {len(labels[-2])}", f"detections: {len(labels[-1])}")
@@ -87,7 +87,7 @@ def draw_detections(
     """
     image = pages.check_picture(image)
     objects = _select_objects(detections, image, class_names, score_threshold)
-    factor = _choose_factor(image, objects["boxes"]) if factor is None else factor
+    factor = choose_factor(image, objects["boxes"]) if factor is None else factor
     require(factor >= 1, "factor must be a whole number from 1 on", factor)
     return _draw_objects(image, objects, class_names, factor, show_boxes, legend)
 
@@ -119,8 +119,14 @@ def _check_objects(arrays, in_box, image_size, num_classes):
     require(fit, rule, f"{labels.dtype} up to {labels.max(initial=-1)}")
 
 
-def _choose_factor(image, boxes, share=1.0):
-    """Returns the whole factor of enlargement; `share` of the usual size is enough."""
+def choose_factor(image, boxes, share=1.0):
+    """Returns the whole factor by which a picture is enlarged.
+
+    Args:
+        image: (h, w, 3).
+        boxes: (n, 4), xyxy, of what must be seen.
+        share: Of the usual size that is enough.
+    """
     side = max(image.shape[:2])
     factor = -(-int(share * COMFORTABLE_SIDE) // side)
     if len(boxes):

@@ -3,6 +3,8 @@
 from heads.coco.segmentations import encode_mask
 from heads.metrics.average_precision import evaluate_coco, format_coco_scores
 from heads.metrics.coco import CocoScores, predict_coco_results, save_results, to_coco_results
+from heads.metrics.keypoint_precision import evaluate_keypoints, format_keypoint_scores
+from heads.metrics.keypoints import KeypointScores, predict_keypoint_results, to_keypoint_results
 from heads.metrics.panoptic import (
     PanopticCounts,
     PanopticScores,
@@ -15,19 +17,24 @@ from heads.metrics.semantic import count_confusion, format_scores, score_confusi
 
 __all__ = [
     "CocoScores",
+    "KeypointScores",
     "PanopticCounts",
     "PanopticScores",
     "count_confusion",
     "count_panoptic",
     "encode_mask",
     "evaluate_coco",
+    "evaluate_keypoints",
     "evaluate_panoptic",
     "format_coco_scores",
+    "format_keypoint_scores",
     "format_panoptic_scores",
     "format_scores",
     "predict_coco_results",
+    "predict_keypoint_results",
     "save_results",
     "score_confusion",
     "score_panoptic",
     "to_coco_results",
+    "to_keypoint_results",
 ]

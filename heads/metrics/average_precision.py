@@ -77,7 +77,7 @@ def evaluate_coco(
     scores = {}
     for kind in kinds:
         objects, found = _to_datasets(truth, results, kind, scored)
-        precision, recall = _count(objects, found, kind, limits, use_fast)
+        precision, recall = count_matches(objects, found, kind, limits, use_fast)
         summary = {
             **_summarise(precision, recall, limits),
             **_summarise_classes(precision, list(truth.class_names.values())),
@@ -98,14 +98,16 @@ def format_coco_scores(scores: dict) -> str:
     kinds = [kind for kind in KINDS if f"{kind}_AP" in scores]
     plain = [name.split("_", 1)[1] for name, score in scores.items() if isinstance(score, float)]
     rows = [("", *kinds)]
-    rows += [(name, *(_percent(scores[f"{kind}_{name}"]) for kind in kinds)) for name in dict.fromkeys(plain)]
+    rows += [
+        (name, *(to_percent(scores[f"{kind}_{name}"]) for kind in kinds)) for name in dict.fromkeys(plain)
+    ]
     columns = [f"{kind}_{name}" for kind in kinds for name in ("AP", "AP50")]
     classes = scores[f"{kinds[0]}_AP_per_class"] if kinds else ()
     per_class = [("class", *(column.replace("_", " ") for column in columns))]
     per_class += [
-        (name, *(_percent(scores[f"{column}_per_class"][name]) for column in columns)) for name in classes
+        (name, *(to_percent(scores[f"{column}_per_class"][name]) for column in columns)) for name in classes
     ]
-    return "\n".join([*_align(rows), "", *_align(per_class)])
+    return "\n".join([*align_rows(rows), "", *align_rows(per_class)])
 
 
 def read_truth(truth) -> dict:
@@ -151,10 +153,10 @@ def read_objects(truth, kinds: Sequence[str]) -> Truth:
     """
     source = f"truth {truth}" if isinstance(truth, str | os.PathLike) else "truth"
     truth = read_truth(truth)
-    images = read_entries(truth, "images", _find_size_problem, source)
+    images = read_entries(truth, "images", find_size_problem, source)
     categories = read_entries(truth, "categories", lambda category: None, source)
     # In the order of their ids, as pycocotools takes them.
-    image_sizes = {key: _read_size(images[key]) for key in sorted(images)}
+    image_sizes = {key: read_picture_size(images[key]) for key in sorted(images)}
     if "segm" in kinds:
         unknown = [key for key, size in image_sizes.items() if size is None]
         if unknown:
@@ -211,10 +213,11 @@ def to_plain_list(values) -> list:
     return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
-def _count(objects, found, kind, limits, use_fast):
+def count_matches(objects, found, kind, limits, use_fast, sigmas=None):
     """Returns precision (thresholds, recalls, classes, areas, limits) and recall, the same without recalls.
 
-    -1 where there is nothing to find. Thresholds are 0.5, 0.55 .. 0.95; areas all, small, medium, large.
+    -1 where there is nothing to find. Thresholds are 0.5, 0.55 .. 0.95; areas all, small, medium, large; of
+    keypoints, which need `sigmas`, all, medium, large.
     """
     installed = importlib.util.find_spec("faster_coco_eval") is not None
     if use_fast and not installed:
@@ -234,6 +237,8 @@ def _count(objects, found, kind, limits, use_fast):
             indices[-1].createIndex()
         evaluation = Evaluation(*indices, kind)
         evaluation.params.maxDets = limits
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
@@ -241,34 +246,41 @@ def _count(objects, found, kind, limits, use_fast):
 
 def _summarise(precision, recall, limits):
     best = precision[..., -1]
-    scores = [_mean(best[:, :, :, 0]), _mean(best[0, :, :, 0]), _mean(best[5, :, :, 0])]
-    scores += [_mean(best[:, :, :, area]) for area in (1, 2, 3)]
-    scores += [_mean(recall[:, :, 0, index]) for index in range(len(limits))]
-    scores += [_mean(recall[:, :, area, -1]) for area in (1, 2, 3)]
+    scores = [
+        average_known(best[:, :, :, 0]),
+        average_known(best[0, :, :, 0]),
+        average_known(best[5, :, :, 0]),
+    ]
+    scores += [average_known(best[:, :, :, area]) for area in (1, 2, 3)]
+    scores += [average_known(recall[:, :, 0, index]) for index in range(len(limits))]
+    scores += [average_known(recall[:, :, area, -1]) for area in (1, 2, 3)]
     return dict(zip(score_names(limits), scores, strict=True))
 
 
 def _summarise_classes(precision, names):
     of_class = {name: precision[:, :, index, 0, -1] for index, name in enumerate(names)}
     return {
-        "AP_per_class": {name: _mean(values) for name, values in of_class.items()},
-        "AP50_per_class": {name: _mean(values[0]) for name, values in of_class.items()},
+        "AP_per_class": {name: average_known(values) for name, values in of_class.items()},
+        "AP50_per_class": {name: average_known(values[0]) for name, values in of_class.items()},
     }
 
 
-def _mean(values):
+def average_known(values) -> float:
+    """The mean of what is not -1, NaN where there is nothing."""
     values = values[values > -1]
     return float(values.mean()) if values.size else float("nan")
 
 
-def _find_size_problem(image):
+def find_size_problem(image) -> str | None:
+    """What is wrong with the size of an entry of "images", or None; it may be missing."""
     sides = image.get("height"), image.get("width")
     if all(side is None or is_side(side) for side in sides):
         return None
     return f"no usable height and width. Received: {', '.join(map(show, sides))}"
 
 
-def _read_size(image):
+def read_picture_size(image) -> tuple[int, int] | None:
+    """(height, width) of an entry of "images", or None."""
     sides = image.get("height"), image.get("width")
     return None if None in sides else tuple(map(int, sides))
 
@@ -350,11 +362,13 @@ def _class_names(categories):
     return {key: f"{name} ({key})" if repeated[name] > 1 else name for key, name in names.items()}
 
 
-def _percent(value):
+def to_percent(value) -> str:
+    """A score as text; "-" for NaN."""
     return "-" if np.isnan(value) else f"{100 * value:.2f}"
 
 
-def _align(rows):
+def align_rows(rows) -> list[str]:
+    """Lines of a table: names at the left, all else at the right of its column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:

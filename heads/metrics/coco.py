@@ -67,7 +67,7 @@ class CocoScores(keras.callbacks.Callback):
         self.image_ids, self.category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
         self.dataset, self.kinds, self.every = dataset, tuple(kinds), every
         self.max_detections = tuple(check_limits(max_detections))
-        self.results_path = None if results_path is None else _prepare_path(results_path)
+        self.results_path = None if results_path is None else prepare_path(results_path)
         self.last_scores = None
         self._last_logs = None
         self._check_truth(read_objects(truth, self.kinds))
@@ -142,7 +142,7 @@ def predict_coco_results(
         ValueError: Where `dataset` has more or fewer pictures than there are ids.
     """
     results, num_images = [], 0
-    for inputs in _with_progress(dataset, progress):
+    for inputs in with_progress(dataset, progress):
         inputs = inputs[0] if isinstance(inputs, tuple | list) else inputs
         # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
         inputs = keras.tree.map_structure(np.asarray, inputs)
@@ -260,7 +260,7 @@ def save_results(results: list[dict], path, kind: str | None = None):
     os.replace(beside, path)
 
 
-def _prepare_path(path):
+def prepare_path(path):
     """Returns the path of a file to write, in a folder that exists from now on."""
     path = Path(path)
     if path.is_dir():
@@ -279,7 +279,8 @@ def _picture_sizes(inputs):
     return [inputs.shape[1:3]] * len(inputs)
 
 
-def _with_progress(dataset, progress):
+def with_progress(dataset, progress: bool):
+    """The batches, with a progress bar if wanted."""
     if not progress:
         return dataset
     from tqdm import tqdm

@@ -158,6 +158,82 @@ def _check_boxes(boxes, labels, image_sizes):
     return faults, poison if image_sizes is None else poison + 0.0 * ops.sum(image_sizes)
 
 
+def read_crops(inputs):
+    """Returns the inputs of a pose model: (images, what else there is).
+
+    Args:
+        inputs: images (batch, height, width, 3), or a dict of them as "images" with, if wanted,
+            "to_pictures", (batch, 2, 3): the affine map from (x, y, 1) in the image to (x, y) in the picture
+            that it was cut out of.
+
+    Returns:
+        (images, others): `others` is a dict of "to_pictures", float32 (batch, 2, 3), where it is given.
+
+    Raises:
+        ValueError: at a dict without "images" or with unknown keys, or at maps of another shape.
+    """
+    if not isinstance(inputs, dict):
+        return inputs, {}
+    if "images" not in inputs or not set(inputs) <= {"images", "to_pictures"}:
+        raise ValueError(
+            "inputs must be images or a dict of ['images', 'to_pictures'], of which only 'images' is needed. "
+            f"Received keys: {sorted(inputs)}"
+        )
+    if "to_pictures" not in inputs:
+        return inputs["images"], {}
+    maps = ops.cast(inputs["to_pictures"], "float32")
+    if len(maps.shape) != 3 or tuple(maps.shape[1:]) != (2, 3):
+        raise ValueError(f"to_pictures must be (batch, 2, 3). Received: shape {tuple(maps.shape)}")
+    return inputs["images"], {"to_pictures": maps}
+
+
+def read_keypoints(targets, num_keypoints: int):
+    """Returns checked keypoints, their weights, and what to add to the loss.
+
+    Args:
+        targets: a dict of "keypoints" (batch, keypoints, 2), (x, y) in pixels, and "weights" (batch,
+            keypoints), 0 for a keypoint without a label, whose place may be anything.
+        num_keypoints: their number.
+
+    Returns:
+        (keypoints, weights, poison): float32; and 0, or NaN where a weight is negative or a keypoint with a
+        weight is not finite: see `poison_faults`.
+
+    Raises:
+        ValueError: at missing keys or other shapes, and, outside of graphs, at a fault.
+    """
+    needed = ("keypoints", "weights")
+    if not isinstance(targets, dict) or not set(needed) <= set(targets):
+        received = sorted(targets) if isinstance(targets, dict) else type(targets).__name__
+        raise ValueError(f"targets must be a dict with {list(needed)}. Received: {received}")
+    keypoints, weights = (ops.cast(targets[name], "float32") for name in needed)
+    shapes = tuple(keypoints.shape), tuple(weights.shape)
+    ends = (shapes[0][1:], (num_keypoints, 2)), (shapes[1][1:], (num_keypoints,))
+    if any(len(end) != len(wanted) or not _fits(end, wanted) for end, wanted in ends):
+        raise ValueError(
+            f"targets must have keypoints (batch, {num_keypoints}, 2) and weights (batch, {num_keypoints}). "
+            f"Received shapes: {shapes[0]} and {shapes[1]}"
+        )
+    right = ops.logical_and(ops.isfinite(weights), weights >= 0.0)
+    labelled = ops.logical_and(right, weights > 0.0)
+    is_finite = ops.all(ops.isfinite(keypoints), axis=-1)
+    faults = ops.logical_not(right) | ops.logical_and(labelled, ops.logical_not(is_finite))
+    poison = poison_faults(
+        faults,
+        lambda index: (
+            "weights must be 0 or more, and keypoints with a weight finite. Received: "
+            f"{_show(keypoints[index])} with weight {_show(weights[index])} as keypoint {index[1]} of image "
+            f"{index[0]} of the batch"
+        ),
+    )
+    known = ops.logical_and(labelled, is_finite)
+    return ops.where(known[..., None], keypoints, 0.0), ops.where(known, weights, 0.0), poison
+
+
+def _fits(shape, wanted):
+    return all(side in (None, other) for side, other in zip(shape, wanted, strict=True))
+
+
 def check_masks(masks, finest_level):
     """Returns 0, or NaN where masks are not as large as the images (but for the stride) or exceed 1.
 

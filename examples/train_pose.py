@@ -1,0 +1,309 @@
+"""Trains a pose model with a VAN backbone, scores it and draws what it sees.
+
+    python examples/train_pose.py --data path/to/coco --splits train2017 val2017 --images "{split}" \
+        --variant b2 --weights imagenet
+
+The data folder holds `images/<split>` and `annotations/person_keypoints_<split>.json` in COCO's format, for
+the splits train and val. Without --data the people of the embedded, synthetic data set are used. The defaults
+are the paper's settings for COCO.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+
+import keras
+import numpy as np
+from PIL import Image
+
+from heads import Resizing, SimpleBaseline, WarmUpStepDecay
+from heads.data import (
+    CocoKeypoints,
+    KeypointShapes,
+    PoseAugmentation,
+    find_training_pictures,
+    pose_evaluation_batches,
+    pose_training_batches,
+)
+from heads.drawing import draw_pose_comparison
+from heads.metrics import KeypointScores, format_keypoint_scores, save_results
+from heads.training import (
+    RunError,
+    StepTimer,
+    StopOnNonFinite,
+    TrainingRun,
+    hold_folder,
+    interrupt_on_sigterm,
+    number,
+    plan_rounds,
+    whole_number,
+)
+from van_backbones import VARIANTS, VANBackbone
+from van_backbones.checkpoints.releases import RELEASES, find_release
+
+EPOCHS, DROPS = 210, (170, 200)  # the epochs after which the rate falls to a tenth
+LEARNING_RATE = 5e-4  # for 64 people, from ImageNet weights
+# A random start takes larger steps, but no peaks.
+LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH = 2e-3, 1.0
+CROP_SIZE, EMBEDDED_CROP_SIZE = (256, 192), (64, 64)
+ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and look at these annotations."
+
+
+def main(argv=None):
+    """Trains, scores and draws."""
+    arguments = parse_arguments(argv)
+    try:
+        with hold_folder(arguments.output) as output:
+            train_and_draw(arguments, output)
+    except (RunError, FloatingPointError) as error:
+        raise SystemExit(f"\n{error}") from error
+
+
+def train_and_draw(arguments, output):
+    """Trains in a folder that no other training uses."""
+    check_weights(arguments)
+    keras.utils.set_random_seed(arguments.seed)
+    if arguments.mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+
+    train, validation = open_data(arguments)
+    print(f"{train.num_keypoints} keypoints: {', '.join(train.keypoint_names)}", flush=True)
+    print(f"{len(train):,} people to learn from, {len(validation):,} to score", flush=True)
+    augment = PoseAugmentation(
+        arguments.image_size, scale_range=arguments.scale_range, rotation=arguments.rotation
+    )
+    steps, evaluate_every, milestones = plan_steps(arguments, len(train))
+    model = build_model(arguments, train)
+    model.compile(optimizer=build_optimizer(arguments, steps, milestones))
+    print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
+    scorer = build_scorer(arguments, validation)
+    run = TrainingRun(output, steps, describe_run(arguments, train), monitor="val_keypoints_AP")
+    if arguments.resume:
+        run.restore(model)
+    else:
+        print_scores("Before training", model, scorer)
+
+    options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    batches = pose_training_batches(train, augment=augment, first_step=run.step, **options)
+    find_pictures = functools.partial(find_training_pictures, train, **options)
+    timer = StepTimer()
+    with interrupt_on_sigterm():
+        try:
+            model.fit(
+                batches,
+                callbacks=[
+                    StopOnNonFinite(run.step, find_pictures, ADVICE),
+                    scorer,
+                    run,
+                    *build_callbacks(output),
+                    timer,
+                ],
+                shuffle=False,  # `pose_training_batches` did it
+                **run.begin(evaluate_every),
+            )
+        except KeyboardInterrupt as reason:
+            return run.save_interrupted(model, reason)
+
+    best = keras.saving.load_model(output / "best.keras")
+    save_results(print_scores("After training (best.keras)", best, scorer), output / "results.json")
+    draw_pictures(best, validation, output)
+    print(timer.summary())
+    print(f"Model, results and pictures are in {output.resolve()}")
+
+
+def parse_arguments(argv):
+    """Returns the settings."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", help="folder of pictures and annotations; default: the embedded data set")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    add("--annotations", help="where in --data; default: annotations/person_keypoints_{split}.json")
+    add("--images", help="where in --data; default: images/{split}")
+    sigmas = "what the scores forgive of each keypoint; default: COCO's, where the keypoints are COCO's"
+    add("--sigmas", type=number(above=0), nargs="+", help=sigmas)
+    add("--variant", default="b0", choices=list(VARIANTS))
+    add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
+    count = whole_number(1)
+    add("--channels", type=count, default=256, help="channels of the head")
+    stages = whole_number(0, 4)
+    add("--frozen-stages", type=stages, default=0, help="how many stages of the backbone stay as they are")
+    add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
+    add("--steps", type=count, help="instead of 210 epochs; the drops of the rate move along")
+    every = "most steps between scores and checkpoints, in equal rounds; default: ten epochs, >= 200"
+    add("--evaluate-every", type=count, help=every)
+    add("--batch-size", type=count, default=64)
+    size = "of the crops; default: 256 192, of the embedded data 64 64"
+    add("--image-size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+    scales = "factors of the crops' sides; default: 0.5 1.5"
+    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=scales)
+    add("--rotation", type=number(at_least=0), default=80.0, help="largest turn of the crops, degrees")
+    add("--flip-test", action="store_true", help="score with the mirrored crops, too")
+    rate = "default: 5e-4 * batch size / 64, or 2e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
+    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    add("--mixed-precision", action="store_true", help="compute in bfloat16")
+    add("--output", default="runs/pose", help="folder of checkpoints, logs and pictures")
+    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    arguments = parser.parse_args(argv)
+    try:
+        check_arguments(arguments)
+    except RunError as error:
+        parser.error(str(error))
+    return fill_defaults(arguments)
+
+
+def check_arguments(arguments):
+    """Raises RunError at options that another one makes void, or out of range."""
+    in_data = (arguments.splits, arguments.annotations, arguments.images, arguments.sigmas)
+    if arguments.data is None and any(in_data):
+        raise RunError("--splits, --annotations, --images and --sigmas need --data: they tell of it")
+    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
+        raise RunError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
+    if arguments.rotation > 180:
+        raise RunError(f"--rotation must be at most 180 degrees. Received: {arguments.rotation}")
+    if any(side % 32 for side in arguments.image_size or ()):
+        raise RunError(f"--image-size must be multiples of 32. Received: {arguments.image_size}")
+
+
+def fill_defaults(arguments):
+    """Returns the arguments with the defaults that depend on others."""
+    arguments.splits = arguments.splits or ("train", "val")
+    arguments.annotations = arguments.annotations or "annotations/person_keypoints_{split}.json"
+    arguments.images = arguments.images or "images/{split}"
+    arguments.scale_range = tuple(arguments.scale_range or (0.5, 1.5))
+    crop_size = EMBEDDED_CROP_SIZE if arguments.data is None else CROP_SIZE
+    arguments.image_size = tuple(arguments.image_size or crop_size)
+    return arguments
+
+
+def check_weights(arguments):
+    """Finds a mistyped --weights before the data is read."""
+    is_release = arguments.weights in (*RELEASES, "imagenet")
+    if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
+        try:
+            find_release(arguments.weights, arguments.variant)
+        except ValueError as error:
+            raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
+
+
+def open_data(arguments):
+    """Returns the training and the validation data, checked."""
+    if arguments.data is None:
+        return [KeypointShapes(count, seed=seed) for count, seed in ((500, 0), (60, 1))]
+    datasets = []
+    for split in arguments.splits:
+        data = pathlib.Path(arguments.data)
+        annotations = data / arguments.annotations.format(split=split)
+        images = data / arguments.images.format(split=split)
+        datasets.append(CocoKeypoints(annotations, images, sigmas=arguments.sigmas))
+        datasets[-1].check()
+    if datasets[0].keypoint_names != datasets[1].keypoint_names:
+        names = [dataset.keypoint_names for dataset in datasets]
+        raise SystemExit(f"Both splits must have the same keypoints: {names}")
+    for dataset in datasets:
+        if not len(dataset):
+            raise SystemExit(
+                f"{dataset.path} has no people with labelled keypoints: nothing to learn or to score. Label "
+                "some of its pictures, or name other --splits"
+            )
+    if datasets[1].sigmas is None:
+        raise SystemExit(
+            f"--sigmas must be given for keypoints that are not COCO's, {datasets[0].num_keypoints} numbers "
+            "such as 0.05: what the scores forgive, in units of a person's size"
+        )
+    return datasets
+
+
+def describe_run(arguments, train):
+    """Returns the settings that are kept beside the models."""
+    return {**vars(arguments), "keypoints": list(train.keypoint_names)}
+
+
+def plan_steps(arguments, num_people):
+    """Returns the number of steps, those between two scores, and those after which the rate falls."""
+    epoch_steps = -(-num_people // arguments.batch_size)
+    steps = arguments.steps or EPOCHS * epoch_steps
+    evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(10 * epoch_steps, 200))
+    return steps, evaluate_every, [round(steps * drop / EPOCHS) for drop in DROPS]
+
+
+def build_model(arguments, train):
+    """Returns the model, with all that it needs to know of the keypoints."""
+    backbone = VANBackbone(arguments.variant, weights=arguments.weights)
+    backbone.freeze(arguments.frozen_stages, arguments.frozen_batch_norms)
+    return SimpleBaseline(
+        backbone,
+        train.num_keypoints,
+        arguments.channels,
+        flip_pairs=train.flip_pairs,
+        keypoint_names=train.keypoint_names,
+        skeleton=train.skeleton,
+        resizing=Resizing(arguments.image_size),
+    )
+
+
+def build_optimizer(arguments, steps, milestones):
+    """Returns Adam as in the paper's recipe."""
+    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 64, None
+    if arguments.weights is None:
+        learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
+    if arguments.learning_rate is not None:
+        learning_rate = arguments.learning_rate
+    if arguments.clip_norm is not None:
+        clip_norm = arguments.clip_norm or None
+    warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
+    schedule = WarmUpStepDecay(learning_rate, warm_up, milestones)
+    return keras.optimizers.Adam(schedule, global_clipnorm=clip_norm)
+
+
+def build_scorer(arguments, validation):
+    """Returns the callback that scores the model on the validation data."""
+    return KeypointScores(
+        pose_evaluation_batches(validation, arguments.batch_size, arguments.image_size),
+        validation.to_coco(),
+        validation.image_ids,
+        validation.sigmas,
+        flip_test=arguments.flip_test,
+    )
+
+
+def build_callbacks(output):
+    """Returns what else `fit` logs into `output`."""
+    return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
+
+
+def print_scores(title, model, scorer):
+    """Prints average precision and recall; gives COCO's results."""
+    results = scorer.predict(model)
+    print(f"\n{title}\n{format_keypoint_scores(scorer.score(results))}", flush=True)
+    return results
+
+
+def draw_pictures(model, validation, output, num_pictures=6):
+    """Draws image, truth and prediction of the first pictures."""
+    image_ids, images = np.array(validation.image_ids), {}
+    for example in validation.load().as_numpy_iterator():
+        images.setdefault(validation.image_ids[example["index"]], example["image"])
+        if len(images) > num_pictures:
+            break
+    keys = list(images)[:num_pictures]
+    people = [np.flatnonzero(image_ids == key) for key in keys]
+    pictures = [images[key] for key in keys]
+    boxes = [validation.boxes[rows] for rows in people]
+    predictions = model.predict_pictures(pictures, boxes, progress=False)
+    truths = [validation.keypoints[rows] for rows in people]
+    truths = [{"keypoints": truth[..., :2], "scores": truth[..., 2]} for truth in truths]
+    names = model.keypoint_names, model.skeleton
+    picture = draw_pose_comparison(pictures, truths, predictions, names[1], names[0])
+    Image.fromarray(picture).save(output / "predictions.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Keypoints as COCO's result lists, and a callback that scores them during `fit`."""
+
+from collections.abc import Iterable, Sequence
+
+import keras
+import numpy as np
+
+from heads.metrics.average_precision import check_known, read_truth, to_plain_list
+from heads.metrics.coco import prepare_path, save_results, with_progress
+from heads.metrics.keypoint_precision import check_sigmas, evaluate_keypoints, is_labelled, read_people
+
+KEYPOINT_THRESHOLD = 0.2  # mmpose's: keypoints below do not count in a person's score
+
+
+class KeypointScores(keras.callbacks.Callback):
+    """Scores a pose model after an epoch, for `fit(callbacks=[...])`.
+
+    Puts "val_keypoints_AP", "val_keypoints_AP50" ... into the logs of the epoch, so that callbacks later in
+    the list can use them. An epoch that is not scored logs the scores of the last one that was; what the
+    truth has no person for is not logged. Only the pictures in `image_ids` are scored.
+
+    Args:
+        dataset: Batches of `pose_evaluation_batches`, see `predict_keypoint_results`.
+        truth: COCO JSON, a path or a dict.
+        image_ids: Id of the picture of each person of `dataset`, in its order.
+        sigmas: See `evaluate_keypoints`.
+        every: Score after the first epoch of a training, and after each `every`-th.
+        results_path: File for the results of the latest scored epoch; its folder is made. None: not kept.
+        box_scores: See `predict_keypoint_results`.
+        flip_test: Whether to average with the mirrored crops.
+
+    Raises:
+        ValueError: For `every` below 1, ids that the truth does not have, a truth that `evaluate_keypoints`
+            refuses, or one without a labelled person on the pictures.
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable,
+        truth,
+        image_ids: Sequence,
+        sigmas: Sequence[float],
+        every: int = 1,
+        results_path=None,
+        box_scores: Sequence[float] | None = None,
+        flip_test: bool = False,
+    ):
+        super().__init__()
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a whole number of epochs, at least 1. Received: {every!r}")
+        self.truth, self.sigmas = read_truth(truth), check_sigmas(sigmas)
+        self.dataset, self.every, self.flip_test = dataset, every, flip_test
+        self.image_ids, self.box_scores = to_plain_list(image_ids), box_scores
+        self.results_path = None if results_path is None else prepare_path(results_path)
+        self.last_scores = self._last_logs = None
+        people = read_people(truth, len(self.sigmas))
+        check_known("image_ids", self.image_ids, people.image_sizes)
+        self.category_id, pictures = people.category_id, set(self.image_ids)
+        if not any(each.image_id in pictures and is_labelled(each) for each in people.annotations):
+            raise ValueError(
+                "truth must have people with labelled keypoints, to be scored. Received none on "
+                f"{len(pictures)} pictures"
+            )
+
+    def on_train_begin(self, logs=None):
+        self._last_logs = None
+        num_keypoints = getattr(self.model, "num_keypoints", len(self.sigmas))
+        if num_keypoints != len(self.sigmas):
+            raise ValueError(
+                f"sigmas must have one for each of the model's {num_keypoints} keypoints. "
+                f"Received: {len(self.sigmas)}"
+            )
+
+    def predict(self, model, progress: bool = False) -> list[dict]:
+        """Returns COCO's result list of a model: see `predict_keypoint_results`."""
+        return predict_keypoint_results(
+            model,
+            self.dataset,
+            self.image_ids,
+            self.category_id,
+            self.box_scores,
+            self.flip_test,
+            progress,
+        )
+
+    def score(self, results) -> dict:
+        """Returns the scores of results on the pictures: see `evaluate_keypoints`."""
+        return evaluate_keypoints(self.truth, results, self.sigmas, image_ids=set(self.image_ids))
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs
+        if (epoch + 1) % self.every and self._last_logs is not None:
+            logs.update(self._last_logs)
+            return
+        results = self.predict(self.model)
+        if self.results_path is not None:
+            save_results(results, self.results_path)
+        self.last_scores = self.score(results)
+        # Keras's callbacks take a first NaN for the best score for ever.
+        known = {name: score for name, score in self.last_scores.items() if score == score}
+        self._last_logs = {f"val_{name}": score for name, score in known.items()}
+        logs.update(self._last_logs)
+        if self.params.get("verbose", 1):
+            scores = [self.last_scores[f"keypoints_{name}"] for name in ("AP", "AP50")]
+            print(f"\nEpoch {epoch + 1}: keypoints AP {scores[0]:.4f}, AP50 {scores[1]:.4f}", flush=True)  # noqa: T201
+
+
+def predict_keypoint_results(
+    model,
+    dataset: Iterable,
+    image_ids: Sequence,
+    category_id,
+    box_scores: Sequence[float] | None = None,
+    flip_test: bool = False,
+    progress: bool = False,
+) -> list[dict]:
+    """Runs a pose model over all people and gives COCO's result list.
+
+    Args:
+        model: Keras model whose `predict_on_batch` gives "keypoints" and "scores", in pixels of the picture.
+        dataset: Batches: inputs, or tuples that begin with them, as those of `pose_evaluation_batches`.
+        image_ids: Id of the picture of each person, in the order of `dataset`.
+        category_id: Of the people.
+        box_scores: Score of each person's box, where a detector found it. None: 1 each.
+        flip_test: Whether to average with the mirrored crops; the model needs `flip_pairs`.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        List of result dicts, see `to_keypoint_results`.
+
+    Raises:
+        ValueError: Where `dataset` has more or fewer people than there are ids or scores.
+    """
+    model = model.with_flip_test() if flip_test else model
+    box_scores = [1.0] * len(image_ids) if box_scores is None else box_scores
+    if len(box_scores) != len(image_ids):
+        raise ValueError(
+            f"box_scores must have one for each of {len(image_ids)} people. Received: {len(box_scores)}"
+        )
+    results, count = [], 0
+    for inputs in with_progress(dataset, progress):
+        inputs = inputs[0] if isinstance(inputs, tuple | list) else inputs
+        # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
+        found = model.predict_on_batch(keras.tree.map_structure(np.asarray, inputs))
+        end = count + len(found["scores"])
+        if end > len(image_ids):
+            raise ValueError(
+                "image_ids must have one id for each person of the dataset, which has more than "
+                f"{len(image_ids)}. Is it repeated, or shuffled? Received: {len(image_ids)} ids"
+            )
+        results += to_keypoint_results(found, image_ids[count:end], category_id, box_scores[count:end])
+        count = end
+    if count != len(image_ids):
+        raise ValueError(
+            f"image_ids must have one id for each of {count} people of the dataset. "
+            f"Received: {len(image_ids)} ids"
+        )
+    return results
+
+
+def to_keypoint_results(found: dict, image_ids: Sequence, category_id, box_scores: Sequence) -> list[dict]:
+    """COCO's result list of a batch of people.
+
+    A person's score is mmpose's: the mean of the scores of the keypoints above 0.2, 0 where there are none,
+    times the score of the box.
+
+    Args:
+        found: "keypoints" (n, keypoints, 2), (x, y) in pixels of the picture, and "scores" (n, keypoints).
+        image_ids: Id of the picture of each person.
+        category_id: Of the people.
+        box_scores: Score of each person's box.
+
+    Returns:
+        List of dicts of plain JSON types: "image_id", "category_id", "keypoints" (x, y, score, ...), "score".
+    """
+    keypoints, scores = (
+        keras.ops.convert_to_numpy(found[name]).astype("float64") for name in ("keypoints", "scores")
+    )
+    rows = zip(to_plain_list(image_ids), keypoints, scores, box_scores, strict=True)
+    results = []
+    for image_id, points, heights, box_score in rows:
+        sure = heights[heights > KEYPOINT_THRESHOLD]
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_id,
+                "keypoints": np.concatenate([points, heights[:, None]], axis=1).ravel().tolist(),
+                "score": float(sure.mean() if len(sure) else 0.0) * float(box_score),
+            }
+        )
+    return results
