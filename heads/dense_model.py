@@ -197,6 +197,14 @@ class DenseModel(keras.Model):
         detections = self.predict_on_batch(inputs)
         return [{name: values[row] for name, values in detections.items()} for row in range(len(images))]
 
+    def predict_raw(self, inputs):
+        """Returns what `call` returns, as NumPy arrays, of one batch: in a graph, as `predict` does it."""
+        if "_find_network" not in vars(self):
+            network = _Network(self)
+            # As an attribute, Keras would save it with the model.
+            self._find_network = lambda: network
+        return self._find_network().predict_on_batch(inputs)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         _refuse_weights(sample_weight=sample_weight)
         losses = self.compute_losses(y, y_pred)
@@ -254,6 +262,18 @@ class DenseModel(keras.Model):
             if part is not self.backbone and part is not self.pyramid and part.weights:
                 yield f"{prefix}{part.name}", part
                 yield from self._walk_parts(part, f"{prefix}{part.name}/")
+
+
+class _Network(keras.Model):
+    """A head whose `predict` does not decode."""
+
+    def __init__(self, head):
+        super().__init__(name="network")
+        self.head = head
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.head(inputs, training=False)
 
 
 def _list_arguments(head_class):

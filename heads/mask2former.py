@@ -328,7 +328,7 @@ class Mask2Former(DenseModel):
 
     def predict_resized(self, images, image_sizes, original_sizes):
         """Returns the task's results of each image at its original size: see `predict_pictures`."""
-        predictions = self({"images": images, "image_sizes": image_sizes}, training=False)
+        predictions = self.predict_raw({"images": images, "image_sizes": image_sizes})
         results = []
         for row, ((height, width), size) in enumerate(zip(image_sizes, original_sizes.tolist(), strict=True)):
             class_logits = predictions["class_logits"][row : row + 1, -1]

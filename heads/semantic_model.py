@@ -51,7 +51,7 @@ class SemanticModel(DenseModel):
             crops = zip(label_maps, image_sizes, strict=True)
             return [{"label_map": label_map[:height, :width]} for label_map, (height, width) in crops]
         # Logits are resized, and not label maps: borders stay smooth.
-        logits = _find_logits(self(images, training=False))
+        logits = _find_logits(self.predict_raw(images))
         results = []
         for row, ((height, width), size) in enumerate(zip(image_sizes, original_sizes.tolist(), strict=True)):
             resized = resize_bilinear(logits[row : row + 1, :height, :width], tuple(size))

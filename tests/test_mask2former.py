@@ -507,7 +507,7 @@ def test_objects_equal_mmdetections(model, predictions, monkeypatch):
 def test_results_of_the_original_size_equal_mmdetections(model, predictions, monkeypatch, task):
     monkeypatch.setattr(model, "task", task)
     inputs = make_inputs(load_case("loss_eval"), original=True)
-    monkeypatch.setattr(model, "call", lambda *args, **kwargs: predictions)
+    monkeypatch.setattr(model, "predict_raw", lambda inputs: predictions)
     found = model.predict_resized(inputs["images"], inputs["image_sizes"], inputs["original_sizes"])
     for image, result in enumerate(found):
         if task == "panoptic":
