@@ -52,6 +52,19 @@ def test_named_losses_equal_the_loss():
         assert scores["loss"] == pytest.approx(1.4)
 
 
+def test_raw_predictions_follow_the_weights(tmp_path):
+    model, (images, _) = make_shift(), make_numbers()
+    model.decode = lambda predictions: -predictions
+    for shift in (2.0, 5.0):
+        model.shift.assign(shift)
+        np.testing.assert_allclose(model.predict_raw(images), np.full(5, 1 + shift))
+        np.testing.assert_allclose(model.predict_on_batch(images), np.full(5, -1 - shift))
+    model.save_weights(tmp_path / "model.weights.h5")  # nothing of the network is saved
+    other = make_shift()
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_allclose(other.predict_raw(images), np.full(5, 6.0))
+
+
 def test_losses_of_layers_count():
     images, targets = make_numbers()
     for options, expected in (
