@@ -172,7 +172,8 @@ class DenseModel(keras.Model):
 
             - of a detector "boxes" (n, 4), xyxy pixels, "scores" (n,), "labels" (n,), "names", n texts, the
               best first, and perhaps "masks", bool (n, height, width) or a list of n dicts;
-            - of a semantic segmenter "label_map", int32 (height, width).
+            - of a semantic segmenter "label_map", int32 (height, width);
+            - of a saliency model "saliency_map", float32 (height, width), 0 .. 1.
 
         Raises:
             ValueError: if a file cannot be read, starting with its path, or an array is no picture.
@@ -261,6 +262,8 @@ def _list_arguments(head_class):
 def _check_class_names(class_names, num_classes):
     if class_names is None:
         return None
+    if num_classes is None:
+        raise ValueError(f"class_names must be None: the model has no classes. Received: {class_names!r}")
     names = list(class_names)
     if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise ValueError(

@@ -8,6 +8,8 @@ from heads.data.coco import CocoDataset
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
 from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
 from heads.data.order import find_training_pictures
+from heads.data.saliency_folder import SaliencyFolder
+from heads.data.saliency_moves import SaliencyAugmentation
 from heads.data.semantic_batches import semantic_evaluation_batches, semantic_training_batches
 from heads.data.semantic_folder import SemanticFolder
 from heads.data.semantic_moves import (
@@ -19,6 +21,7 @@ from heads.data.semantic_moves import (
     resize_keep_ratio,
 )
 from heads.data.shapes.detection import DetectionShapes
+from heads.data.shapes.saliency import SaliencyShapes
 from heads.data.shapes.semantic import SemanticShapes
 
 __all__ = [
@@ -26,6 +29,9 @@ __all__ = [
     "DetectionAugmentation",
     "DetectionShapes",
     "Move",
+    "SaliencyAugmentation",
+    "SaliencyFolder",
+    "SaliencyShapes",
     "SemanticAugmentation",
     "SemanticFolder",
     "SemanticShapes",

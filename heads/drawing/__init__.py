@@ -5,3 +5,4 @@ from heads.drawing.label_maps import draw_comparison, draw_label_map, draw_segme
 from heads.drawing.objects import draw_detection_comparison, draw_detections
 from heads.drawing.pages import draw_legend, label_picture, tile_pictures
 from heads.drawing.palette import class_palette
+from heads.drawing.saliency_maps import draw_saliency_comparison, draw_saliency_map
