@@ -12,12 +12,22 @@ from heads import EDN, Resizing
 from heads.edn import ExtraLevel, FusionBlock, compute_mask_loss
 from van_backbones import VANBackbone
 
-SMALL = {"channels": (4, 6, 5, 8, 4, 4), "extra_channels": 6}
+# Two branches instead of four: graphs of half the size.
+SMALL = {
+    "channels": (4, 6, 5, 8, 4, 4),
+    "extra_channels": 6,
+    "dilations": ((1, 2), (1, 2), (1, 3), (1, 3), (1, 1), (1, 1)),
+}
 
 
 def make_on_pooled_backbone(**options):
     keras.utils.set_random_seed(0)
     return EDN(contracts.PooledBackbone(), **{**SMALL, **options})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_on_pooled_backbone()
 
 
 def make_small_van():
@@ -78,6 +88,8 @@ def test_parameters(widths, expected):
     model = EDN(contracts.PooledBackbone(widths))
     counts = [sum(int(np.prod(w.shape)) for w in m.trainable_variables) for m in (model, model.pyramid)]
     assert counts[0] - counts[1] == expected
+    rates = [(1, 2, 4, 8)] * 4 + [(1, 2, 3, 4)] * 4 + [(1, 1, 1, 1)] * 4
+    assert [block.dilations for block in model.fusion_blocks] == rates
 
 
 # The blocks against slow loops.
@@ -155,7 +167,7 @@ def resize_by_matrices(maps, size):
 
 
 def test_outputs_are_wired_as_in_the_paper():
-    model = make_on_pooled_backbone()
+    model = make_on_pooled_backbone()  # not the fixture: its weights are changed
     random = np.random.default_rng(0)
     for layer in model.layers:
         if layer is not model.pyramid and layer is not model.backbone:
@@ -180,11 +192,6 @@ def test_outputs_are_wired_as_in_the_paper():
             kernel, bias = weights_of(model.output_convs[index])
             outputs.insert(0, resize_by_matrices(fused @ kernel[0, 0] + bias, (70, 97)))
     assert_close(model(images, training=False), outputs[0], 1e-4)
-    assert [block.dilations for block in model.fusion_blocks[::2]] == [
-        *[(1, 2, 4, 8)] * 2,
-        *[(1, 2, 3, 4)] * 2,
-        *[(1, 1, 1, 1)] * 2,
-    ]
     # In training all of them; the norms of a model in evaluation show which is which.
     for index, expected in enumerate(outputs):
         output = model.output_convs[index](model.compute_levels(images, training=False)[index])
@@ -205,8 +212,7 @@ def loss_by_loop(masks, logits):
     return entropies / masks.size + 1 - (2 * shared + 1e-5) / (scores + objects + 1e-5)
 
 
-def test_losses_equal_a_loop():
-    model = make_on_pooled_backbone()
+def test_losses_equal_a_loop(model):
     _, masks = make_batch((9, 7))
     logits = np.random.default_rng(1).normal(size=(*masks.shape, 5)).astype("float32")
     expected = [loss_by_loop(masks, logits[..., index]) for index in range(5)]
@@ -227,8 +233,7 @@ def test_a_mask_without_object_costs_what_is_predicted():
 
 
 @pytest.mark.parametrize("value", [2, -1, 254])
-def test_other_numbers_in_masks_raise(value):
-    model = make_on_pooled_backbone()
+def test_other_numbers_in_masks_raise(model, value):
     masks = np.zeros((1, 4, 4), "int32")
     masks[0, 1, 2] = value
     with pytest.raises(
@@ -237,8 +242,7 @@ def test_other_numbers_in_masks_raise(value):
         model.compute_losses(masks, np.zeros((1, 4, 4, 1), "float32"))
 
 
-def test_outputs():
-    model = make_on_pooled_backbone()
+def test_outputs(model):
     images, _ = make_batch((33, 49), count=2)
     assert model(images, training=True).shape == (2, 33, 49, 5)
     logits = np.asarray(model(images))
@@ -267,7 +271,7 @@ def test_saliency_maps_of_pictures_have_their_size():
     [
         ("channels", (8, 8), "channels must have an entry for each of 6 levels"),
         ("channels", (8, 8, 8, 8, 8, 0), "channels must be positive whole numbers"),
-        ("channels", (2,) * 6, r"a branch must have at least one channel.*channels=2, base=24"),
+        ("channels", (2,) * 6, "a branch must have at least one channel"),
         ("extra_channels", 0, "extra_channels must be at least 1"),
         ("bases", (32,), "bases must have an entry for each of 6 levels"),
         ("dilations", [(1, 2)], "dilations must have an entry for each of 6 levels"),
@@ -295,6 +299,7 @@ def test_every_weight_gets_a_gradient(make_model):
     contracts.check_every_weight_gets_a_gradient(make_model, batch, (*BIASES, "_embedding/proj/bias"))
 
 
+@pytest.mark.slow
 def test_fit():
     contracts.check_fit(make_on_pooled_backbone, make_batch((128, 160)))
 
@@ -329,6 +334,10 @@ def test_deployment(make_model, tmp_path):
 
 def test_config():
     contracts.check_config(make_on_pooled_backbone)
+
+
+@pytest.mark.slow
+def test_config_of_other_options():
     contracts.check_config(functools.partial(make_on_pooled_backbone, dilations=[[1, 3]] * 6, name="other"))
 
 

@@ -4,6 +4,8 @@ Images are RGB 0 .. 255 `(height, width, 3)`, label maps int32 `(height, width)`
 boxes float32 `(n, 4)` xyxy in pixels, their labels int32 with -1 for padding and -2 for crowd regions.
 """
 
+from heads.data.class_folder import ClassFolder, class_training_batches
+from heads.data.class_moves import ClassAugmentation
 from heads.data.coco import CocoDataset
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
 from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
@@ -25,6 +27,8 @@ from heads.data.shapes.saliency import SaliencyShapes
 from heads.data.shapes.semantic import SemanticShapes
 
 __all__ = [
+    "ClassAugmentation",
+    "ClassFolder",
     "CocoDataset",
     "DetectionAugmentation",
     "DetectionShapes",
@@ -35,6 +39,7 @@ __all__ = [
     "SemanticAugmentation",
     "SemanticFolder",
     "SemanticShapes",
+    "class_training_batches",
     "detection_evaluation_batches",
     "detection_training_batches",
     "draw_masks",
