@@ -196,10 +196,11 @@ class ScoredPictures(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        pictures = [
-            preprocess_images(read_picture(path), self.image_size) for path in self.source.image_paths[part]
+        pictures = (read_picture(path) for path in self.source.image_paths[part])
+        prepared = [
+            keras.ops.convert_to_numpy(preprocess_images(picture, self.image_size)) for picture in pictures
         ]
-        return np.concatenate(pictures), self.source.labels[part]
+        return np.concatenate(prepared), self.source.labels[part]
 
 
 def score_and_draw(model, held_out, class_names, output):

@@ -36,7 +36,7 @@ class ClassFolder:
         labels: int32 `(pictures,)`, the class of each.
 
     Raises:
-        ValueError: For a missing folder, fewer than 2 classes, folders that are no class, or no picture.
+        ValueError: For a missing folder, fewer than 2 classes, folders that are no class or have no picture.
     """
 
     def __init__(self, path: str | os.PathLike, class_names: Sequence[str] | None = None):
@@ -55,16 +55,15 @@ class ClassFolder:
                 f"the folders in {show_path(self.path)} must be classes of the training data. "
                 f"Received also: {', '.join(unknown)}"
             )
-        examples = [
-            (picture, self.class_names.index(folder.name))
-            for folder in folders
-            for picture in list_pictures(folder)
-        ]
-        if not examples:
+        pictures = {folder.name: list_pictures(folder) for folder in folders}
+        if empty := [name for name, found in pictures.items() if not found]:
             raise ValueError(
-                f"the folders in {show_path(self.path)} must hold pictures ({', '.join(SUFFIXES)}). "
-                "Received: none"
+                f"each folder in {show_path(self.path)} must hold pictures ({', '.join(SUFFIXES)}). "
+                f"Received none in: {', '.join(empty)}"
             )
+        examples = [
+            (path, self.class_names.index(name)) for name, found in pictures.items() for path in found
+        ]
         self.image_paths = [picture for picture, _ in examples]
         self.labels = np.array([label for _, label in examples], "int32")
 
