@@ -325,9 +325,8 @@ def test_saving(tmp_path):
     contracts.check_saving(make_on_pooled_backbone, make_batch(), tmp_path / "model.keras")
 
 
-@pytest.mark.parametrize(
-    "make_model", [make_on_pooled_backbone, pytest.param(make_small_van, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make_model", [make_on_pooled_backbone, make_small_van])
 def test_deployment(make_model, tmp_path):
     contracts.check_deployment(make_model, make_batch((49, 64))[0], tmp_path / "model.keras")
 
@@ -358,6 +357,7 @@ def test_evaluate():
     contracts.check_evaluate(make_on_pooled_backbone, make_batch(), ["loss", "saliency_loss"])
 
 
+@pytest.mark.slow
 def test_sample_weight_and_options():
     contracts.check_sample_weight(make_on_pooled_backbone, make_batch())
     options = {"metrics": ["mae"], "weighted_metrics": ["mae"]}

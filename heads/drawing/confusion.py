@@ -12,6 +12,8 @@ from heads.drawing.palette import contrasting_ink
 CELL, SMALL_CELL = 36, 8
 MOST_NAMED_CLASSES = 40  # more classes get cells without names and numbers
 MOST_NAME_PIXELS = 160
+NUMBER_SIZE = 12
+LINE_COLOUR = (225, 225, 225)
 DARK_BLUE = np.array([20.0, 60.0, 130.0])
 
 
@@ -38,36 +40,41 @@ def draw_confusion(confusion, class_names: Sequence[str]) -> np.ndarray:
     colours = (255 + shares[..., None] * (DARK_BLUE - 255)).round().astype(np.uint8)
     is_named = count <= MOST_NAMED_CLASSES
     cell = CELL if is_named else SMALL_CELL
-    grid = Image.fromarray(pages.enlarge_picture(colours, cell))
+    grid = Image.fromarray(np.pad(pages.enlarge_picture(colours, cell), ((0, 1), (0, 1), (0, 0))))
     pen = ImageDraw.Draw(grid)
-    for line in range(0, count * cell, cell):
-        pen.line([(line, 0), (line, grid.height)], (225, 225, 225))
-        pen.line([(0, line), (grid.width, line)], (225, 225, 225))
-    if not is_named:
-        return pages.label_picture(np.array(grid), "rows: truth, columns: prediction")
-    font = pages.text_font(12)
-    for row, column in np.argwhere(confusion):
-        centre = ((column + 0.5) * cell, (row + 0.5) * cell)
-        ink = contrasting_ink(colours[row, column])
-        pen.text(centre, str(confusion[row, column]), ink, font, anchor="mm")
-    return _add_names(grid, [str(name) for name in class_names], cell)
+    for line in range(0, count * cell + 1, cell):
+        pen.line([(line, 0), (line, grid.height)], LINE_COLOUR)
+        pen.line([(0, line), (grid.width, line)], LINE_COLOUR)
+    if is_named:
+        font = pages.text_font(NUMBER_SIZE)
+        for row, column in np.argwhere(confusion):
+            centre = ((column + 0.5) * cell, (row + 0.5) * cell)
+            ink = contrasting_ink(colours[row, column])
+            pen.text(centre, str(confusion[row, column]), ink, font, anchor="mm")
+        grid = _add_names(grid, [_shorten(str(name)) for name in class_names])
+    page = pages.label_picture(np.array(grid), "rows: truth, columns: prediction")
+    return pages.tile_pictures([[page]])
 
 
-def _add_names(grid, names, cell):
-    """Returns a page with the names to the left of a grid, and upright above it."""
+def _add_names(grid, names):
+    """Returns a page with the names to the left of a grid, and turned above it."""
     font = pages.text_font(pages.TEXT_SIZE)
-    room = int(min(max(map(font.getlength, names)), MOST_NAME_PIXELS)) + 2 * pages.MARGIN
-    names_beside = Image.new("RGB", (room, grid.height), "white")
-    pen = ImageDraw.Draw(names_beside)
-    for index, name in enumerate(names):
-        pen.text((room - pages.MARGIN, (index + 0.5) * cell), name, "black", font, anchor="rm")
-    names_above = Image.new("RGB", (grid.width, room), "white")
-    for index, name in enumerate(names):
-        strip = Image.new("RGB", (room, cell), "white")
-        ImageDraw.Draw(strip).text((pages.MARGIN, cell / 2), name, "black", font, anchor="lm")
-        names_above.paste(strip.transpose(Image.Transpose.ROTATE_90), (index * cell, 0))
-    page = Image.new("RGB", (room + grid.width + 1, room + grid.height + 1), "white")
-    page.paste(names_beside, (0, room))
-    page.paste(names_above, (room, 0))
+    room = int(max(map(font.getlength, names))) + 2 * pages.MARGIN
+    page = Image.new("RGB", (room + grid.width, room + grid.height), "white")
     page.paste(grid, (room, room))
-    return pages.label_picture(np.array(page), "rows: truth, columns: prediction")
+    for index, name in enumerate(names):
+        strip = Image.new("RGB", (room, CELL), "white")
+        ImageDraw.Draw(strip).text((room - pages.MARGIN, CELL / 2), name, "black", font, anchor="rm")
+        page.paste(strip, (0, room + index * CELL))
+        strip = Image.new("RGB", (room, CELL), "white")
+        ImageDraw.Draw(strip).text((pages.MARGIN, CELL / 2), name, "black", font, anchor="lm")
+        page.paste(strip.transpose(Image.Transpose.ROTATE_90), (room + index * CELL, 0))
+    return page
+
+
+def _shorten(name):
+    """Returns a name that fits, its end cut where it is too long."""
+    font, end = pages.text_font(pages.TEXT_SIZE), ""
+    while font.getlength(name + end) > MOST_NAME_PIXELS:
+        name, end = name[:-1], "..."
+    return name + end
