@@ -1,5 +1,5 @@
 # `make demo` trains a small segmenter and draws what it does, `make demo TASK=detection` a small detector, of
-# the kind that HEAD names; `make test` runs the fast suite.
+# the kind that HEAD names, `make demo TASK=saliency` a saliency model; `make test` runs the fast suite.
 TASK ?= segmentation
 HEAD ?= retinanet
 PYTHON ?= python3
@@ -17,10 +17,14 @@ DEMO_detection := train_detection.py --output runs/demo-$(HEAD) --head $(HEAD) -
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
 
+DEMO_saliency := train_saliency.py --output runs/demo-saliency $(if $(DATA),\
+	--data $(DATA) --image-sizes 224 256 --batch-size 4 --steps 400 --evaluate-every 200,\
+	--image-sizes 128 --batch-size 8 --steps 500 --evaluate-every 100)
+
 .PHONY: demo test test-slow lint docs dist clean
 
 demo: .venv/installed
-	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation or detection. Received: $(TASK)))
+	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation, detection or saliency. Received: $(TASK)))
 	$(RUN) examples/$(DEMO_$(TASK))
 
 test: .venv/installed-test
