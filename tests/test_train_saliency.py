@@ -39,12 +39,12 @@ def data_folder(tmp_path_factory):
     return root
 
 
-def run(output, *options, head=functools.partial(EDN, **SMALL)):
+def run(output, *options, make_backbone=TinyVAN, **head_options):
     """Runs the script with a small model and gives what it printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(train_saliency, "VANBackbone", TinyVAN)
-        patch.setattr(train_saliency, "EDN", head)
+        patch.setattr(train_saliency, "VANBackbone", make_backbone)
+        patch.setattr(train_saliency, "EDN", functools.partial(EDN, **(head_options or SMALL)))
         train_saliency.main(["--output", str(output), *options])
     return printed.getvalue()
 
@@ -82,23 +82,10 @@ def test_a_folder_is_trained_on_scored_and_drawn(data_folder, tmp_path):
 @pytest.mark.slow
 def test_the_embedded_data_is_learnt(tmp_path):
     """Objects against all else: a far smaller model than the paper's, on small scenes."""
-    with pytest.MonkeyPatch.context() as patch:
-        make = functools.partial(
-            VANBackbone, widths=(16, 32, 64, 64), depths=(1, 1, 1, 1), drop_path_rate=0.0
-        )
-        patch.setitem(globals(), "TinyVAN", make)
-        head = functools.partial(EDN, channels=(16, 24, 32, 32, 32, 32), extra_channels=32)
-        options = [
-            "--image-sizes",
-            "64",
-            "--steps",
-            "400",
-            "--evaluate-every",
-            "200",
-            "--learning-rate",
-            "3e-3",
-        ]
-        run(tmp_path, *options, head=head)
+    widths = {"widths": (16, 32, 64, 64), "depths": (1, 1, 1, 1), "drop_path_rate": 0.0}
+    head = {"channels": (16, 24, 32, 32, 32, 32), "extra_channels": 32}
+    options = ["--image-sizes", "64", "--steps", "400", "--evaluate-every", "100", "--learning-rate", "3e-3"]
+    run(tmp_path, *options, make_backbone=functools.partial(VANBackbone, **widths), **head)
     assert max(float(row["val_max_f"]) for row in read_log(tmp_path)) > 0.75
 
 
