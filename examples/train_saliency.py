@@ -4,7 +4,7 @@
 
 The data folder holds `images/<split>` and `masks/<split>`, for the splits train and val; masks are PNG of 0
 and 255 or 0 and 1. Without --data the embedded, synthetic data set is used: things against all else. The
-defaults are the paper's settings for DUTS.
+sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS.
 """
 
 import argparse

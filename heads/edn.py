@@ -70,6 +70,7 @@ class EDN(DenseModel):
     ):
         channels, bases = read_counts("channels", channels), read_counts("bases", bases)
         check_counts(extra_channels=extra_channels)
+        check_counts(least=2, channels=min(channels))  # half of them come from the coarser level
         dilations = tuple(read_counts("dilations", each) for each in dilations)
         _check_levels(channels=channels, bases=bases, dilations=dilations)
         super().__init__(backbone, LEVELS, ("saliency_loss", "auxiliary_loss"), locals(), **kwargs)

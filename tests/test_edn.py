@@ -272,6 +272,7 @@ def test_saliency_maps_of_pictures_have_their_size():
         ("channels", (8, 8), "channels must have an entry for each of 6 levels"),
         ("channels", (8, 8, 8, 8, 8, 0), "channels must be positive whole numbers"),
         ("channels", (2,) * 6, "a branch must have at least one channel"),
+        ("channels", (8, 8, 8, 8, 8, 1), "channels must be at least 2"),
         ("extra_channels", 0, "extra_channels must be at least 1"),
         ("bases", (32,), "bases must have an entry for each of 6 levels"),
         ("dilations", [(1, 2)], "dilations must have an entry for each of 6 levels"),
