@@ -46,7 +46,7 @@ deployed = deploy(model).predict_on_batch(images)
 losses = model.compute_losses(masks, model(images, training=True))
 losses = {key: float(keras.ops.convert_to_numpy(loss)) for key, loss in losses.items()}
 model.load_weights(folder / "edn.weights.h5")  # statistics may have moved
-model.compile(optimizer=keras.optimizers.SGD(1e-2))
+model.compile(optimizer=keras.optimizers.Adam(1e-2))  # its steps show however small the gradients are
 before = [keras.ops.convert_to_numpy(weight).copy() for weight in model.trainable_variables]
 history = model.fit(images, masks, batch_size=2, verbose=0).history
 changed = [
@@ -89,7 +89,8 @@ def test_maps_losses_and_training_equal_tensorflows(reference, backend):
         assert arrays[name].shape == (2, 70, 97)
         np.testing.assert_allclose(arrays[name], expected["maps"], atol=1e-4)
     assert report["losses"] == pytest.approx(expected_report["losses"], rel=1e-4)
-    assert report["changed"] == report["kernels"] == expected_report["kernels"]
+    # Behind a dead ReLU a kernel of so few channels stays as it is.
+    assert report["changed"] == expected_report["changed"] > 0.95 * report["kernels"]
     assert report["history"].keys() == expected_report["history"].keys()
     for name, values in report["history"].items():
         assert values == pytest.approx(expected_report["history"][name], rel=1e-3)
