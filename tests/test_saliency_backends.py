@@ -89,8 +89,8 @@ def test_maps_losses_and_training_equal_tensorflows(reference, backend):
         assert arrays[name].shape == (2, 70, 97)
         np.testing.assert_allclose(arrays[name], expected["maps"], atol=1e-4)
     assert report["losses"] == pytest.approx(expected_report["losses"], rel=1e-4)
-    # Behind a dead ReLU a kernel of so few channels stays as it is.
-    assert report["changed"] == expected_report["changed"] > 0.95 * report["kernels"]
+    # Batch norms of the coarsest level see one position of two images: what comes before has no gradient.
+    assert report["changed"] == expected_report["changed"] > 0.9 * report["kernels"]
     assert report["history"].keys() == expected_report["history"].keys()
     for name, values in report["history"].items():
         assert values == pytest.approx(expected_report["history"][name], rel=1e-3)
