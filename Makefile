@@ -25,10 +25,14 @@ DEMO_panoptic := train_panoptic.py --output runs/demo-panoptic --channels 64 --n
 	--data $(DATA) --image-size 256 --num-points 1024 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --num-points 512 --scale-range 1 1 --batch-size 8 --steps 1000 --evaluate-every 250)
 
+DEMO_saliency := train_saliency.py --output runs/demo-saliency $(if $(DATA),\
+	--data $(DATA) --image-sizes 224 256 --batch-size 4 --steps 400 --evaluate-every 200,\
+	--image-sizes 128 --batch-size 8 --steps 500 --evaluate-every 100)
+
 .PHONY: demo test test-slow lint docs dist clean
 
 demo: .venv/installed
-	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation, detection, panoptic or pose. Received: $(TASK)))
+	$(if $(DEMO_$(TASK)),,$(error TASK must be segmentation, detection, panoptic, pose or saliency. Received: $(TASK)))
 	$(RUN) examples/$(DEMO_$(TASK))
 
 test: .venv/installed-test

@@ -13,11 +13,10 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from heads.data.class_folder import SUFFIXES, find_class_folders, list_pictures
 from heads.pictures import read_picture
 from van_backbones import VARIANTS, VANClassifier
 from van_backbones.classifier import preprocess_images
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def main(argv=None):
@@ -59,9 +58,10 @@ def main(argv=None):
 
 def list_examples(parser, data, num_classes):
     """Returns (path, label) of all pictures; ends the program where the folders cannot be the classes."""
-    folders = sorted(path for path in data.glob("[!.]*") if path.is_dir())
-    if not folders:
-        parser.error(f"{data} holds no class folders")
+    try:
+        folders = find_class_folders(data)
+    except ValueError as error:
+        parser.error(str(error))
     if all(folder.name.isdigit() for folder in folders):
         labels = [int(folder.name) for folder in folders]
     elif len(folders) == num_classes:
@@ -74,13 +74,10 @@ def list_examples(parser, data, num_classes):
     if max(labels) >= num_classes:
         parser.error(f"the folder {max(labels)} is no class of {num_classes}; pass --num-classes")
     examples = [
-        (path, label)
-        for folder, label in zip(folders, labels, strict=True)
-        for path in sorted(folder.glob("[!.]*"))
-        if path.suffix.lower() in SUFFIXES
+        (path, label) for folder, label in zip(folders, labels, strict=True) for path in list_pictures(folder)
     ]
     if not examples:
-        parser.error(f"the folders in {data} hold no pictures ({', '.join(sorted(SUFFIXES))})")
+        parser.error(f"the folders in {data} hold no pictures ({', '.join(SUFFIXES)})")
     return examples
 
 

@@ -3,6 +3,7 @@
 from heads.atss import ATSS
 from heads.cascade_rcnn import CascadeMaskRCNN
 from heads.dense_model import DenseModel
+from heads.edn import EDN
 from heads.faster_rcnn import FasterRCNN
 from heads.gfl import GFL
 from heads.layers.fpn import FPN
@@ -20,6 +21,7 @@ from heads.upernet import UPerNet
 
 __all__ = [
     "ATSS",
+    "EDN",
     "FPN",
     "GFL",
     "CascadeMaskRCNN",

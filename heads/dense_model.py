@@ -175,6 +175,7 @@ class DenseModel(keras.Model):
             - of a detector "boxes" (n, 4), xyxy pixels, "scores" (n,), "labels" (n,), "names", n texts, the
               best first, and perhaps "masks", bool (n, height, width) or a list of n dicts;
             - of a semantic segmenter "label_map", int32 (height, width);
+            - of a saliency model "saliency_map", float32 (height, width), 0 .. 1;
             - of a panoptic one "segments", int32 (height, width), rows of "labels" (n,), "scores" (n,) and
               "names", n texts; -1 where there is no segment.
 

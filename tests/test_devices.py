@@ -74,3 +74,44 @@ def test_two_devices_equal_one(head, tmp_path):
     assert one["loss"][0] != one["loss"][1]
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-5)
     np.testing.assert_allclose(two["weights"], one["weights"], rtol=1e-5, atol=1e-6)
+
+
+# The Dice coefficient is that of the joint batch: 4 pictures on one device, or 2 on each of two.
+MASK_LOSS_SCRIPT = """
+import numpy as np
+import tensorflow as tf
+
+from heads.edn import compute_mask_loss
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+random = np.random.default_rng(0)
+logits = tf.constant(random.normal(size=(4, 5, 6)), tf.float32)
+masks = tf.constant(random.random((4, 5, 6)) < [[[0.1]], [[0.0]], [[0.8]], [[0.5]]], tf.int32)
+
+
+def compute(logits, masks, num_devices):
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = compute_mask_loss(masks, logits) / num_devices  # as Keras divides it
+    return loss, tape.gradient(loss, logits)
+
+
+loss, gradient = compute(logits, masks, 1)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+part = lambda values: strategy.experimental_distribute_values_from_function(
+    lambda context: values[2 * context.replica_id_in_sync_group :][:2]
+)
+losses, gradients = tf.function(lambda *parts: strategy.run(compute, (*parts, 2)))(part(logits), part(masks))
+losses, gradients = (strategy.experimental_local_results(values) for values in (losses, gradients))
+np.testing.assert_allclose(sum(losses), loss, rtol=1e-6)
+np.testing.assert_allclose(np.concatenate(gradients), gradient, atol=1e-7)
+assert abs(float(losses[0] - losses[1])) > 1e-3
+"""
+
+
+def test_the_mask_loss_of_two_devices_is_that_of_one():
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, "-c", MASK_LOSS_SCRIPT]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]

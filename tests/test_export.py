@@ -15,6 +15,7 @@ from small_models import SMALL, build, draw_images, relative_error
 
 from heads import (
     ATSS,
+    EDN,
     GFL,
     CascadeMaskRCNN,
     Mask2Former,
@@ -80,6 +81,20 @@ def test_export_of_a_segmenter(format, tmp_path):
     expected = model.predict_on_batch(images.astype("float32"))
     assert len(np.unique(expected)) > 1
     assert np.mean(answers["outputs"] != expected) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_export_of_a_saliency_model(format, tmp_path):
+    model = build(EDN, channels=(8,) * 6, extra_channels=8)
+    run = export_to(tmp_path, model, format)
+    for size in ((64, 96), (70, 49)):  # in the second, the coarsest level would be empty
+        images = draw_images(size)
+        answers = run(images)
+        assert list(answers) == ["outputs"]
+        expected = model.predict_on_batch(images.astype("float32"))
+        assert expected.std() > 1e-3
+        np.testing.assert_allclose(answers["outputs"], expected, atol=1e-3)
 
 
 SMALL_HEADS = {

@@ -1,6 +1,7 @@
 """Models for use: norms and layer scales become part of the convolutions."""
 
 import keras
+import numpy as np
 
 from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
@@ -156,7 +157,9 @@ def _copy_weights(source, target):
     state = {}
     source.save_own_variables(state)  # with LoRA in the kernels
     if state:
-        target.load_own_variables(state)
+        # Copies: on JAX both models would share arrays, which `predict` of one takes from the other.
+        copies = {name: np.array(keras.ops.convert_to_numpy(value)) for name, value in state.items()}
+        target.load_own_variables(copies)
     sources, targets = (
         list(part._flatten_layers(include_self=False, recursive=False)) for part in (source, target)
     )

@@ -5,6 +5,8 @@ boxes float32 `(n, 4)` xyxy in pixels, their labels int32 with -1 for padding an
 person's keypoints are float32 `(keypoints, 3)`: x, y and visibility.
 """
 
+from heads.data.class_folder import ClassFolder, class_training_batches
+from heads.data.class_moves import ClassAugmentation
 from heads.data.coco import CocoDataset
 from heads.data.coco_keypoints import CocoKeypoints
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
@@ -14,6 +16,8 @@ from heads.data.panoptic import PanopticDataset
 from heads.data.panoptic_batches import panoptic_evaluation_batches, panoptic_training_batches
 from heads.data.person_moves import PersonMove, PoseAugmentation, move_person
 from heads.data.pose_batches import pose_evaluation_batches, pose_training_batches
+from heads.data.saliency_folder import SaliencyFolder
+from heads.data.saliency_moves import SaliencyAugmentation
 from heads.data.semantic_batches import semantic_evaluation_batches, semantic_training_batches
 from heads.data.semantic_folder import SemanticFolder
 from heads.data.semantic_moves import (
@@ -27,9 +31,12 @@ from heads.data.semantic_moves import (
 from heads.data.shapes.detection import DetectionShapes
 from heads.data.shapes.keypoints import KeypointShapes
 from heads.data.shapes.panoptic import PanopticShapes
+from heads.data.shapes.saliency import SaliencyShapes
 from heads.data.shapes.semantic import SemanticShapes
 
 __all__ = [
+    "ClassAugmentation",
+    "ClassFolder",
     "CocoDataset",
     "CocoKeypoints",
     "DetectionAugmentation",
@@ -40,9 +47,13 @@ __all__ = [
     "PanopticShapes",
     "PersonMove",
     "PoseAugmentation",
+    "SaliencyAugmentation",
+    "SaliencyFolder",
+    "SaliencyShapes",
     "SemanticAugmentation",
     "SemanticFolder",
     "SemanticShapes",
+    "class_training_batches",
     "detection_evaluation_batches",
     "detection_training_batches",
     "draw_masks",

@@ -10,6 +10,7 @@ from heads.pictures import show_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
+LABEL_FOLDERS = ("labels", "annotations", "masks")
 # Files with these lie in such folders too; they are named, not left out.
 OTHER_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".mpo", ".npy", ".tga", ".tif", ".tiff"),
@@ -22,10 +23,11 @@ MAX_LISTED = 20
 
 def find_split(path: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
     """The image folder and the label folder of a split."""
-    label_root = next((path / name for name in ("labels", "annotations") if (path / name).is_dir()), None)
+    label_root = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
     if label_root is None or not (path / "images").is_dir():
         raise ValueError(
-            f"path must hold images/<split>/ with labels/<split>/ or annotations/<split>/. Received: {path}"
+            f"path must hold images/<split>/ with one of {', '.join(LABEL_FOLDERS)} and a <split>/ in it. "
+            f"Received: {path}"
         )
     for name in (split, LONG_SPLIT_NAMES.get(split, split)):
         if (path / "images" / name).is_dir() and (label_root / name).is_dir():

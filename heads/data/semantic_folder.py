@@ -113,7 +113,7 @@ class SemanticFolder:
             label = decode_label_picture(label_path)
             return (
                 _read_image(image_path, label_path, label).pixels,
-                map_numbers(label.numbers, self.num_classes, self.reduce_zero_label, label_path),
+                self._map_numbers(label.numbers, label_path),
             )
 
         def read(index):
@@ -123,6 +123,10 @@ class SemanticFolder:
         indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
+    def _map_numbers(self, numbers, path):
+        """Returns the labels of a label picture's numbers."""
+        return map_numbers(numbers, self.num_classes, self.reduce_zero_label, path)
+
     def _examine_pair(self, pair):
         """A `_PairReport` of an image and its label picture."""
         image_path, label_path = pair
@@ -130,7 +134,7 @@ class SemanticFolder:
         picture = label = None
         try:
             picture = decode_label_picture(label_path)
-            label = map_numbers(picture.numbers, self.num_classes, self.reduce_zero_label, label_path)
+            label = self._map_numbers(picture.numbers, label_path)
         except ValueError as problem:
             report.problems.append(str(problem))
         try:

@@ -250,12 +250,12 @@ def resize_pair(image, label, size):
 
 
 def pad_pair(image, label, size):
-    """Image and label padded at the bottom and right to a static size: mean grey, and 255.
+    """Image and label padded at the bottom and right to a size: mean grey, and 255.
 
     Args:
         image: `(height, width, 3)`, not larger than `size`.
         label: `(height, width)`, int32.
-        size: (height, width), integers.
+        size: (height, width), integers, or scalars of a graph.
 
     Returns:
         Image float32 `(*size, 3)` and label int32 `size`.
@@ -265,7 +265,8 @@ def pad_pair(image, label, size):
     image = tf.pad(tf.cast(check_bands(image), tf.float32), [[0, below], [0, right], [0, 0]])
     image = colour_padding(image[tf.newaxis], tf.shape(label)[tf.newaxis])[0]
     label = tf.pad(label, [[0, below], [0, right]], constant_values=IGNORED_LABEL)
-    return tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(label, (height, width))
+    known = [side if isinstance(side, int) else None for side in size]
+    return tf.ensure_shape(image, (*known, 3)), tf.ensure_shape(label, known)
 
 
 def colour_padding(images, image_sizes):

@@ -62,11 +62,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class ConvolutionBlock(Chain):
-    """Convolution without bias, batch normalisation, ReLU; the map keeps its size.
+    """Convolution, batch normalisation, ReLU; the map keeps its size.
 
     Args:
         filters: output channels.
         kernel_size: side of the kernel, odd.
+        use_bias: whether the convolution has a bias.
+        dilation_rate: spacing of the pixels that the kernel looks at.
         **kwargs: base arguments of the layer.
 
     Call arguments:
@@ -75,11 +77,12 @@ class ConvolutionBlock(Chain):
             for all.
     """
 
-    def __init__(self, filters: int, kernel_size: int, **kwargs):
+    def __init__(
+        self, filters: int, kernel_size: int, use_bias: bool = False, dilation_rate: int = 1, **kwargs
+    ):
         super().__init__(**kwargs)
-        self.conv = make_kaiming_convolution(
-            filters, kernel_size, use_bias=False, dtype=self.dtype_policy, name="conv"
-        )
+        options = {"use_bias": use_bias, "dilation_rate": dilation_rate, "dtype": self.dtype_policy}
+        self.conv = make_kaiming_convolution(filters, kernel_size, name="conv", **options)
         self.norm = BatchNormalization(dtype=self.dtype_policy, name="norm")
         self.parts = [self.conv, self.norm]
 

@@ -13,6 +13,13 @@ from heads.metrics.panoptic import (
     format_panoptic_scores,
     score_panoptic,
 )
+from heads.metrics.saliency import (
+    SaliencyScores,
+    compare_saliency,
+    evaluate_saliency,
+    format_saliency_scores,
+    score_saliency,
+)
 from heads.metrics.semantic import count_confusion, format_scores, score_confusion
 
 __all__ = [
@@ -20,21 +27,26 @@ __all__ = [
     "KeypointScores",
     "PanopticCounts",
     "PanopticScores",
+    "SaliencyScores",
+    "compare_saliency",
     "count_confusion",
     "count_panoptic",
     "encode_mask",
     "evaluate_coco",
     "evaluate_keypoints",
     "evaluate_panoptic",
+    "evaluate_saliency",
     "format_coco_scores",
     "format_keypoint_scores",
     "format_panoptic_scores",
+    "format_saliency_scores",
     "format_scores",
     "predict_coco_results",
     "predict_keypoint_results",
     "save_results",
     "score_confusion",
     "score_panoptic",
+    "score_saliency",
     "to_coco_results",
     "to_keypoint_results",
 ]

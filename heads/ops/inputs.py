@@ -325,13 +325,14 @@ def read_segments(targets, num_classes, inside):
     return labels, segments[:, None] == rows, poison
 
 
-def read_labels(labels, logits, ignore_label=IGNORED_LABEL):
+def read_labels(labels, logits, ignore_label=IGNORED_LABEL, num_classes=None):
     """Returns checked label maps, and what to add to the loss.
 
     Args:
         labels: (batch, height, width) or (batch, height, width, 1), integers, or floats that are whole.
         logits: (batch, height, width, classes).
         ignore_label: the label of pixels without truth.
+        num_classes: number of classes, where the logits' last axis is another one.
 
     Returns:
         (labels, poison): int32 (batch, height, width), `ignore_label` instead of labels that are no class;
@@ -344,7 +345,8 @@ def read_labels(labels, logits, ignore_label=IGNORED_LABEL):
         received = "None" if labels is None else f"a {type(labels).__name__}"
         raise ValueError(f"labels must be one array (batch, height, width). Received: {received}")
     labels = ops.convert_to_tensor(labels)
-    *size, num_classes = logits.shape
+    *size, num_logits = logits.shape
+    num_classes = num_logits if num_classes is None else num_classes
     try:
         has_channel = len(labels.shape) == len(size) + 1 and labels.shape[-1] == 1
     except ValueError:  # TensorFlow no longer knows the rank after label maps with and without a channel

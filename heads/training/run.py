@@ -17,12 +17,14 @@ from heads.training.files import UNFINISHED, RunError, check_finite, replace_fil
 
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
 NOTES = ("settings.json",)
-RESULTS = ("results.json", "predictions.png", "features.png")  # made of the best model at the end
+# Made of the best model at the end.
+RESULTS = ("results.json", "predictions.png", "features.png", "confusion.png")
 SIGTERM_REASON = ("SIGTERM",)
 # Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
 FREE_SETTINGS = {
     *("output", "resume", "data", "splits", "annotations", "images", "class_names"),
-    *("schedule", "steps", "evaluate_every", "learning_rate", "warm_up", "weight_decay", "clip_norm"),
+    *("schedule", "epochs", "steps", "evaluate_every"),
+    *("learning_rate", "warm_up", "weight_decay", "clip_norm"),
     "mixed_precision",
 }
 

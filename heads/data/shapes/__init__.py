@@ -2,6 +2,8 @@
 
 from heads.data.shapes.detection import DetectionShapes
 from heads.data.shapes.keypoints import KeypointShapes
+from heads.data.shapes.panoptic import PanopticShapes
+from heads.data.shapes.saliency import SaliencyShapes
 from heads.data.shapes.semantic import SemanticShapes
 
-__all__ = ["DetectionShapes", "KeypointShapes", "SemanticShapes"]
+__all__ = ["DetectionShapes", "KeypointShapes", "PanopticShapes", "SaliencyShapes", "SemanticShapes"]

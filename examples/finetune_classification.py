@@ -1,0 +1,224 @@
+"""Fine-tunes a VAN classifier on a folder of class folders, and draws which classes it takes for which.
+
+    python examples/finetune_classification.py path/to/data --variant b0 --weights imagenet
+
+The data folder holds one folder of pictures for each class, of which a share is held out for the scores; or
+`train` and `val`, each with the class folders. The defaults are the paper's settings for fine-grained
+classification (CUB-200-2011): AdamW, 5e-5, weight decay 5e-4, cosine decay, batch 16, 100 epochs. Training
+pictures are random parts (8 to 100 % of the area, bicubic), half of them mirrored; scores are measured as
+`evaluate_classification.py` does it.
+"""
+
+import argparse
+import functools
+import pathlib
+
+import keras
+import numpy as np
+from finetune_segmentation import build_callbacks, check_weights
+from PIL import Image
+
+from heads.data import ClassAugmentation, ClassFolder, class_training_batches, find_training_pictures
+from heads.drawing import draw_confusion
+from heads.metrics import count_confusion
+from heads.pictures import read_picture
+from heads.training import (
+    RunError,
+    StepTimer,
+    StopOnNonFinite,
+    TrainingRun,
+    hold_folder,
+    interrupt_on_sigterm,
+    number,
+    plan_rounds,
+    whole_number,
+)
+from van_backbones import VARIANTS, VANClassifier
+from van_backbones.classifier import preprocess_images
+
+LEARNING_RATE = 5e-5  # from ImageNet weights; a random start takes, and needs, larger steps
+LEARNING_RATE_FROM_SCRATCH = 1e-3
+ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at these pictures."
+
+
+def main(argv=None):
+    """Trains, scores and draws."""
+    arguments = parse_arguments(argv)
+    try:
+        with hold_folder(arguments.output) as output:
+            train_and_draw(arguments, output)
+    except (RunError, FloatingPointError) as error:
+        raise SystemExit(f"\n{error}") from error
+
+
+def train_and_draw(arguments, output):
+    """Trains in a folder that no other training uses."""
+    check_weights(arguments)
+    keras.utils.set_random_seed(arguments.seed)
+    if arguments.mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+
+    train, validation = open_data(arguments)
+    print(f"{train.num_classes} classes, {len(train):,} pictures to learn from, {len(validation):,} to score")
+    epoch_steps = -(-len(train) // arguments.batch_size)
+    steps = arguments.steps or arguments.epochs * epoch_steps
+    model = VANClassifier(arguments.variant, train.num_classes, weights=arguments.weights)
+    model.compile(
+        build_optimizer(arguments, steps),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="top_1")],
+    )
+    print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
+    run = TrainingRun(output, steps, describe_run(arguments, train), monitor="val_top_1")
+    if arguments.resume:
+        run.restore(model)
+
+    augment = ClassAugmentation(arguments.image_size, arguments.area_range)
+    options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    batches = class_training_batches(train, augment=augment, first_step=run.step, **options)
+    find_pictures = functools.partial(find_training_pictures, train, **options)
+    held_out = ScoredPictures(validation, arguments.batch_size, arguments.image_size)
+    timer = StepTimer()
+    with interrupt_on_sigterm():
+        try:
+            model.fit(
+                batches,
+                validation_data=held_out,
+                callbacks=[
+                    StopOnNonFinite(run.step, find_pictures, ADVICE),
+                    run,
+                    *build_callbacks(output),
+                    timer,
+                ],
+                shuffle=False,  # `class_training_batches` did it
+                **run.begin(plan_rounds(steps, arguments.evaluate_every or epoch_steps)),
+            )
+        except KeyboardInterrupt as reason:
+            return run.save_interrupted(model, reason)
+
+    best = keras.saving.load_model(output / "best.keras")
+    score_and_draw(best, held_out, train.class_names, output)
+    print(timer.summary())
+    print(f"Model and picture are in {output.resolve()}")
+
+
+def parse_arguments(argv):
+    """Returns the settings."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, count = parser.add_argument, whole_number(1)
+    add("data", type=pathlib.Path, help="folder of class folders, or of train and val")
+    add("--held-out", type=number(above=0), help="share of each class to score; default: 0.2")
+    add("--variant", default="b0", choices=list(VARIANTS))
+    add("--weights", help="'imagenet', a release or a file; default: a random start")
+    add("--image-size", type=whole_number(32), default=224)
+    area = "share of a picture that the training sees; default: 0.08 1"
+    add(
+        "--area-range", type=number(above=0), nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"), help=area
+    )
+    add("--batch-size", type=count, default=16)
+    add("--epochs", type=count, default=100)
+    add("--steps", type=count, help="instead of --epochs")
+    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch"
+    add("--evaluate-every", type=count, help=every)
+    add("--learning-rate", type=number(at_least=0), help="default: 5e-5, or 1e-3 without --weights")
+    add("--weight-decay", type=number(at_least=0), default=5e-4, help="not of norms and biases")
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    add("--mixed-precision", action="store_true", help="compute in bfloat16")
+    add("--output", default="runs/classification", help="folder of checkpoints, logs and the picture")
+    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    arguments = parser.parse_args(argv)
+    low, high = arguments.area_range
+    if not low <= high <= 1:
+        parser.error(f"--area-range must be LOW HIGH, at most 1. Received: {arguments.area_range}")
+    if arguments.held_out is not None and arguments.held_out >= 1:
+        parser.error(f"--held-out must be below 1. Received: {arguments.held_out}")
+    if arguments.held_out is not None and has_splits(arguments.data):
+        parser.error(f"--held-out must not be given where there is a folder val: {arguments.data}")
+    return arguments
+
+
+def has_splits(data):
+    """Returns whether a folder holds the class folders in train and val."""
+    return all(any(path.is_dir() for path in (data / split).glob("*")) for split in ("train", "val"))
+
+
+def open_data(arguments):
+    """Returns the training and the validation data, checked."""
+    try:
+        if has_splits(arguments.data):
+            train = ClassFolder(arguments.data / "train")
+            validation = ClassFolder(arguments.data / "val", train.class_names)
+            for folder in (train, validation):
+                folder.check()
+            return train, validation
+        folder = ClassFolder(arguments.data)
+        folder.check()
+        return folder.split(arguments.held_out or 0.2, arguments.seed)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def describe_run(arguments, train):
+    """Returns the settings that are kept beside the models, the names of the classes among them."""
+    return {**vars(arguments), "data": str(arguments.data), "classes": list(train.class_names)}
+
+
+def build_optimizer(arguments, steps):
+    """Returns AdamW as in the paper's recipe: cosine decay, no weight decay on norms and biases."""
+    learning_rate = LEARNING_RATE_FROM_SCRATCH if arguments.weights is None else LEARNING_RATE
+    if arguments.learning_rate is not None:
+        learning_rate = arguments.learning_rate
+    warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / max(warm_up, 1),
+        max(steps - warm_up, 1),
+        warmup_target=learning_rate,
+        warmup_steps=warm_up,
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=arguments.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return optimizer
+
+
+class ScoredPictures(keras.utils.PyDataset):
+    """Batches of pictures as they are scored, with their labels."""
+
+    def __init__(self, source, batch_size, image_size):
+        super().__init__()
+        self.source, self.batch_size, self.image_size = source, batch_size, image_size
+
+    def __len__(self):
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, index):
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        pictures = (read_picture(path) for path in self.source.image_paths[part])
+        prepared = [
+            keras.ops.convert_to_numpy(preprocess_images(picture, self.image_size)) for picture in pictures
+        ]
+        return np.concatenate(prepared), self.source.labels[part]
+
+
+def score_and_draw(model, held_out, class_names, output):
+    """Prints top-1, and the classes that are mistaken most; draws the confusion matrix."""
+    predicted = np.concatenate(
+        [model.predict_on_batch(held_out[k][0]).argmax(-1) for k in range(len(held_out))]
+    )
+    confusion = count_confusion(held_out.source.labels, predicted, len(class_names), ignore_label=-1)
+    top_1 = np.diag(confusion).sum() / confusion.sum()
+    print(f"\nAfter training (best.keras): {confusion.sum():,} pictures, top-1 {top_1:.4f}")
+    mistakes = confusion - np.diag(np.diag(confusion))
+    for cell in np.argsort(-mistakes, axis=None, kind="stable")[:5]:
+        truth, guess = np.unravel_index(cell, mistakes.shape)
+        if mistakes[truth, guess]:
+            share = mistakes[truth, guess] / confusion[truth].sum()
+            print(f"  {class_names[truth]} taken for {class_names[guess]}: {share:.0%}")
+    Image.fromarray(draw_confusion(confusion, class_names)).save(output / "confusion.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Trains EDN with a VAN backbone to find what catches the eye, scores it and draws what it sees.
+
+    python examples/train_saliency.py --data path/to/data --variant b1 --weights imagenet
+
+The data folder holds `images/<split>` and `masks/<split>`, for the splits train and val; masks are PNG of 0
+and 255 or 0 and 1. Without --data the embedded, synthetic data set is used: things against all else. The
+sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS.
+"""
+
+import argparse
+import functools
+
+import keras
+from finetune_segmentation import build_callbacks, check_weights
+from PIL import Image
+
+from heads import EDN, Resizing, WarmUpPolynomialDecay
+from heads.data import (
+    SaliencyAugmentation,
+    SaliencyFolder,
+    SaliencyShapes,
+    find_training_pictures,
+    semantic_evaluation_batches,
+    semantic_training_batches,
+)
+from heads.drawing import draw_saliency_comparison
+from heads.metrics import SaliencyScores, evaluate_saliency, format_saliency_scores
+from heads.training import (
+    RunError,
+    StepTimer,
+    StopOnNonFinite,
+    TrainingRun,
+    hold_folder,
+    interrupt_on_sigterm,
+    number,
+    plan_rounds,
+    whole_number,
+)
+from van_backbones import VARIANTS, VANBackbone
+
+IMAGE_SIZES, BATCH_SIZE, PASSES = (320, 352, 384), 24, 30
+LEARNING_RATE = 5e-5  # from ImageNet weights; a random start takes, and needs, larger steps
+LEARNING_RATE_FROM_SCRATCH = 1e-3
+BETAS = (0.9, 0.99)
+# The embedded data is small.
+EMBEDDED_SIZES, EMBEDDED_BATCH_SIZE, EMBEDDED_PASSES = (128,), 8, 2
+ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the masks of these pictures."
+
+
+def main(argv=None):
+    """Trains, scores and draws."""
+    arguments = parse_arguments(argv)
+    try:
+        with hold_folder(arguments.output) as output:
+            train_and_draw(arguments, output)
+    except (RunError, FloatingPointError) as error:
+        raise SystemExit(f"\n{error}") from error
+
+
+def train_and_draw(arguments, output):
+    """Trains in a folder that no other training uses."""
+    check_weights(arguments)
+    keras.utils.set_random_seed(arguments.seed)
+    if arguments.mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+
+    train, validation = open_data(arguments)
+    steps = arguments.steps or arguments.passes * -(-len(train) // arguments.batch_size)
+    model = build_model(arguments)
+    model.compile(optimizer=build_optimizer(arguments, steps))
+    print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
+    image_size = model.resizing.image_size
+    scorer = SaliencyScores(semantic_evaluation_batches(validation, arguments.batch_size, image_size))
+    run = TrainingRun(output, steps, vars(arguments), monitor="val_max_f")
+    if arguments.resume:
+        run.restore(model)
+    else:
+        print_scores("Before training", model, scorer)
+
+    augment = SaliencyAugmentation(arguments.batch_size, arguments.image_sizes)
+    options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    batches = semantic_training_batches(train, augment=augment, first_step=run.step, **options)
+    find_pictures = functools.partial(find_training_pictures, train, **options)
+    timer = StepTimer()
+    with interrupt_on_sigterm():
+        try:
+            model.fit(
+                batches,
+                callbacks=[
+                    StopOnNonFinite(run.step, find_pictures, ADVICE),
+                    scorer,
+                    run,
+                    *build_callbacks(output),
+                    timer,
+                ],
+                shuffle=False,  # `semantic_training_batches` did it
+                **run.begin(plan_rounds(steps, arguments.evaluate_every)),
+            )
+        except KeyboardInterrupt as reason:
+            return run.save_interrupted(model, reason)
+
+    best = keras.saving.load_model(output / "best.keras")
+    print_scores("After training (best.keras)", best, scorer)
+    draw_pictures(best, validation, output)
+    print(timer.summary())
+    print(f"Model and pictures are in {output.resolve()}")
+
+
+def parse_arguments(argv):
+    """Returns the settings."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, count = parser.add_argument, whole_number(1)
+    add("--data", help="folder of pictures and masks; default: the embedded data set")
+    add("--ignored-value", type=whole_number(0, 255), help="of pixels without truth in the masks")
+    add("--variant", default="b0", choices=list(VARIANTS))
+    add("--weights", help="'imagenet', a release or a file; default: a random start")
+    sides = "of the squares, each batch has one of them; the largest is scored; default: 320 352 384"
+    add("--image-sizes", type=count, nargs="+", metavar="SIDE", help=f"{sides}; embedded data: 128")
+    add("--batch-size", type=count, help="default: 24; embedded data: 8")
+    add("--steps", type=count, help="default: 30 passes over the data; embedded data: 2")
+    every = "most steps between scores and checkpoints; equal rounds are made of the steps"
+    add("--evaluate-every", type=count, default=200, help=every)
+    rate = "default: 5e-5, or 1e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    decay = "decoupled, as AdamW's; not of norms and biases"
+    add("--weight-decay", type=number(at_least=0), default=1e-4, help=decay)
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    add("--mixed-precision", action="store_true", help="compute in bfloat16")
+    add("--output", default="runs/saliency", help="folder of checkpoints, logs and pictures")
+    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and arguments.ignored_value is not None:
+        parser.error("--ignored-value needs --data: the embedded data ignores nothing")
+    is_embedded = arguments.data is None
+    arguments.image_sizes = arguments.image_sizes or (EMBEDDED_SIZES if is_embedded else IMAGE_SIZES)
+    arguments.batch_size = arguments.batch_size or (EMBEDDED_BATCH_SIZE if is_embedded else BATCH_SIZE)
+    arguments.passes = EMBEDDED_PASSES if is_embedded else PASSES
+    return arguments
+
+
+def open_data(arguments):
+    """Returns the training and the validation data, checked."""
+    if arguments.data is None:
+        size = (max(arguments.image_sizes),) * 2
+        return SaliencyShapes(2000, size, seed=0), SaliencyShapes(100, size, seed=1)
+    folders = [SaliencyFolder(arguments.data, split, arguments.ignored_value) for split in ("train", "val")]
+    for folder in folders:
+        folder.check()
+    return folders
+
+
+def build_model(arguments):
+    """Returns EDN, which resizes pictures as the validation data is."""
+    backbone = VANBackbone(arguments.variant, weights=arguments.weights)
+    return EDN(backbone, resizing=Resizing(max(arguments.image_sizes)))
+
+
+def build_optimizer(arguments, steps):
+    """Returns Adam as in the paper's recipe; its rate falls to 0."""
+    learning_rate = LEARNING_RATE_FROM_SCRATCH if arguments.weights is None else LEARNING_RATE
+    if arguments.learning_rate is not None:
+        learning_rate = arguments.learning_rate
+    warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
+    schedule = WarmUpPolynomialDecay(learning_rate, warm_up, steps, power=0.9)
+    optimizer = keras.optimizers.Adam(schedule, *BETAS, weight_decay=arguments.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    return optimizer
+
+
+def print_scores(title, model, scorer):
+    """Prints the scores of the validation data."""
+    print(f"\n{title}: {format_saliency_scores(evaluate_saliency(model, scorer.dataset))}", flush=True)
+
+
+def draw_pictures(model, source, output, num_pictures=6):
+    """Draws image, truth and saliency map of some examples, in the pixels of the pictures."""
+    examples = list(source.load().take(num_pictures).as_numpy_iterator())
+    images, masks = zip(*examples, strict=True)
+    results = model.predict_pictures(images, progress=False)
+    maps = [result["saliency_map"] for result in results]
+    Image.fromarray(draw_saliency_comparison(images, masks, maps)).save(output / "predictions.png")
+
+
+if __name__ == "__main__":
+    main()

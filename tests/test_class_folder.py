@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from heads.data import ClassAugmentation, ClassFolder, class_training_batches
+from heads.data.class_folder import find_class_folders
+
+
+def write_classes(root, counts, size=(12, 16)):
+    """Writes `counts[name]` pictures for each name, each of one grey that tells it."""
+    for number, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((*size, 3), 10 * number + index, "uint8")
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def test_pictures_and_classes(tmp_path):
+    root = write_classes(tmp_path, {"owl": 2, "crow": 3})
+    (root / ".git").mkdir()
+    (root / "notes.txt").write_text("no class")
+    (root / "owl" / "._0.png").write_text("no picture")
+    (root / "owl" / "list.csv").write_text("no picture")
+    folder = ClassFolder(root)
+    assert folder.class_names == ("crow", "owl")
+    assert folder.num_classes == 2
+    assert [f"{path.parent.name}/{path.name}" for path in folder.image_paths] == [
+        *("crow/0.png", "crow/1.png", "crow/2.png"),
+        *("owl/0.png", "owl/1.png"),
+    ]
+    assert folder.check(progress=False).tolist() == [3, 2]
+    loaded = [(int(image[0, 0, 0]), int(label)) for image, label in folder.load().as_numpy_iterator()]
+    assert loaded == [(10, 0), (11, 0), (12, 0), (0, 1), (1, 1)]
+
+
+def test_numbers_are_sorted_as_numbers(tmp_path):
+    write_classes(tmp_path, {"10": 1, "2": 1, "0": 1})
+    assert [folder.name for folder in find_class_folders(tmp_path)] == ["0", "2", "10"]
+
+
+def test_validation_folders_have_the_classes_of_the_training(tmp_path):
+    train = ClassFolder(write_classes(tmp_path / "train", {"a": 1, "b": 1, "c": 1}))
+    validation = ClassFolder(write_classes(tmp_path / "val", {"c": 2}), train.class_names)
+    assert validation.labels.tolist() == [2, 2]
+    assert validation.check(progress=False).tolist() == [0, 0, 2]
+    with pytest.raises(ValueError, match=r"must be classes of the training data. Received also: d, e"):
+        ClassFolder(write_classes(tmp_path / "other", {"a": 1, "d": 1, "e": 1}), train.class_names)
+
+
+def test_check_lists_all_faults(tmp_path):
+    root = write_classes(tmp_path, {"a": 2, "b": 2})
+    (root / "a" / "0.png").write_bytes(b"no picture")
+    (root / "b" / "2.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="faulty files") as caught:
+        ClassFolder(root).check(progress=False)
+    assert "a/0.png: cannot be read (no picture" in str(caught.value)
+    assert "b/2.jpg: cannot be read" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "path must hold a folder of pictures for each class"),
+        ({"a": 1}, r"at least 2 classes. Received: \('a',\)"),
+        ({"a": 1, "b": 0, "c": 0}, r"must hold pictures \(.jpg, .*Received none in: b, c"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, counts, message):
+    with pytest.raises(ValueError, match=message):
+        ClassFolder(write_classes(tmp_path, counts))
+
+
+def test_split_holds_out_a_share_of_each_class(tmp_path):
+    folder = ClassFolder(write_classes(tmp_path, {"a": 10, "b": 2, "c": 1}))
+    train, held_out = folder.split(0.3, seed=1)
+    assert np.bincount(train.labels).tolist() == [7, 1, 1]
+    assert np.bincount(held_out.labels).tolist() == [3, 1]
+    assert not set(train.image_paths) & set(held_out.image_paths)
+    assert {*train.image_paths, *held_out.image_paths} == set(folder.image_paths)
+    for path, label in zip(held_out.image_paths, held_out.labels, strict=True):
+        assert path.parent.name == folder.class_names[label]
+    assert folder.split(0.3, seed=1)[1].image_paths == held_out.image_paths
+    assert folder.split(0.3, seed=2)[1].image_paths != held_out.image_paths
+    assert [len(part) for part in folder.split(0.99)] == [3, 10]
+    with pytest.raises(ValueError, match=r"share must be below 1.*Received: 1"):
+        folder.split(1.0)
+    with pytest.raises(ValueError, match="must have a class of two pictures"):
+        ClassFolder(write_classes(tmp_path / "single", {"a": 1, "b": 1})).split(0.5)
+
+
+# Batches.
+
+
+def test_training_batches(tmp_path):
+    folder = ClassFolder(write_classes(tmp_path, {"a": 3, "b": 3}))
+    batches = class_training_batches(folder, 2, ClassAugmentation(8), seed=3)
+    assert batches.element_spec[0].shape == (2, 8, 8, 3)
+    seen = list(batches.take(6).as_numpy_iterator())
+    for images, labels in seen:
+        assert labels.dtype == np.int32
+        for image, label in zip(images, labels, strict=True):
+            assert np.ptp(image) < 1e-3
+            assert round(float(image.mean())) // 10 == label
+    greys = sorted(round(float(image.mean())) for images, _ in seen[:3] for image in images)
+    assert greys == [0, 1, 2, 10, 11, 12]  # each picture once in an epoch
+    later = class_training_batches(folder, 2, ClassAugmentation(8), seed=3, first_step=4)
+    np.testing.assert_array_equal(next(iter(later))[0], seen[4][0])

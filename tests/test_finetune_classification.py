@@ -1,0 +1,163 @@
+"""The script that fine-tunes a classifier, on generated pictures."""
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import pathlib
+import re
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+
+import evaluate_classification
+import finetune_classification
+
+from van_backbones import VANBackbone, VANClassifier
+
+COLOURS = {"blue": (30, 60, 200), "green": (30, 180, 60), "red": (200, 40, 30)}
+TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
+
+
+def write_pictures(root, count=6, size=(40, 48)):
+    random = np.random.default_rng(len(str(root)))
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            noise = random.normal(0, 15, (*size, 3))
+            Image.fromarray(np.clip(colour + noise, 0, 255).astype("uint8")).save(
+                root / name / f"{index}.jpg"
+            )
+    return root
+
+
+def run(data, output, *options):
+    """Runs the script with a tiny network and gives what it printed."""
+    arguments = [str(data), "--output", str(output), "--image-size", "32", "--batch-size", "4", *options]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr("van_backbones.classifier.VANBackbone", TinyVAN)
+        finetune_classification.main(arguments)
+    return printed.getvalue()
+
+
+def read_log(output):
+    with open(output / "log.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(The folder of the data, that of the results, what was printed)."""
+    root = tmp_path_factory.mktemp("classification")
+    data = write_pictures(root / "data")
+    printed = run(data, root / "run", "--steps", "24", "--evaluate-every", "8", "--area-range", "0.5", "1")
+    return data, root / "run", printed
+
+
+@pytest.mark.slow
+def test_training_learns_scores_and_draws(trained, monkeypatch):
+    data, output, printed = trained
+    assert "3 classes, 15 pictures to learn from, 3 to score" in printed
+    top_1 = float(re.search(r"best.keras\): 3 pictures, top-1 ([\d.]+)", printed)[1])
+    assert [row["epoch"] for row in read_log(output)] == ["0", "1", "2"]
+    assert top_1 == max(float(row["val_top_1"]) for row in read_log(output)) > 0.6
+    settings = json.loads((output / "settings.json").read_text())
+    assert settings["classes"] == ["blue", "green", "red"]
+    assert settings["data"] == str(data)
+    assert np.asarray(Image.open(output / "confusion.png")).std() > 10
+    monkeypatch.setattr("van_backbones.classifier.VANBackbone", TinyVAN)  # its sizes are not in the file
+    best = keras.saving.load_model(output / "best.keras")
+    assert isinstance(best, VANClassifier)
+    assert best.num_classes == 3
+
+
+@pytest.mark.slow
+def test_resuming_and_weights_from_a_file(trained, tmp_path, capsys, monkeypatch):
+    data, output, _ = trained
+    shutil.copytree(output, tmp_path / "run")
+    options = ("--evaluate-every", "8", "--area-range", "0.5", "1")
+    printed = run(data, tmp_path / "run", "--steps", "32", "--resume", *options)
+    assert "--resume goes on after epoch 3, step 24" in printed
+    assert [row["epoch"] for row in read_log(tmp_path / "run")] == ["0", "1", "2", "3"]
+    assert read_log(tmp_path / "run")[:3] == read_log(output)
+    printed = run(data, tmp_path / "run", "--steps", "32", "--resume", *options)
+    assert "No step was left to train" in printed
+
+    # The file goes into another training, and into the script that scores.
+    shutil.copytree(data, tmp_path / "two", ignore=shutil.ignore_patterns("red"))
+    with pytest.warns(UserWarning, match="head"):
+        run(tmp_path / "two", tmp_path / "other", "--steps", "1", "--weights", str(output / "best.keras"))
+    monkeypatch.setattr("van_backbones.classifier.VANBackbone", TinyVAN)
+    options = ["--weights", str(output / "best.keras"), "--num-classes", "3", "--image-size", "32"]
+    assert evaluate_classification.main([str(data), *options]) == 0
+    assert float(re.search(r"18 pictures: top-1 ([\d.]+)", capsys.readouterr().out)[1]) > 0.5
+
+
+@pytest.mark.slow
+def test_train_and_val_folders(tmp_path):
+    for split in ("train", "val"):
+        write_pictures(tmp_path / "data" / split, 2)
+    printed = run(tmp_path / "data", tmp_path / "run", "--epochs", "1", "--mixed-precision")
+    keras.config.set_dtype_policy("float32")
+    assert "3 classes, 6 pictures to learn from, 6 to score" in printed
+    assert [row["epoch"] for row in read_log(tmp_path / "run")] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "learning_rate", "warm_up"),
+    [
+        (["--weights", "imagenet"], 5e-5, 100),
+        ([], 1e-3, 100),
+        (["--learning-rate", "0.5", "--warm-up", "0"], 0.5, 0),
+    ],
+)
+def test_recipe(options, learning_rate, warm_up):
+    arguments = finetune_classification.parse_arguments(["data", *options])
+    assert (arguments.batch_size, arguments.epochs) == (16, 100)
+    optimizer = finetune_classification.build_optimizer(arguments, 1000)
+    assert optimizer.weight_decay == 5e-4
+    rates = [float(optimizer._learning_rate(step)) for step in (warm_up, (1000 + warm_up) // 2, 1000)]
+    np.testing.assert_allclose(rates, [learning_rate, learning_rate / 2, 0], rtol=1e-4, atol=1e-9)
+    assert 0 < float(optimizer._learning_rate(0)) <= learning_rate
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--held-out", "1"], "--held-out must be below 1. Received: 1.0"),
+        (["--held-out", "0"], "argument --held-out: must be a number, above 0"),
+        (["--area-range", "0.5", "0.2"], "--area-range must be LOW HIGH, at most 1"),
+        (["--image-size", "16"], "argument --image-size: must be a whole number, at least 32"),
+        (["--epochs", "0"], "argument --epochs: must be a whole number, at least 1"),
+    ],
+)
+def test_options_that_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        finetune_classification.parse_arguments(["data", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_a_share_of_folders_that_are_split_already_is_refused(tmp_path, capsys):
+    for split in ("train", "val"):
+        write_pictures(tmp_path / split, 1)
+    with pytest.raises(SystemExit):
+        finetune_classification.parse_arguments([str(tmp_path), "--held-out", "0.1"])
+    assert "--held-out must not be given where there is a folder val" in capsys.readouterr().err
+
+
+def test_all_faulty_pictures_are_named_at_once(tmp_path):
+    data = write_pictures(tmp_path / "data", 2)
+    for name in ("blue", "red"):
+        (data / name / "0.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match=r"(?s)blue/0.jpg: cannot be read.*red/0.jpg: cannot be read"):
+        finetune_classification.main([str(data), "--output", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match=r"(?s)--weights must be a file that exists"):
+        finetune_classification.main([str(data), "--weights", "no.pth", "--output", str(tmp_path / "run")])
