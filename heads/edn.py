@@ -159,7 +159,7 @@ class EDN(DenseModel):
 
     def predict_resized(self, images, image_sizes, original_sizes):
         """Returns `{"saliency_map"}` of each image at its original size: see `predict_pictures`."""
-        logits = self(images, training=False)
+        logits = self.predict_raw(images)
         results = []
         for row, ((height, width), size) in enumerate(zip(image_sizes, original_sizes.tolist(), strict=True)):
             resized = resize_bilinear(logits[row : row + 1, :height, :width], tuple(size))

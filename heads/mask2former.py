@@ -11,6 +11,7 @@ from heads.layers.pixel_decoder import PixelDecoder, encode_positions
 from heads.ops.assignment import assign_optimally
 from heads.ops.inputs import read_inputs, read_segments
 from heads.ops.losses import average_losses, binary_cross_entropy, dice_loss
+from heads.ops.matching import compare_masks
 from heads.ops.points import choose_uncertain_points, sample_maps, sample_truth
 from heads.ops.resizing import resize_bilinear, resize_masks
 from heads.ops.segments import label_segments, merge_segments, number_segments, select_objects
@@ -215,7 +216,7 @@ class Mask2Former(DenseModel):
         # Behind the last segment the class of those that learn none: (batch, n + 1).
         classes = ops.pad(labels, ((0, 0), (0, 1)), constant_values=self.num_classes)
         rows = ops.where(matches >= 0, matches, num_objects)
-        classes = ops.take_along_axis(classes, ops.reshape(rows, (batch, num_layers * num_queries)), axis=1)
+        classes = ops.take_along_axis(classes, ops.reshape(rows, (batch, -1)), axis=1)
         classes = ops.reshape(classes, ops.shape(matches))
         weights = ops.where(matches >= 0, 1.0, NO_OBJECT_WEIGHT)
         entropies = ops.sparse_categorical_crossentropy(classes, class_logits, from_logits=True)
@@ -260,13 +261,7 @@ class Mask2Former(DenseModel):
         return keras.random.uniform(shape, seed=self.seed_generator)
 
     def match_queries(self, labels, masks, predictions):
-        """Returns the segment that each query learns, or -1: int32 (batch, layers, queries).
-
-        Args:
-            labels: int32 (batch, n).
-            masks: (batch, n, height, width).
-            predictions: what `call` gave.
-        """
+        """Returns the segment that each query learns, or -1: int32 (batch, layers, queries)."""
         class_logits = ops.stop_gradient(predictions["class_logits"])
         mask_logits = ops.stop_gradient(predictions["mask_logits"])
         batch, num_layers, num_queries, height, width = ops.shape(mask_logits)
@@ -282,14 +277,7 @@ class Mask2Former(DenseModel):
         shape = (batch, num_layers, num_queries, ops.shape(labels)[1])
         classes = ops.broadcast_to(ops.maximum(labels, 0)[:, None, None], shape)
         class_costs = -ops.take_along_axis(ops.softmax(class_logits, axis=-1), classes, axis=-1)
-        # Both costs are sums over points of what a query has, times what a segment has or has not.
-        if_object, if_none = ops.softplus(-ours), ops.softplus(ours)
-        mask_costs = ops.einsum("blpq,blpn->blqn", if_object - if_none, truth)
-        mask_costs = (mask_costs + ops.sum(if_none, axis=2)[..., None]) / self.num_points
-        scores = ops.sigmoid(ours)
-        shared = ops.einsum("blpq,blpn->blqn", scores, truth)
-        sums = ops.sum(scores, axis=2)[..., None] + ops.sum(truth, axis=2)[:, :, None]
-        dice_costs = 1.0 - (2.0 * shared + 1.0) / (sums + 1.0)
+        mask_costs, dice_costs = compare_masks(truth, ours)
         costs = CLASS_WEIGHT * class_costs + MASK_WEIGHT * mask_costs + DICE_WEIGHT * dice_costs
         # Where predictions are not finite, the losses are not: they tell, so that training ends in order.
         costs = ops.where(ops.isfinite(costs), costs, 0.0)

@@ -5,7 +5,7 @@ from detection_reference import RULES, read_truth
 from golden_reference import check, load
 
 from heads.ops.anchors import make_anchors, mark_inside
-from heads.ops.matching import match_adaptively, match_boxes
+from heads.ops.matching import compare_masks, match_adaptively, match_boxes
 
 
 def make_batch(num_boxes=10, batch=3, seed=0):
@@ -291,3 +291,17 @@ def test_adaptive_matches_without_boxes_and_in_unknown_sizes():
     expected = match_adaptively(levels, boxes, labels)
     assert (np.asarray(expected) == 0).any()
     np.testing.assert_array_equal(match(levels, boxes, labels), expected)
+
+
+def test_masks_are_compared_as_in_a_loop():
+    generator = np.random.default_rng(0)
+    truth = (generator.uniform(size=(2, 7, 3)) < 0.5).astype("float32")  # (batch, points, objects)
+    logits = generator.normal(size=(2, 7, 4)).astype("float32")
+    entropies, losses = (np.asarray(values) for values in compare_masks(truth, logits))
+    assert entropies.shape == losses.shape == (2, 4, 3)
+    for image, query, row in np.ndindex(2, 4, 3):
+        t, p = truth[image, :, row], 1 / (1 + np.exp(-logits[image, :, query].astype("float64")))
+        expected = -np.mean(t * np.log(p) + (1 - t) * np.log(1 - p))
+        assert entropies[image, query, row] == pytest.approx(expected, rel=1e-4)
+        expected = 1 - (2 * (t * p).sum() + 1) / (t.sum() + p.sum() + 1)
+        assert losses[image, query, row] == pytest.approx(expected, rel=1e-4)

@@ -273,15 +273,13 @@ def read_segments(targets, num_classes, inside):
     """Returns checked targets of a model that learns masks of segments.
 
     Args:
-        targets: a dict of "labels" (batch, n), integers, -1 for padding and -2 for a crowd; and either
-            "masks" (batch, n, height, width), 0 or 1, or "segments" (batch, height, width), whole numbers:
-            rows of "labels", -1 for pixels without truth.
+        targets: a dict of "labels" and either "masks" or "segments": see `heads.Mask2Former.compute_losses`.
         num_classes: number of classes.
         inside: (batch, height, width), of the images' size.
 
     Returns:
         (labels, masks, poison): int32 (batch, n), (batch, n, height, width), and what to add to the losses:
-        0, or NaN where a label, a mask or a segment is faulty and values are not known: see `poison_faults`.
+        0, or NaN where a value is faulty and not known: see `poison_faults`.
 
     Raises:
         ValueError: at missing keys or other shapes, and, outside of graphs, at faulty values.
@@ -293,8 +291,7 @@ def read_segments(targets, num_classes, inside):
         raise ValueError(
             f"targets must be a dict with 'labels', and either 'masks' or 'segments'. Received: {received}"
         )
-    shapes = {name: tuple(targets[name].shape) for name in given}
-    size = tuple(inside.shape)[1:]
+    shapes, size = {name: tuple(targets[name].shape) for name in given}, tuple(inside.shape)[1:]
     differs = any(len(shape) != ranks[name] for name, shape in shapes.items()) or any(
         None not in (ours, theirs) and ours != theirs
         for name, shape in shapes.items()
@@ -317,8 +314,7 @@ def read_segments(targets, num_classes, inside):
         faults,
         lambda index: (
             f"segments must be rows of labels, 0 .. {int(count) - 1}, or {VOID_SEGMENT} for pixels without "
-            f"truth. Received: {_show(segments[index])} at (row, column) {index[1:]} of image {index[0]} of "
-            "the batch"
+            f"truth. Received: {_show(segments[index])} at (row, column) {index[1:]} of image {index[0]}"
         ),
     )
     rows = ops.arange(count, dtype="int32")[:, None, None]

@@ -214,3 +214,25 @@ def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
         lambda index, *_: index < num_boxes, compare_one, state
     )
     return best, match, forced, crowd_overlap > 0.5 * areas
+
+
+def compare_masks(truth, logits):
+    """Returns how much every predicted mask differs from every true one: their cross-entropy and Dice loss.
+
+    Both are sums over the points of what the one has, times what the other has or has not.
+
+    Args:
+        truth: (..., points, objects), 0 .. 1.
+        logits: (..., points, queries).
+
+    Returns:
+        Two arrays (..., queries, objects): the mean cross-entropy, and 1 - the smoothed Dice
+        coefficient: see `heads.ops.losses.dice_loss`.
+    """
+    if_object, if_none = ops.softplus(-logits), ops.softplus(logits)
+    entropies = ops.matmul(ops.swapaxes(if_object - if_none, -1, -2), truth)
+    entropies = entropies + ops.sum(if_none, axis=-2)[..., None]
+    scores = ops.sigmoid(logits)
+    shared = ops.matmul(ops.swapaxes(scores, -1, -2), truth)
+    sums = ops.sum(scores, axis=-2)[..., None] + ops.sum(truth, axis=-2)[..., None, :]
+    return entropies / logits.shape[-2], 1.0 - (2.0 * shared + 1.0) / (sums + 1.0)
