@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-HEADS = ["RetinaNet", "GFL", "ATSS", "MaskRCNN", "CascadeMaskRCNN", "SparseRCNN"]
+HEADS = ["RetinaNet", "GFL", "ATSS", "MaskRCNN", "CascadeMaskRCNN", "SparseRCNN", "Mask2Former"]
 
 # Two logical devices are a setting of the process.
 SCRIPT = """
@@ -37,18 +37,29 @@ if head.endswith("RCNN"):
     options["num_proposals"] = 12
 if head == "SparseRCNN":
     options["num_stages"] = 1  # rounding grows from stage to stage
+classes = {"num_classes": 3}
+if head == "Mask2Former":
+    classes = {"num_things": 2, "num_stuff": 1}
+    options |= {"num_queries": 12, "num_encoder_layers": 1, "num_decoder_layers": 1, "num_points": 64}
+
+
+def draw_points(shape):
+    places = np.outer(np.arange(1, shape[-2] + 1), (0.7549, 0.5698)) % 1.0
+    return keras.ops.broadcast_to(keras.ops.convert_to_tensor(places.astype("float32")), shape)
+
+
 with scope:
     keras.utils.set_random_seed(0)
-    model = getattr(heads, head)(contracts.PooledBackbone(), 3, **options)
-    model.draw_priorities = take_first
+    model = getattr(heads, head)(contracts.PooledBackbone(), **classes, **options)
+    model.draw_priorities, model.draw_points = take_first, draw_points
     model.compile(keras.optimizers.SGD(0.001))
 # Three objects on the first device, one on the second.
 boxes = np.zeros((4, 2, 4), "float32")
 boxes[0] = [[4, 6, 30, 40], [20, 30, 60, 62]]
 boxes[1, 0], boxes[3, 0] = [10, 10, 50, 30], [0, 20, 33, 60]
 labels = np.array([[0, 1], [2, -1], [-1, -1], [1, -1]], "int32")
-targets = {"boxes": boxes, "labels": labels}
-if model.with_masks:
+targets = {"labels": labels} if head == "Mask2Former" else {"boxes": boxes, "labels": labels}
+if model.with_masks or head == "Mask2Former":
     targets["masks"] = np.zeros((4, 2, 64, 64), "uint8")
     for index, row in np.argwhere(labels >= 0):
         left, top, right, bottom = boxes[index, row].astype(int)

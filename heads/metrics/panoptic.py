@@ -6,6 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from heads.arguments import read_count
 from heads.ops.labels import PADDING_LABEL, VOID_SEGMENT
 
 MATCH_IOU = 0.5  # above it, a segment can match one other only
@@ -226,9 +227,7 @@ class PanopticScores(keras.callbacks.Callback):
 
     def __init__(self, dataset: Iterable, source, every: int = 1):
         super().__init__()
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of epochs, at least 1. Received: {every!r}")
-        self.dataset, self.source, self.every = dataset, source, every
+        self.dataset, self.source, self.every = dataset, source, read_count("every", every)
         self.last_scores = self._last_logs = None
 
     def on_train_begin(self, logs=None):
