@@ -71,6 +71,7 @@ def test_average_of_sigmoids():
     np.testing.assert_allclose(1 / (1 + np.exp(-np.asarray(got, "float64"))), mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_true_boxes_join_each_stage_anew(monkeypatch):
     """What a stage passes on are the regions that it was given, moved, without the true boxes."""
     monkeypatch.setattr(cascade_rcnn, "NUM_TRAINING_PROPOSALS", 40)

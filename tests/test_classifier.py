@@ -38,7 +38,7 @@ def make_reference(variant, seed=0):
     ("variant", "sizes"),
     [
         ("b0", [(224, 224), (97, 131), (64, 256)]),
-        ("b1", [(96, 64)]),
+        pytest.param("b1", [(96, 64)], marks=pytest.mark.slow),
         pytest.param("b2", [(64, 96)], marks=pytest.mark.slow),
         pytest.param("b3", [(64, 64)], marks=pytest.mark.slow),
     ],

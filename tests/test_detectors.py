@@ -48,7 +48,9 @@ def head(request):
     return request.param
 
 
-all_are_fast = pytest.mark.parametrize("head", mark_slow("faster_rcnn"), indirect=True, scope="module")
+all_are_fast = pytest.mark.parametrize(
+    "head", mark_slow("faster_rcnn", "cascade_mask_rcnn"), indirect=True, scope="module"
+)
 
 
 # Tracing a step of an R-CNN takes half a minute. The fast suite shows with RetinaNet what all heads share.
@@ -119,6 +121,7 @@ def test_fit(head, make_on_pooled_backbone, make_batch):
     contracts.check_fit(make_on_pooled_backbone, make_batch(), without_gradient=without_gradient)
 
 
+@only_retinanet_is_fast
 def test_targets_without_objects(make_on_pooled_backbone, make_batch):
     images, targets = make_batch()
     contracts.check_targets_without_truth(make_on_pooled_backbone, images, empty(targets))

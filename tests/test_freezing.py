@@ -90,6 +90,7 @@ def test_unknown_parts_raise():
         freeze_parts(build_small(), ["stage9"])
 
 
+@pytest.mark.slow
 def test_heads_that_share_a_backbone_share_it_in_a_file(tmp_path):
     backbone = build_small()
     images = keras.Input((64, 64, 3))

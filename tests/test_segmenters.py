@@ -206,7 +206,7 @@ def test_keras_options_are_refused_by_name(make_on_pooled_backbone):
     contracts.check_refused_options(make_on_pooled_backbone, make_batch())
 
 
-@upernet_is_slow
+@pytest.mark.slow
 def test_no_images(make_on_pooled_backbone):
     contracts.check_no_images(make_on_pooled_backbone, make_batch())
 
