@@ -157,6 +157,7 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     np.testing.assert_allclose(optimizer._learning_rate(7), 1e-3 * (1 / 8) ** 0.9, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_trains_nothing(run, data_folder, tmp_path):
     output = shutil.copytree(run[0], tmp_path / "run")
     before, log = read_weights(output), read_log(output)

@@ -105,6 +105,7 @@ def measure_iou(boxes, box):
     return overlaps / (areas + (box[2:] - box[:2]).prod() - overlaps)
 
 
+@pytest.mark.slow
 def test_it_learns_one_picture():
     keras.utils.set_random_seed(0)
     model = RetinaNet(contracts.PooledBackbone(), num_classes=2, channels=16, num_convs=1)
