@@ -1,8 +1,11 @@
 import keras
 import numpy as np
+import pytest
 from golden_reference import check, checkpoint, load
 
+from heads.layers import deformable_attention
 from heads.layers.deformable_attention import DeformableAttention, spread_offsets
+from heads.ops.points import sample_maps
 from van_backbones.checkpoints.layouts import to_keras
 
 
@@ -49,3 +52,19 @@ def test_the_numbers_are_mmcvs():
     ).astype("float32")
     outputs = layer(query + position, query, points, sizes=sizes)
     check(reference["output"], np.asarray(outputs) + query)
+
+
+def test_places_keep_float32_in_half_precision():
+    places = []
+
+    def spy(level_map, points):
+        places.append(points)
+        return sample_maps(level_map, points)
+
+    layer = DeformableAttention(8, num_levels=1, num_heads=2, num_points=2, dtype="mixed_bfloat16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deformable_attention, "sample_maps", spy)
+        points = np.array([[1001 / 2000, 0.5]], "float32")
+        layer(np.zeros((1, 1, 8), "float16"), np.zeros((1, 12, 8), "float16"), points, sizes=[(3, 4)])
+    assert keras.backend.standardize_dtype(places[0].dtype) == "float32"
+    np.testing.assert_allclose(np.asarray(places[0])[0, 0], [1001 / 2000 + 1 / 4, 0.5], rtol=1e-6)

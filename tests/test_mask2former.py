@@ -249,7 +249,7 @@ def test_config():
 
 @pytest.mark.slow
 def test_mixed_precision():
-    results = contracts.check_mixed_precision(make_small_van, make_batch())
+    results = contracts.check_mixed_precision(make_small_van, make_batch(), inner=("inside",))
     assert results["segments"].dtype == results["labels"].dtype == np.int32
     assert results["scores"].dtype == np.float32
 

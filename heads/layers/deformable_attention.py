@@ -34,6 +34,7 @@ class DeformableAttention(Layer):
 
     def __init__(self, channels: int, num_levels: int, num_heads: int = 8, num_points: int = 4, **kwargs):
         super().__init__(**kwargs)
+        self.autocast = False  # half precision cannot hold places
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         num_samples = num_heads * num_levels * num_points
 

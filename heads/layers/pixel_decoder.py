@@ -129,6 +129,7 @@ class EncoderLayer(Layer):
 
     def __init__(self, channels: int, num_levels: int, **kwargs):
         super().__init__(**kwargs)
+        self.autocast = False  # half precision cannot hold places
         dtype = self.dtype_policy
         self.attention = DeformableAttention(channels, num_levels, NUM_HEADS, dtype=dtype, name="attention")
         self.feed_forward = make_feed_forward(channels, HIDDEN_CHANNELS, dtype)
