@@ -240,8 +240,11 @@ def draw_pictures(model, held_out, validation, output, num_pictures=6):
         ]
         if len(images) >= num_pictures:
             break
-    truths = [resize_truth(validation.load_segments(i), images[i].shape[:2]) for i in range(num_pictures)]
-    lists = (images[:num_pictures], truths, found[:num_pictures])
+    images, found = images[:num_pictures], found[:num_pictures]
+    truths = [
+        resize_truth(validation.load_segments(index), image.shape[:2]) for index, image in enumerate(images)
+    ]
+    lists = images, truths, found
     Image.fromarray(draw_panoptic_comparison(*lists, model.class_names)).save(output / "predictions.png")
 
 
