@@ -15,7 +15,7 @@ import pathlib
 
 import keras
 import numpy as np
-from finetune_segmentation import build_callbacks, check_weights
+from finetune_segmentation import check_weights
 from PIL import Image
 
 from heads.data import ClassAugmentation, ClassFolder, class_training_batches, find_training_pictures
@@ -24,13 +24,10 @@ from heads.metrics import count_confusion
 from heads.pictures import read_picture
 from heads.training import (
     RunError,
-    StepTimer,
-    StopOnNonFinite,
     TrainingRun,
-    hold_folder,
-    interrupt_on_sigterm,
     number,
     plan_rounds,
+    run_in_folder,
     whole_number,
 )
 from van_backbones import VARIANTS, VANClassifier
@@ -43,12 +40,7 @@ ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at these p
 
 def main(argv=None):
     """Trains, scores and draws."""
-    arguments = parse_arguments(argv)
-    try:
-        with hold_folder(arguments.output) as output:
-            train_and_draw(arguments, output)
-    except (RunError, FloatingPointError) as error:
-        raise SystemExit(f"\n{error}") from error
+    run_in_folder(train_and_draw, parse_arguments(argv))
 
 
 def train_and_draw(arguments, output):
@@ -78,27 +70,20 @@ def train_and_draw(arguments, output):
     batches = class_training_batches(train, augment=augment, first_step=run.step, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
     held_out = ScoredPictures(validation, arguments.batch_size, arguments.image_size)
-    timer = StepTimer()
-    with interrupt_on_sigterm():
-        try:
-            model.fit(
-                batches,
-                validation_data=held_out,
-                callbacks=[
-                    StopOnNonFinite(run.step, find_pictures, ADVICE),
-                    run,
-                    *build_callbacks(output),
-                    timer,
-                ],
-                shuffle=False,  # `class_training_batches` did it
-                **run.begin(plan_rounds(steps, arguments.evaluate_every or epoch_steps)),
-            )
-        except KeyboardInterrupt as reason:
-            return run.save_interrupted(model, reason)
+    summary = run.train(
+        model,
+        batches,
+        plan_rounds(steps, arguments.evaluate_every or epoch_steps),
+        find_pictures,
+        ADVICE,
+        validation_data=held_out,
+    )
+    if summary is None:
+        return
 
     best = keras.saving.load_model(output / "best.keras")
     score_and_draw(best, held_out, train.class_names, output)
-    print(timer.summary())
+    print(summary)
     print(f"Model and picture are in {output.resolve()}")
 
 

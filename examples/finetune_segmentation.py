@@ -26,13 +26,10 @@ from heads.drawing import draw_comparison
 from heads.metrics import count_confusion, format_scores, score_confusion
 from heads.training import (
     RunError,
-    StepTimer,
-    StopOnNonFinite,
     TrainingRun,
-    hold_folder,
-    interrupt_on_sigterm,
     number,
     plan_rounds,
+    run_in_folder,
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
@@ -50,12 +47,7 @@ ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the lab
 
 def main(argv=None):
     """Trains, scores and draws."""
-    arguments = parse_arguments(argv)
-    try:
-        with hold_folder(arguments.output) as output:
-            train_and_draw(arguments, output)
-    except (RunError, FloatingPointError) as error:
-        raise SystemExit(f"\n{error}") from error
+    run_in_folder(train_and_draw, parse_arguments(argv))
 
 
 def train_and_draw(arguments, output):
@@ -81,28 +73,21 @@ def train_and_draw(arguments, output):
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     batches = semantic_training_batches(train, augment=augment, first_step=run.step, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
-    timer = StepTimer()
-    with interrupt_on_sigterm():
-        try:
-            model.fit(
-                batches,
-                validation_data=semantic_evaluation_batches(validation),
-                callbacks=[
-                    StopOnNonFinite(run.step, find_pictures, ADVICE),
-                    run,
-                    *build_callbacks(output),
-                    timer,
-                ],
-                shuffle=False,  # `semantic_training_batches` did it
-                **run.begin(plan_rounds(arguments.steps, arguments.evaluate_every)),
-            )
-        except KeyboardInterrupt as reason:
-            return run.save_interrupted(model, reason)
+    summary = run.train(
+        model,
+        batches,
+        plan_rounds(arguments.steps, arguments.evaluate_every),
+        find_pictures,
+        ADVICE,
+        validation_data=semantic_evaluation_batches(validation),
+    )
+    if summary is None:
+        return
 
     best = keras.saving.load_model(output / "best.keras")
     print_scores("After training (best.keras)", best, validation)
     draw_pictures(best, validation, output)
-    print(timer.summary())
+    print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 
 
@@ -206,11 +191,6 @@ def build_optimizer(arguments):
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
-
-
-def build_callbacks(output):
-    """Returns what else `fit` logs into `output`."""
-    return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
 
 
 def print_scores(title, model, source):

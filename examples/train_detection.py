@@ -10,10 +10,10 @@ embedded, synthetic data set is used. The defaults are the paper's settings for 
 import argparse
 import functools
 import inspect
-import os
 import pathlib
 
 import keras
+from finetune_segmentation import check_weights
 from PIL import Image
 
 from heads import (
@@ -41,17 +41,13 @@ from heads.drawing import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
 from heads.training import (
     RunError,
-    StepTimer,
-    StopOnNonFinite,
     TrainingRun,
-    hold_folder,
-    interrupt_on_sigterm,
     number,
     plan_rounds,
+    run_in_folder,
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.checkpoints.releases import RELEASES, find_release
 
 HEADS = {
     "retinanet": RetinaNet,
@@ -76,12 +72,7 @@ ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and
 
 def main(argv=None):
     """Trains, scores and draws."""
-    arguments = parse_arguments(argv)
-    try:
-        with hold_folder(arguments.output) as output:
-            train_and_draw(arguments, output)
-    except (RunError, FloatingPointError) as error:
-        raise SystemExit(f"\n{error}") from error
+    run_in_folder(train_and_draw, parse_arguments(argv))
 
 
 def train_and_draw(arguments, output):
@@ -110,28 +101,14 @@ def train_and_draw(arguments, output):
     batches = detection_training_batches(train, augment=augment, first_step=run.step, **options)
     by_ratio = augment.image_size is None
     find_pictures = functools.partial(find_training_pictures, train, group_by_ratio=by_ratio, **options)
-    timer = StepTimer()
-    with interrupt_on_sigterm():
-        try:
-            model.fit(
-                batches,
-                callbacks=[
-                    StopOnNonFinite(run.step, find_pictures, ADVICE),
-                    scorer,
-                    run,
-                    *build_callbacks(output),
-                    timer,
-                ],
-                shuffle=False,  # `detection_training_batches` did it
-                **run.begin(evaluate_every),
-            )
-        except KeyboardInterrupt as reason:
-            return run.save_interrupted(model, reason)
+    summary = run.train(model, batches, evaluate_every, find_pictures, ADVICE, scorer)
+    if summary is None:
+        return
 
     best = keras.saving.load_model(output / "best.keras")
     save_results(print_scores("After training (best.keras)", best, scorer), output / "results.json")
     draw_pictures(best, scorer, train.class_names, output)
-    print(timer.summary())
+    print(summary)
     print(f"Model, results and pictures are in {output.resolve()}")
 
 
@@ -226,16 +203,6 @@ def fill_defaults(arguments):
     return arguments
 
 
-def check_weights(arguments):
-    """Finds a mistyped --weights before the data is read."""
-    is_release = arguments.weights in (*RELEASES, "imagenet")
-    if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
-        try:
-            find_release(arguments.weights, arguments.variant)
-        except ValueError as error:
-            raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
-
-
 def open_data(arguments):
     """Returns the training and the validation data, checked."""
     with_masks = HEADS[arguments.head].with_masks
@@ -321,11 +288,6 @@ def build_scorer(arguments, validation, resizing):
         kinds=("bbox", "segm") if HEADS[arguments.head].with_masks else ("bbox",),
         max_detections=(1, 10, arguments.max_detections or 100),
     )
-
-
-def build_callbacks(output):
-    """Returns what else `fit` logs into `output`."""
-    return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
 
 
 def print_scores(title, model, scorer):

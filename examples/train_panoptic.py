@@ -10,10 +10,11 @@ tenth of the head's there.
 """
 
 import argparse
-import os
+import functools
 import pathlib
 
 import keras
+from finetune_segmentation import check_weights
 from PIL import Image
 
 from heads import Mask2Former, Resizing, WarmUpStepDecay
@@ -28,18 +29,13 @@ from heads.data import (
 from heads.drawing import draw_panoptic_comparison
 from heads.metrics import PanopticScores, evaluate_panoptic, format_panoptic_scores
 from heads.training import (
-    RunError,
-    StepTimer,
-    StopOnNonFinite,
     TrainingRun,
-    hold_folder,
-    interrupt_on_sigterm,
     number,
     plan_rounds,
+    run_in_folder,
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.checkpoints.releases import RELEASES, find_release
 
 EPOCHS, DROPS = 50, (44.4, 48.1)  # the rate falls to a tenth after these epochs
 LEARNING_RATE, CLIP_NORM = 1e-4, 0.01  # for 16 images, from ImageNet weights
@@ -50,12 +46,7 @@ ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and
 
 def main(argv=None):
     """Trains, scores and draws."""
-    arguments = parse_arguments(argv)
-    try:
-        with hold_folder(arguments.output) as output:
-            train_and_draw(arguments, output)
-    except (RunError, FloatingPointError) as error:
-        raise SystemExit(f"\n{error}") from error
+    run_in_folder(train_and_draw, parse_arguments(argv))
 
 
 def train_and_draw(arguments, output):
@@ -86,33 +77,17 @@ def train_and_draw(arguments, output):
 
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     batches = panoptic_training_batches(train, augment=augment, first_step=run.step, **options)
-
-    def find_pictures(step):
-        return find_training_pictures(train, step=step, **options)
-
-    timer = StepTimer()
-    with interrupt_on_sigterm():
-        try:
-            model.fit(
-                batches,
-                callbacks=[
-                    StopOnNonFinite(run.step, find_pictures, ADVICE),
-                    PanopticScores(held_out, validation),
-                    run,
-                    keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False),
-                    timer,
-                ],
-                shuffle=False,  # `panoptic_training_batches` did it
-                **run.begin(evaluate_every),
-            )
-        except KeyboardInterrupt as reason:
-            return run.save_interrupted(model, reason)
+    find_pictures = functools.partial(find_training_pictures, train, **options)
+    scorer = PanopticScores(held_out, validation)
+    summary = run.train(model, batches, evaluate_every, find_pictures, ADVICE, scorer)
+    if summary is None:
+        return
 
     best = keras.saving.load_model(output / "best.keras")
     scores = evaluate_panoptic(best, held_out, validation)
     print(f"\nAfter training (best.keras)\n{format_panoptic_scores(scores, train.class_names)}", flush=True)
     draw_pictures(best, held_out, validation, output)
-    print(timer.summary())
+    print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 
 
@@ -171,16 +146,6 @@ def parse_arguments(argv):
     arguments.segments = arguments.segments or "panoptic/{split}"
     arguments.image_size = arguments.image_size or (128 if arguments.data is None else 1024)
     return arguments
-
-
-def check_weights(arguments):
-    """Finds a mistyped --weights before the data is read."""
-    is_release = arguments.weights in (*RELEASES, "imagenet")
-    if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
-        try:
-            find_release(arguments.weights, arguments.variant)
-        except ValueError as error:
-            raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
 
 
 def open_data(arguments):

@@ -10,11 +10,11 @@ are the paper's settings for COCO.
 
 import argparse
 import functools
-import os
 import pathlib
 
 import keras
 import numpy as np
+from finetune_segmentation import check_weights
 from PIL import Image
 
 from heads import Resizing, SimpleBaseline, WarmUpStepDecay
@@ -30,17 +30,13 @@ from heads.drawing import draw_pose_comparison
 from heads.metrics import KeypointScores, format_keypoint_scores, save_results
 from heads.training import (
     RunError,
-    StepTimer,
-    StopOnNonFinite,
     TrainingRun,
-    hold_folder,
-    interrupt_on_sigterm,
     number,
     plan_rounds,
+    run_in_folder,
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.checkpoints.releases import RELEASES, find_release
 
 EPOCHS, DROPS = 210, (170, 200)  # the epochs after which the rate falls to a tenth
 LEARNING_RATE = 5e-4  # for 64 people, from ImageNet weights
@@ -52,12 +48,7 @@ ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and
 
 def main(argv=None):
     """Trains, scores and draws."""
-    arguments = parse_arguments(argv)
-    try:
-        with hold_folder(arguments.output) as output:
-            train_and_draw(arguments, output)
-    except (RunError, FloatingPointError) as error:
-        raise SystemExit(f"\n{error}") from error
+    run_in_folder(train_and_draw, parse_arguments(argv))
 
 
 def train_and_draw(arguments, output):
@@ -87,28 +78,14 @@ def train_and_draw(arguments, output):
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     batches = pose_training_batches(train, augment=augment, first_step=run.step, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
-    timer = StepTimer()
-    with interrupt_on_sigterm():
-        try:
-            model.fit(
-                batches,
-                callbacks=[
-                    StopOnNonFinite(run.step, find_pictures, ADVICE),
-                    scorer,
-                    run,
-                    *build_callbacks(output),
-                    timer,
-                ],
-                shuffle=False,  # `pose_training_batches` did it
-                **run.begin(evaluate_every),
-            )
-        except KeyboardInterrupt as reason:
-            return run.save_interrupted(model, reason)
+    summary = run.train(model, batches, evaluate_every, find_pictures, ADVICE, scorer)
+    if summary is None:
+        return
 
     best = keras.saving.load_model(output / "best.keras")
     save_results(print_scores("After training (best.keras)", best, scorer), output / "results.json")
     draw_pictures(best, validation, output)
-    print(timer.summary())
+    print(summary)
     print(f"Model, results and pictures are in {output.resolve()}")
 
 
@@ -181,16 +158,6 @@ def fill_defaults(arguments):
     crop_size = EMBEDDED_CROP_SIZE if arguments.data is None else CROP_SIZE
     arguments.image_size = tuple(arguments.image_size or crop_size)
     return arguments
-
-
-def check_weights(arguments):
-    """Finds a mistyped --weights before the data is read."""
-    is_release = arguments.weights in (*RELEASES, "imagenet")
-    if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
-        try:
-            find_release(arguments.weights, arguments.variant)
-        except ValueError as error:
-            raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
 
 
 def open_data(arguments):
@@ -272,11 +239,6 @@ def build_scorer(arguments, validation):
         validation.sigmas,
         flip_test=arguments.flip_test,
     )
-
-
-def build_callbacks(output):
-    """Returns what else `fit` logs into `output`."""
-    return [keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False)]
 
 
 def print_scores(title, model, scorer):

@@ -11,7 +11,7 @@ import argparse
 import functools
 
 import keras
-from finetune_segmentation import build_callbacks, check_weights
+from finetune_segmentation import check_weights
 from PIL import Image
 
 from heads import EDN, Resizing, WarmUpPolynomialDecay
@@ -26,14 +26,10 @@ from heads.data import (
 from heads.drawing import draw_saliency_comparison
 from heads.metrics import SaliencyScores, evaluate_saliency, format_saliency_scores
 from heads.training import (
-    RunError,
-    StepTimer,
-    StopOnNonFinite,
     TrainingRun,
-    hold_folder,
-    interrupt_on_sigterm,
     number,
     plan_rounds,
+    run_in_folder,
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
@@ -49,12 +45,7 @@ ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the mas
 
 def main(argv=None):
     """Trains, scores and draws."""
-    arguments = parse_arguments(argv)
-    try:
-        with hold_folder(arguments.output) as output:
-            train_and_draw(arguments, output)
-    except (RunError, FloatingPointError) as error:
-        raise SystemExit(f"\n{error}") from error
+    run_in_folder(train_and_draw, parse_arguments(argv))
 
 
 def train_and_draw(arguments, output):
@@ -81,28 +72,16 @@ def train_and_draw(arguments, output):
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     batches = semantic_training_batches(train, augment=augment, first_step=run.step, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
-    timer = StepTimer()
-    with interrupt_on_sigterm():
-        try:
-            model.fit(
-                batches,
-                callbacks=[
-                    StopOnNonFinite(run.step, find_pictures, ADVICE),
-                    scorer,
-                    run,
-                    *build_callbacks(output),
-                    timer,
-                ],
-                shuffle=False,  # `semantic_training_batches` did it
-                **run.begin(plan_rounds(steps, arguments.evaluate_every)),
-            )
-        except KeyboardInterrupt as reason:
-            return run.save_interrupted(model, reason)
+    summary = run.train(
+        model, batches, plan_rounds(steps, arguments.evaluate_every), find_pictures, ADVICE, scorer
+    )
+    if summary is None:
+        return
 
     best = keras.saving.load_model(output / "best.keras")
     print_scores("After training (best.keras)", best, scorer)
     draw_pictures(best, validation, output)
-    print(timer.summary())
+    print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 
 

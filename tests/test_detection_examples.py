@@ -20,6 +20,7 @@ import evaluate_detection
 import train_detection
 from coco_folder import CATEGORY_IDS, NAMES, draw_example, write_coco_folder
 
+import heads.training.run as run_module
 from heads import MaskRCNN, RetinaNet
 from heads.data import CocoDataset, DetectionShapes
 from heads.metrics import evaluate_coco
@@ -169,8 +170,8 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     before = read_log(output)
     timers = []
     with without_scores() as patch:
-        timer_class = train_detection.StepTimer
-        patch.setattr(train_detection, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
+        timer_class = run_module.StepTimer
+        patch.setattr(run_module, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
         train(output, "--steps", "8", "--num-convs", "1", "--resume", data=data_folder)
     assert len(timers[0].seconds) == 4
     log = read_log(output)
@@ -212,11 +213,9 @@ def test_ctrl_c_leaves_a_model(data_folder, tmp_path):
         shutil.copytree(data_folder / "images" / split, data / f"{split}2017")
         annotations = data / "annotations" / f"instances_{split}.json"
         annotations.rename(annotations.with_stem(f"instances_{split}2017"))
-    build_callbacks = train_detection.build_callbacks
+    make_loggers = run_module.make_loggers
     with without_scores() as patch:
-        patch.setattr(
-            train_detection, "build_callbacks", lambda output: [*build_callbacks(output), Interruption()]
-        )
+        patch.setattr(run_module, "make_loggers", lambda folder: [*make_loggers(folder), Interruption()])
         layout = ("--splits", "train2017", "val2017", "--images", "{split}")
         options = ("--steps", "4", "--num-convs", "1", "--frozen-stages", "1", "--frozen-batch-norms")
         sizes = ("--short-sides", "48", "56", "--long-side", "96")

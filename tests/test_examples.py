@@ -18,6 +18,7 @@ import finetune_segmentation
 import predict_segmentation
 import show_feature_maps
 
+import heads.training.run as run_module
 from heads import SemanticFPN, UPerNet
 from heads.data import SemanticShapes
 from van_backbones import VANBackbone
@@ -144,8 +145,8 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     before = read_log(output)
     timers = []
     with without_scores() as patch:
-        timer_class = finetune_segmentation.StepTimer
-        patch.setattr(finetune_segmentation, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
+        timer_class = run_module.StepTimer
+        patch.setattr(run_module, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
         finetune(output, "--steps", "8", "--resume", data=data_folder)
     assert len(timers[0].seconds) == 4
     log = read_log(output)
@@ -181,13 +182,9 @@ class Interruption(keras.callbacks.Callback):
 def test_ctrl_c_leaves_a_model(tmp_path):
     """Embedded data, UPerNet and mixed precision, to have them run once."""
     policy = keras.config.dtype_policy()
-    build_callbacks = finetune_segmentation.build_callbacks
+    make_loggers = run_module.make_loggers
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            finetune_segmentation,
-            "build_callbacks",
-            lambda output: [*build_callbacks(output), Interruption()],
-        )
+        patch.setattr(run_module, "make_loggers", lambda folder: [*make_loggers(folder), Interruption()])
         patch.setattr(
             finetune_segmentation, "SemanticShapes", lambda _, *args, **kw: SemanticShapes(4, *args, **kw)
         )

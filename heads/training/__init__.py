@@ -3,7 +3,7 @@
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
 from heads.training.options import number, whole_number
-from heads.training.run import TrainingRun, interrupt_on_sigterm, plan_rounds
+from heads.training.run import TrainingRun, interrupt_on_sigterm, plan_rounds, run_in_folder
 
 __all__ = [
     "RunError",
@@ -16,6 +16,7 @@ __all__ = [
     "plan_rounds",
     "replace_file",
     "replace_text",
+    "run_in_folder",
     "save_model",
     "whole_number",
 ]

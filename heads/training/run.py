@@ -13,7 +13,16 @@ import threading
 import h5py
 import keras
 
-from heads.training.files import UNFINISHED, RunError, check_finite, replace_file, replace_text, save_model
+from heads.training.callbacks import StepTimer, StopOnNonFinite
+from heads.training.files import (
+    UNFINISHED,
+    RunError,
+    check_finite,
+    hold_folder,
+    replace_file,
+    replace_text,
+    save_model,
+)
 
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
 NOTES = ("settings.json",)
@@ -141,6 +150,35 @@ class TrainingRun(keras.callbacks.Callback):
             "steps_per_epoch": evaluate_every,
         }
 
+    def train(self, model, batches, evaluate_every: int, find_pictures, advice: str, scorer=None, **options):
+        """Trains a compiled model to the last step: watched, scored, saved and logged.
+
+        Args:
+            model: The model.
+            batches: Endless batches, shuffled already, from this run's `step` on.
+            evaluate_every: See `begin`.
+            find_pictures: See `StopOnNonFinite`.
+            advice: See `StopOnNonFinite`.
+            scorer: A callback that scores the model after each epoch.
+            **options: Further arguments of `fit`.
+
+        Returns:
+            The seconds of a step and the memory, as text; or None where Ctrl-C or a SIGTERM ended it, with
+            `interrupted.keras` saved.
+        """
+        timer = StepTimer()
+        callbacks = [StopOnNonFinite(self.step, find_pictures, advice), scorer, self]
+        callbacks = [each for each in (*callbacks, *make_loggers(self.folder), timer) if each is not None]
+        with interrupt_on_sigterm():
+            try:
+                model.fit(
+                    batches, callbacks=callbacks, shuffle=False, **self.begin(evaluate_every), **options
+                )
+            except KeyboardInterrupt as reason:
+                self.save_interrupted(model, reason)
+                return None
+        return timer.summary()
+
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         if self.step >= self.steps:
@@ -243,6 +281,24 @@ class TrainingRun(keras.callbacks.Callback):
         for name in found:
             os.replace(self.folder / name, place / name)
         _say(f"{self.folder} held an older run: it is in {place} now")
+
+
+def make_loggers(folder):
+    """Returns what else is logged into the folder of a run."""
+    return [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
+
+
+def run_in_folder(function, arguments):
+    """Calls `function(arguments, folder)` in `arguments.output`, a folder that no other training uses.
+
+    Raises:
+        SystemExit: With the message alone, where the training says itself why it ends.
+    """
+    try:
+        with hold_folder(arguments.output) as folder:
+            function(arguments, folder)
+    except (RunError, FloatingPointError) as error:
+        raise SystemExit(f"\n{error}") from error
 
 
 @contextlib.contextmanager
