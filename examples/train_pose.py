@@ -244,7 +244,7 @@ def build_scorer(arguments, validation):
 def print_scores(title, model, scorer):
     """Prints average precision and recall; gives COCO's results."""
     results = scorer.predict(model)
-    print(f"\n{title}\n{format_keypoint_scores(scorer.score(results))}", flush=True)
+    print(f"\n{title}\n{format_keypoint_scores(scorer.evaluate(results))}", flush=True)
     return results
 
 

@@ -229,7 +229,7 @@ def test_the_callback_scores_every_other_epoch(shapes, tmp_path, capsys):
 
 def test_the_callback_refuses(shapes):
     for arguments, message in (
-        ({"every": 0}, "every must be a whole number of epochs"),
+        ({"every": 0}, r"every must be at least 1\. Received: 0"),
         ({"results_path": "/"}, "results_path must be a file"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -19,10 +19,11 @@ from heads.metrics.average_precision import (
     read_truth,
     to_plain_list,
 )
+from heads.metrics.scorer import Scorer
 from heads.ops.masks import paste_masks
 
 
-class CocoScores(keras.callbacks.Callback):
+class CocoScores(Scorer):
     """Scores a detector after an epoch, for `fit(callbacks=[...])`.
 
     Puts "val_bbox_AP", "val_bbox_AP50" ... into the logs of the epoch, so that callbacks later in the list
@@ -59,21 +60,17 @@ class CocoScores(keras.callbacks.Callback):
         results_path=None,
         max_detections: Sequence[int] = MAX_DETECTIONS,
     ):
-        super().__init__()
+        super().__init__(every)
         check_kinds(kinds)
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of epochs, at least 1. Received: {every!r}")
         self.truth = read_truth(truth)
         self.image_ids, self.category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
-        self.dataset, self.kinds, self.every = dataset, tuple(kinds), every
+        self.dataset, self.kinds = dataset, tuple(kinds)
         self.max_detections = tuple(check_limits(max_detections))
         self.results_path = None if results_path is None else prepare_path(results_path)
-        self.last_scores = None
-        self._last_logs = None
         self._check_truth(read_objects(truth, self.kinds))
 
     def on_train_begin(self, logs=None):
-        self._last_logs = None
+        super().on_train_begin(logs)
         num_classes = getattr(self.model, "num_classes", None)
         if num_classes is not None and num_classes != len(self.category_ids):
             raise ValueError(
@@ -97,28 +94,20 @@ class CocoScores(keras.callbacks.Callback):
                 f"{len(pictures)} pictures"
             )
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs = {} if logs is None else logs
-        if (epoch + 1) % self.every and self._last_logs is not None:
-            logs.update(self._last_logs)
-            return
-        results = predict_coco_results(self.model, self.dataset, self.image_ids, self.category_ids)
+    def score(self, model) -> dict:
+        """Returns the scores of a model, and keeps its results where that is wanted."""
+        results = predict_coco_results(model, self.dataset, self.image_ids, self.category_ids)
         if self.results_path is not None:
             save_results(results, self.results_path)
-        scores = evaluate_coco(self.truth, results, self.kinds, self.max_detections, image_ids=self.image_ids)
-        self.last_scores = scores
-        numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
-        # Keras's callbacks take a first NaN for the best score for ever.
-        self._last_logs = {f"val_{name}": score for name, score in numbers.items() if score == score}
-        logs.update(self._last_logs)
-        if self.params.get("verbose", 1):
-            parts = [
-                f"{kind} AP {scores[f'{kind}_AP']:.4f}, AP50 {scores[f'{kind}_AP50']:.4f}"
-                for kind in self.kinds
-            ]
-            scored, held = len(set(self.image_ids)), len(self.truth["images"])
-            share = "" if scored == held else f" (on {scored} of {held} images)"
-            print(f"\nEpoch {epoch + 1}: {'; '.join(parts)}{share}", flush=True)  # noqa: T201
+        return evaluate_coco(self.truth, results, self.kinds, self.max_detections, image_ids=self.image_ids)
+
+    def describe(self, scores: dict) -> str:
+        """Returns a few of the scores as text."""
+        parts = [
+            f"{kind} AP {scores[f'{kind}_AP']:.4f}, AP50 {scores[f'{kind}_AP50']:.4f}" for kind in self.kinds
+        ]
+        scored, held = len(set(self.image_ids)), len(self.truth["images"])
+        return "; ".join(parts) + ("" if scored == held else f" (on {scored} of {held} images)")
 
 
 def predict_coco_results(

@@ -8,11 +8,12 @@ import numpy as np
 from heads.metrics.average_precision import check_known, read_truth, to_plain_list
 from heads.metrics.coco import prepare_path, save_results, with_progress
 from heads.metrics.keypoint_precision import check_sigmas, evaluate_keypoints, is_labelled, read_people
+from heads.metrics.scorer import Scorer
 
 KEYPOINT_THRESHOLD = 0.2  # mmpose's: keypoints below do not count in a person's score
 
 
-class KeypointScores(keras.callbacks.Callback):
+class KeypointScores(Scorer):
     """Scores a pose model after an epoch, for `fit(callbacks=[...])`.
 
     Puts "val_keypoints_AP", "val_keypoints_AP50" ... into the logs of the epoch, so that callbacks later in
@@ -45,14 +46,11 @@ class KeypointScores(keras.callbacks.Callback):
         box_scores: Sequence[float] | None = None,
         flip_test: bool = False,
     ):
-        super().__init__()
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of epochs, at least 1. Received: {every!r}")
+        super().__init__(every)
         self.truth, self.sigmas = read_truth(truth), check_sigmas(sigmas)
-        self.dataset, self.every, self.flip_test = dataset, every, flip_test
+        self.dataset, self.flip_test = dataset, flip_test
         self.image_ids, self.box_scores = to_plain_list(image_ids), box_scores
         self.results_path = None if results_path is None else prepare_path(results_path)
-        self.last_scores = self._last_logs = None
         people = read_people(truth, len(self.sigmas))
         check_known("image_ids", self.image_ids, people.image_sizes)
         self.category_id, pictures = people.category_id, set(self.image_ids)
@@ -63,7 +61,7 @@ class KeypointScores(keras.callbacks.Callback):
             )
 
     def on_train_begin(self, logs=None):
-        self._last_logs = None
+        super().on_train_begin(logs)
         num_keypoints = getattr(self.model, "num_keypoints", len(self.sigmas))
         if num_keypoints != len(self.sigmas):
             raise ValueError(
@@ -83,26 +81,20 @@ class KeypointScores(keras.callbacks.Callback):
             progress,
         )
 
-    def score(self, results) -> dict:
+    def evaluate(self, results) -> dict:
         """Returns the scores of results on the pictures: see `evaluate_keypoints`."""
         return evaluate_keypoints(self.truth, results, self.sigmas, image_ids=set(self.image_ids))
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs = {} if logs is None else logs
-        if (epoch + 1) % self.every and self._last_logs is not None:
-            logs.update(self._last_logs)
-            return
-        results = self.predict(self.model)
+    def score(self, model) -> dict:
+        """Returns the scores of a model, and keeps its results where that is wanted."""
+        results = self.predict(model)
         if self.results_path is not None:
             save_results(results, self.results_path)
-        self.last_scores = self.score(results)
-        # Keras's callbacks take a first NaN for the best score for ever.
-        known = {name: score for name, score in self.last_scores.items() if score == score}
-        self._last_logs = {f"val_{name}": score for name, score in known.items()}
-        logs.update(self._last_logs)
-        if self.params.get("verbose", 1):
-            scores = [self.last_scores[f"keypoints_{name}"] for name in ("AP", "AP50")]
-            print(f"\nEpoch {epoch + 1}: keypoints AP {scores[0]:.4f}, AP50 {scores[1]:.4f}", flush=True)  # noqa: T201
+        return self.evaluate(results)
+
+    def describe(self, scores: dict) -> str:
+        """Returns a few of the scores as text."""
+        return f"keypoints AP {scores['keypoints_AP']:.4f}, AP50 {scores['keypoints_AP50']:.4f}"
 
 
 def predict_keypoint_results(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from heads.arguments import read_count
+from heads.metrics.scorer import Scorer
 from heads.ops.labels import PADDING_LABEL, VOID_SEGMENT
 
 MATCH_IOU = 0.5  # above it, a segment can match one other only
@@ -209,7 +209,7 @@ def evaluate_panoptic(model, dataset: Iterable, source) -> dict:
 INPUTS = ("images", "image_sizes", "original_sizes")
 
 
-class PanopticScores(keras.callbacks.Callback):
+class PanopticScores(Scorer):
     """Scores a panoptic segmenter after an epoch, for `fit(callbacks=[...])`.
 
     Puts "val_PQ", "val_SQ", "val_RQ" and those of things and stuff into the logs of the epoch, so that
@@ -226,21 +226,13 @@ class PanopticScores(keras.callbacks.Callback):
     """
 
     def __init__(self, dataset: Iterable, source, every: int = 1):
-        super().__init__()
-        self.dataset, self.source, self.every = dataset, source, read_count("every", every)
-        self.last_scores = self._last_logs = None
+        super().__init__(every)
+        self.dataset, self.source = dataset, source
 
-    def on_train_begin(self, logs=None):
-        self._last_logs = None
+    def score(self, model) -> dict:
+        """Returns the scores of a model: see `evaluate_panoptic`."""
+        return evaluate_panoptic(model, self.dataset, self.source)
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs = {} if logs is None else logs
-        if not (epoch + 1) % self.every or self._last_logs is None:
-            self.last_scores = scores = evaluate_panoptic(self.model, self.dataset, self.source)
-            numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
-            # Keras's callbacks take a first NaN for the best score for ever.
-            self._last_logs = {f"val_{name}": score for name, score in numbers.items() if score == score}
-            if self.params.get("verbose", 1):
-                parts = ", ".join(f"{name} {scores[name]:.4f}" for name in ("PQ", "PQ_things", "PQ_stuff"))
-                print(f"\nEpoch {epoch + 1}: {parts}", flush=True)  # noqa: T201
-        logs.update(self._last_logs)
+    def describe(self, scores: dict) -> str:
+        """Returns a few of the scores as text."""
+        return ", ".join(f"{name} {scores[name]:.4f}" for name in ("PQ", "PQ_things", "PQ_stuff"))

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable
 
-import keras
 import numpy as np
 
-from heads.arguments import read_count
+from heads.metrics.scorer import Scorer
 from heads.ops.labels import IGNORED_LABEL
 
 NUM_THRESHOLDS = 50
@@ -13,7 +12,7 @@ THRESHOLDS = np.linspace(1 / (NUM_THRESHOLDS + 1), 1 - 1 / (NUM_THRESHOLDS + 1),
 PRECISION_WEIGHT = 0.3  # beta squared: precision counts more than recall
 
 
-class SaliencyScores(keras.callbacks.Callback):
+class SaliencyScores(Scorer):
     """Scores a saliency model after an epoch, for `fit(callbacks=[...])`.
 
     Puts "val_max_f" and "val_mae" into the logs of the epoch, so that callbacks later in the list can use
@@ -29,26 +28,16 @@ class SaliencyScores(keras.callbacks.Callback):
     """
 
     def __init__(self, dataset: Iterable, every: int = 1):
-        super().__init__()
-        self.dataset, self.every = dataset, read_count("every", every)
-        self.last_scores = None
-        self._last_logs = None
+        super().__init__(every)
+        self.dataset = dataset
 
-    def on_train_begin(self, logs=None):
-        self._last_logs = None
+    def score(self, model) -> dict:
+        """Returns the scores of a model: see `evaluate_saliency`."""
+        return evaluate_saliency(model, self.dataset)
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs = {} if logs is None else logs
-        if (epoch + 1) % self.every and self._last_logs is not None:
-            logs.update(self._last_logs)
-            return
-        self.last_scores = evaluate_saliency(self.model, self.dataset)
-        numbers = {f"val_{name}": self.last_scores[name] for name in ("max_f", "mae")}
-        # Keras's callbacks take a first NaN for the best score for ever.
-        self._last_logs = {name: score for name, score in numbers.items() if score == score}
-        logs.update(self._last_logs)
-        if self.params.get("verbose", 1):
-            print(f"\nEpoch {epoch + 1}: {format_saliency_scores(self.last_scores)}", flush=True)  # noqa: T201
+    def describe(self, scores: dict) -> str:
+        """Returns the scores in one line."""
+        return format_saliency_scores(scores)
 
 
 def evaluate_saliency(model, dataset: Iterable, progress: bool = False) -> dict:

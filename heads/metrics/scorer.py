@@ -1,0 +1,47 @@
+"""What the callbacks that score have in common: when they do so, and what they log."""
+
+import keras
+
+from heads.arguments import read_count
+
+
+class Scorer(keras.callbacks.Callback):
+    """Scores a model after an epoch of `fit`, for callbacks later in the list to use.
+
+    A subclass has `score(model)`, which returns a dict of scores, and `describe(scores)`, a text for the
+    progress. Numbers among the scores are logged as "val_<name>". An epoch that is not scored logs the scores
+    of the last one that was. All scores are in `last_scores`.
+
+    Args:
+        every: Score after the first epoch of a training, and after each `every`-th.
+
+    Raises:
+        ValueError: For `every` below 1.
+    """
+
+    def __init__(self, every: int = 1):
+        super().__init__()
+        self.every = read_count("every", every)
+        self.last_scores = self._last_logs = None
+
+    def score(self, model) -> dict:
+        """Returns the scores of a model."""
+        raise NotImplementedError(f"{type(self).__name__} must define score(model)")
+
+    def describe(self, scores: dict) -> str:
+        """Returns a few of the scores as text."""
+        raise NotImplementedError(f"{type(self).__name__} must define describe(scores)")
+
+    def on_train_begin(self, logs=None):
+        self._last_logs = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs
+        if self._last_logs is None or (epoch + 1) % self.every == 0:
+            self.last_scores = scores = self.score(self.model)
+            numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
+            # Keras's callbacks take a first NaN for the best score for ever.
+            self._last_logs = {f"val_{name}": score for name, score in numbers.items() if score == score}
+            if self.params.get("verbose", 1):
+                print(f"\nEpoch {epoch + 1}: {self.describe(scores)}", flush=True)  # noqa: T201
+        logs.update(self._last_logs)
