@@ -80,25 +80,11 @@ def detection_training_batches(
         Images are padded to the `image_size` of `augment`, or to the largest of the batch, rounded up to a
         multiple of 32.
     """
-    canvas_size = getattr(augment, "image_size", None)
-    canvas_size = None if canvas_size is None else read_size("image_size of augment", canvas_size)
-    group_by_ratio = canvas_size is None if group_by_ratio is None else group_by_ratio
-    order = BatchOrder(
-        find_groups(source, read_flag("group_by_ratio", group_by_ratio)),
-        read_count("batch_size", batch_size),
-        read_seed(seed) if read_flag("shuffle", shuffle) else None,
-    )
 
-    def prepare(example, number):
-        image, move = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
+    def prepare(example, image, move, canvas_size):
         return _prepare_example(source, example, image, move, canvas_size, drop_lost=True)
 
-    def make_batches(positions, numbers):
-        examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
-        examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return batch_examples(examples, batch_size, drop_remainder=True)
-
-    return continue_batches(order, first_step, make_batches)
+    return batch_moved(source, batch_size, augment, prepare, seed, shuffle, group_by_ratio, first_step)
 
 
 def detection_evaluation_batches(
@@ -124,19 +110,52 @@ def detection_evaluation_batches(
         of this file. Images are padded to `image_size`, or to the largest of the batch, rounded up to a
         multiple of 32.
     """
-    read_count("batch_size", batch_size)
-    resizing = Resizing(image_size, short_side, long_side)
 
-    def prepare(example):
+    def prepare(example, image, move, canvas_size):
+        return _prepare_example(source, example, image, move, canvas_size, drop_lost=False)
+
+    return batch_resized(source, batch_size, Resizing(image_size, short_side, long_side), prepare)
+
+
+def batch_moved(source, batch_size, augment, prepare, seed, shuffle, group_by_ratio, first_step):
+    """Returns endless augmented batches: see `detection_training_batches`.
+
+    `prepare(example, image, move, canvas_size)` gives the inputs and targets of a moved image.
+    """
+    canvas_size = getattr(augment, "image_size", None)
+    canvas_size = None if canvas_size is None else read_size("image_size of augment", canvas_size)
+    group_by_ratio = canvas_size is None if group_by_ratio is None else group_by_ratio
+    order = BatchOrder(
+        find_groups(source, read_flag("group_by_ratio", group_by_ratio)),
+        read_count("batch_size", batch_size),
+        read_seed(seed) if read_flag("shuffle", shuffle) else None,
+    )
+
+    def augment_one(example, number):
+        image, move = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
+        return prepare(example, image, move, canvas_size)
+
+    def make_batches(positions, numbers):
+        examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
+        examples = examples.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return _batch_examples(examples, batch_size, drop_remainder=True)
+
+    return continue_batches(order, first_step, make_batches)
+
+
+def batch_resized(source, batch_size, resizing, prepare):
+    """Returns batches of one pass, resized alone: see `detection_evaluation_batches` and `batch_moved`."""
+    read_count("batch_size", batch_size)
+
+    def resize_one(example):
         original_size = tf.shape(example["image"])[:2]
         move = make_resize(original_size, fit_original(resizing, original_size))
         image = move_image(example["image"], move)
-        canvas_size = resizing.image_size
-        inputs, targets = _prepare_example(source, example, image, move, canvas_size, drop_lost=False)
+        inputs, targets = prepare(example, image, move, resizing.image_size)
         return {**inputs, "original_sizes": original_size}, targets
 
-    examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batch_examples(examples, batch_size, drop_remainder=False)
+    examples = source.load().map(resize_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return _batch_examples(examples, batch_size, drop_remainder=False)
 
 
 def _prepare_example(source, example, image, move, canvas_size, drop_lost):
@@ -191,7 +210,7 @@ def place_on_canvas(image, move, canvas_size):
     return inputs, canvas_size, static_size
 
 
-def batch_examples(examples, batch_size, drop_remainder):
+def _batch_examples(examples, batch_size, drop_remainder):
     """Returns batches padded to their largest image and their largest number of objects or segments."""
     padding = tf.nest.map_structure(lambda spec: tf.zeros((), spec.dtype), examples.element_spec)
     for name, value in (("labels", PADDING_LABEL), ("segments", VOID_SEGMENT)):

@@ -18,11 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from heads.arguments import read_count, read_flag, read_seed, read_size
-from heads.data.detection_batches import batch_examples, place_on_canvas
-from heads.data.detection_moves import LONG_SIDE, Move, make_resize, move_image, move_segments
-from heads.data.order import BatchOrder, continue_batches, find_groups
-from heads.data.semantic_moves import fit_original
+from heads.data.detection_batches import batch_moved, batch_resized, place_on_canvas
+from heads.data.detection_moves import LONG_SIDE, Move, move_segments
 from heads.ops.labels import PADDING_LABEL, VOID_SEGMENT
 from heads.picture_sizes import Resizing
 
@@ -46,25 +43,9 @@ def panoptic_training_batches(
         padded to the `image_size` of `augment`, or to the largest of the batch, rounded up to a multiple of
         32.
     """
-    canvas_size = getattr(augment, "image_size", None)
-    canvas_size = None if canvas_size is None else read_size("image_size of augment", canvas_size)
-    group_by_ratio = canvas_size is None if group_by_ratio is None else group_by_ratio
-    order = BatchOrder(
-        find_groups(source, read_flag("group_by_ratio", group_by_ratio)),
-        read_count("batch_size", batch_size),
-        read_seed(seed) if read_flag("shuffle", shuffle) else None,
+    return batch_moved(
+        source, batch_size, augment, _prepare_example, seed, shuffle, group_by_ratio, first_step
     )
-
-    def prepare(example, number):
-        image, move = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
-        return _prepare_example(example, image, move, canvas_size)
-
-    def make_batches(positions, numbers):
-        examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
-        examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return batch_examples(examples, batch_size, drop_remainder=True)
-
-    return continue_batches(order, first_step, make_batches)
 
 
 def panoptic_evaluation_batches(
@@ -82,18 +63,8 @@ def panoptic_evaluation_batches(
         Dataset of ({"images", "image_sizes", "original_sizes"}, {"segments", "labels"}), see the top of this
         file.
     """
-    read_count("batch_size", batch_size)
     resizing = Resizing(image_size, short_side, long_side)
-
-    def prepare(example):
-        original_size = tf.shape(example["image"])[:2]
-        move = make_resize(original_size, fit_original(resizing, original_size))
-        image = move_image(example["image"], move)
-        inputs, targets = _prepare_example(example, image, move, resizing.image_size)
-        return {**inputs, "original_sizes": original_size}, targets
-
-    examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batch_examples(examples, batch_size, drop_remainder=False)
+    return batch_resized(source, batch_size, resizing, _prepare_example)
 
 
 def _prepare_example(example, image, move, canvas_size):
