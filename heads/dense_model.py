@@ -40,8 +40,6 @@ class DenseModel(keras.Model):
     takes_metrics = False
     # Whether targets and detections have masks.
     with_masks = False
-    # Whether a detection's mask lies within its box, to be pasted into the picture, or has the input's size.
-    masks_in_boxes = True
     # `predict_pictures` pads pictures to multiples of this: the coarsest stride of the backbones.
     size_divisor = 32
 

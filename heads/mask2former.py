@@ -62,8 +62,6 @@ class Mask2Former(DenseModel):
           2112.01527; the numbers are mmdetection's `Mask2Former`.
     """
 
-    masks_in_boxes = False  # they have the size of the image
-
     def __init__(
         self,
         backbone,

@@ -13,9 +13,11 @@ from detection_reference import (
 from golden_reference import check, checkpoint, load, to_nchw
 from keras import ops
 
-from heads import Mask2Former
+from heads import Mask2Former, Resizing
 from heads.layers.pixel_decoder import encode_positions
 from heads.mask2former import TASKS
+from heads.metrics import predict_coco_results
+from heads.prediction import prepare_picture
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import name_variables, to_state_dict
 
@@ -171,6 +173,22 @@ def test_pictures_are_predicted_at_their_own_size(task):
         else:
             assert result["segments"].shape == (37, 53)
             assert set(np.unique(result["segments"])) - {-1} == set(range(count))
+
+
+def test_objects_are_scored_in_the_pixels_of_their_pictures():
+    model = make_model(task="instance")
+    model.resizing = Resizing((32, 32))
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 255, size).astype("uint8") for size in ((37, 53, 3), (64, 32, 3))]
+    prepared = [prepare_picture(picture, model.resizing) for picture in pictures]
+    images, image_sizes, original_sizes = (np.stack(each) for each in zip(*prepared, strict=True))
+    inputs = {"images": images, "image_sizes": image_sizes, "original_sizes": original_sizes}
+    results = predict_coco_results(model, [inputs], [7, 9], [1, 2])
+    expected = model.predict_pictures(pictures, batch_size=2, masks="run_lengths")
+    assert [result["image_id"] for result in results].count(7) == len(expected[0]["labels"]) > 0
+    for result, mask in zip(results, (mask for each in expected for mask in each["masks"]), strict=True):
+        assert result["segmentation"] == mask
+        assert tuple(mask["size"]) == (37, 53) if result["image_id"] == 7 else (64, 32)
 
 
 # What every head must do.

@@ -20,6 +20,7 @@ from heads.metrics.saliency import (
     format_saliency_scores,
     score_saliency,
 )
+from heads.metrics.scorer import Scorer
 from heads.metrics.semantic import count_confusion, format_scores, score_confusion
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "PanopticCounts",
     "PanopticScores",
     "SaliencyScores",
+    "Scorer",
     "compare_saliency",
     "count_confusion",
     "count_panoptic",

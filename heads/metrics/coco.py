@@ -116,7 +116,8 @@ def predict_coco_results(
     """Runs a detector over all pictures and gives COCO's result list.
 
     Args:
-        model: Keras model whose `predict_on_batch` gives decoded detections, see `to_coco_results`.
+        model: A detector of ours, or a Keras model whose `predict_on_batch` gives decoded detections, see
+            `to_coco_results`.
         dataset: Batches: inputs, or tuples that begin with them. Inputs are images
             `(batch, height, width, 3)` or a dict of "images" and, where the pictures were resized or padded,
             "image_sizes" and "original_sizes" `(batch, 2)`, (height, width).
@@ -153,13 +154,13 @@ def predict_coco_results(
 
 
 def _detect(model, inputs, picture_sizes):
-    """Returns a model's detections, whose masks have the pictures' sizes where they do not lie in boxes."""
-    if getattr(model, "masks_in_boxes", True) or not model.with_masks:
+    """Returns a batch of detections in pixels of the pictures; masks may have the size of each."""
+    if not hasattr(model, "predict_resized"):  # none of our heads
         return model.predict_on_batch(inputs)
-    images = inputs["images"] if isinstance(inputs, dict) else inputs
-    image_sizes = inputs.get("image_sizes") if isinstance(inputs, dict) else None
-    if image_sizes is None:
-        image_sizes = np.tile(images.shape[1:3], (len(images), 1))
+    if not isinstance(inputs, dict):
+        inputs = {"images": inputs}
+    images = inputs["images"]
+    image_sizes = inputs.get("image_sizes", np.tile(images.shape[1:3], (len(images), 1)))
     found = model.predict_resized(images, image_sizes, np.asarray(picture_sizes))
     return {
         name: [each[name] for each in found] if name == "masks" else np.stack([each[name] for each in found])
