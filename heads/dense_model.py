@@ -152,6 +152,7 @@ class DenseModel(keras.Model):
         score_threshold: float = 0.0,
         masks: str = "pasted",
         progress: bool = True,
+        **options,
     ) -> list[dict]:
         """Returns what the model sees in pictures, in the pixels of each.
 
@@ -166,6 +167,7 @@ class DenseModel(keras.Model):
             masks: "pasted" for bool arrays of the picture's size, "run_lengths" for COCO's compressed run
                 lengths, which take a hundredth of the memory.
             progress: whether to show a progress bar, for two pictures or more.
+            **options: what a head's `predict_resized` takes besides: `task` of `Mask2Former`.
 
         Returns:
             A list with a dict for each picture, in their order: "path" (None for arrays), and
@@ -182,7 +184,7 @@ class DenseModel(keras.Model):
         """
         from heads.prediction import predict_pictures  # with Pillow, which nothing else here needs
 
-        return predict_pictures(self, pictures, batch_size, score_threshold, masks, progress)
+        return predict_pictures(self, pictures, batch_size, score_threshold, masks, progress, **options)
 
     def predict_resized(self, images, image_sizes, original_sizes):
         """Returns the results of resized and padded images, a dict for each: see `predict_pictures`.

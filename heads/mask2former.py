@@ -5,8 +5,9 @@ from keras import ops
 
 from heads.arguments import check_counts, check_shares
 from heads.dense_model import DenseModel
-from heads.layers.attention import NUM_HEADS, MultiHeadAttention, make_feed_forward
-from heads.layers.blocks import Layer, join_reference_layers
+from heads.layers.attention import NUM_HEADS
+from heads.layers.blocks import join_reference_layers
+from heads.layers.masked_attention import MaskedAttentionLayer
 from heads.layers.pixel_decoder import PixelDecoder, encode_positions
 from heads.ops.assignment import assign_optimally
 from heads.ops.inputs import read_inputs, read_segments
@@ -19,7 +20,6 @@ from heads.ops.selection import restore_boxes
 
 LEVELS = ("P2", "P3", "P4", "P5")
 TASKS = ("panoptic", "instance", "semantic")
-HIDDEN_CHANNELS = 2048
 # Sec. 4.1: the same weights in the assignment and in the losses; "no object" counts a tenth.
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
 NO_OBJECT_WEIGHT = 0.1
@@ -50,6 +50,7 @@ class Mask2Former(DenseModel):
         num_decoder_layers: layers of masked attention from the queries to the pyramid.
         num_points: points of each mask at which it is compared with the truth.
         task: what `predict` and `predict_pictures` return: "panoptic", "instance" or "semantic".
+            `predict_pictures(pictures, task=...)` may ask for another.
         score_threshold: segments below are left out of the panoptic result.
         **kwargs: `class_names` (things, then stuff) and `resizing`, see `DenseModel`; `name`, `trainable`,
             `dtype`.
@@ -85,8 +86,7 @@ class Mask2Former(DenseModel):
             raise ValueError("num_things and num_stuff must not both be 0. Received: 0 and 0")
         if channels % NUM_HEADS:
             raise ValueError(f"channels must be a multiple of {NUM_HEADS}. Received: {channels}")
-        if task not in TASKS:
-            raise ValueError(f"task must be one of {list(TASKS)}. Received: {task!r}")
+        _check_task(task)
         super().__init__(backbone, LEVELS, ("class_loss", "mask_loss", "dice_loss"), locals(), **kwargs)
         # Each batch has its own number of segments: XLA would compile anew for each.
         self.supports_jit = keras.backend.backend() != "tensorflow"
@@ -295,7 +295,7 @@ class Mask2Former(DenseModel):
         """
         class_logits, masks = predictions["class_logits"][:, -1], predictions["mask_logits"][:, -1]
         masks = resize_masks(masks, ops.shape(predictions["inside"])[1:])
-        results = self.decode_masks(class_logits, masks, predictions["inside"])
+        results = self.decode_masks(class_logits, masks, predictions["inside"], self.task)
         if self.task == "semantic":
             return results
         # NaN where the sizes are: see `read_inputs`.
@@ -304,28 +304,30 @@ class Mask2Former(DenseModel):
             return results
         return restore_boxes(results, predictions["image_sizes"], predictions.get("original_sizes"))
 
-    def decode_masks(self, class_logits, mask_logits, inside):
-        """Returns the task's results of masks (batch, queries, height, width) at their final size."""
-        if self.task == "semantic":
+    def decode_masks(self, class_logits, mask_logits, inside, task):
+        """Returns a task's results of masks (batch, queries, height, width) at their final size."""
+        if task == "semantic":
             return label_segments(class_logits, mask_logits)
-        if self.task == "instance":
+        if task == "instance":
             return select_objects(class_logits, mask_logits, inside, self.num_things)
         return merge_segments(class_logits, mask_logits, inside, self.num_things, self.score_threshold)
 
-    def predict_resized(self, images, image_sizes, original_sizes):
-        """Returns the task's results of each image at its original size: see `predict_pictures`."""
+    def predict_resized(self, images, image_sizes, original_sizes, task=None):
+        """Returns a task's results of each image at its original size: see `predict_pictures`."""
+        task = self.task if task is None else task
+        _check_task(task)
         predictions = self.predict_raw({"images": images, "image_sizes": image_sizes})
         results = []
         for row, ((height, width), size) in enumerate(zip(image_sizes, original_sizes.tolist(), strict=True)):
             class_logits = predictions["class_logits"][row : row + 1, -1]
             masks = resize_masks(predictions["mask_logits"][row : row + 1, -1], images.shape[1:3])
             masks = resize_masks(masks[:, :, :height, :width], tuple(size))
-            found = self.decode_masks(class_logits, masks, ops.ones((1, *size), "bool"))
-            if self.task == "semantic":
+            found = self.decode_masks(class_logits, masks, ops.ones((1, *size), "bool"), task)
+            if task == "semantic":
                 results.append({"label_map": ops.convert_to_numpy(found)[0]})
                 continue
             found = {name: ops.convert_to_numpy(values)[0] for name, values in found.items()}
-            results.append(number_segments(found) if self.task == "panoptic" else found)
+            results.append(number_segments(found) if task == "panoptic" else found)
         return results
 
     def reference_layers(self):
@@ -344,50 +346,6 @@ class Mask2Former(DenseModel):
         return self.backbone.reference_layers() | join_reference_layers(parts)
 
 
-@keras.saving.register_keras_serializable("van_backbones.heads")
-class MaskedAttentionLayer(Layer):
-    """Queries look at a level inside of their masks, then at each other (section 3.2).
-
-    Args:
-        channels: channels of the queries and the level.
-        **kwargs: base arguments of the layer.
-
-    Call arguments:
-        features: (batch, queries, channels).
-        positions: (batch, queries, channels), added to what queries ask for.
-        keys: (batch, positions, channels), of the level.
-        values: (batch, positions, channels), of the level.
-        visible: bool (batch, queries, positions).
-    """
-
-    def __init__(self, channels: int, **kwargs):
-        super().__init__(**kwargs)
-        dtype = self.dtype_policy
-        self.cross_attention, self.self_attention = (
-            MultiHeadAttention(channels, NUM_HEADS, "glorot_normal", dtype=dtype, name=name)
-            for name in ("cross_attention", "self_attention")
-        )
-        self.feed_forward = make_feed_forward(channels, HIDDEN_CHANNELS, dtype)
-        self.norms = [
-            keras.layers.LayerNormalization(epsilon=1e-5, dtype=dtype, name=f"norm_{index}")
-            for index in range(3)
-        ]
-
-    def build(self, input_shape):
-        for layer in (self.cross_attention, self.self_attention, *self.norms):
-            layer.build(input_shape)
-        self.built = True
-
-    def call(self, features, positions, keys, values, visible):
-        attended = self.cross_attention(features + positions, keys, values, visible)
-        features = self.norms[0](features + attended)
-        asking = features + positions
-        features = self.norms[1](features + self.self_attention(asking, asking, features))
-        hidden, output = self.feed_forward
-        return self.norms[2](features + output(hidden(features)))
-
-    def reference_layers(self):
-        """Returns mmdetection's names: name -> layer or variable."""
-        parts = {"cross_attn.attn": self.cross_attention, "self_attn.attn": self.self_attention}
-        parts |= dict(zip(("ffn.layers.0.0", "ffn.layers.1"), self.feed_forward, strict=True))
-        return join_reference_layers(parts | {f"norms.{i}": norm for i, norm in enumerate(self.norms)})
+def _check_task(task):
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {list(TASKS)}. Received: {task!r}")

@@ -36,7 +36,9 @@ class PreparedPicture(NamedTuple):
     original_size: tuple[int, int]
 
 
-def predict_pictures(model, pictures, batch_size=1, score_threshold=0.0, masks="pasted", progress=True):
+def predict_pictures(
+    model, pictures, batch_size=1, score_threshold=0.0, masks="pasted", progress=True, **options
+):
     """Returns what a model sees in pictures, in the pixels of each: see `DenseModel.predict_pictures`."""
     read_count("batch_size", batch_size)
     if masks not in MASK_FORMS:
@@ -46,7 +48,7 @@ def predict_pictures(model, pictures, batch_size=1, score_threshold=0.0, masks="
 
     def run(batch):
         arrays = [np.stack(values) for values in zip(*(picture for _, picture in batch), strict=True)]
-        for (place, picture), result in zip(batch, model.predict_resized(*arrays), strict=True):
+        for (place, picture), result in zip(batch, model.predict_resized(*arrays, **options), strict=True):
             if "labels" in result:
                 result = _finish_objects(model, result, picture.original_size, score_threshold, masks)
             path = pictures[place] if isinstance(pictures[place], pathlib.Path) else None

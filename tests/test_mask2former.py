@@ -175,6 +175,25 @@ def test_pictures_are_predicted_at_their_own_size(task):
             assert set(np.unique(result["segments"])) - {-1} == set(range(count))
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_task_may_be_chosen_at_prediction(task):
+    trained = make_model(score_threshold=0.0)
+    other = make_model(task=task, score_threshold=0.0)
+    other.set_weights(trained.get_weights())
+    picture = np.random.default_rng(0).integers(0, 255, (37, 53, 3)).astype("uint8")
+    (found,) = trained.predict_pictures(picture, task=task)
+    (expected,) = other.predict_pictures(picture)
+    assert found.keys() == expected.keys()
+    for name in found.keys() - {"path", "names"}:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert trained.task == "panoptic"
+
+
+def test_unknown_task_at_prediction_is_refused():
+    with pytest.raises(ValueError, match=r"task must be one of .* Received: 'objects'"):
+        make_model().predict_pictures(np.zeros((32, 32, 3), "uint8"), task="objects")
+
+
 def test_objects_are_scored_in_the_pixels_of_their_pictures():
     model = make_model(task="instance")
     model.resizing = Resizing((32, 32))
