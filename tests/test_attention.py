@@ -15,16 +15,18 @@ def make_layer():
 def attend(layer, queries, keys, values, visible):
     """A loop over images, heads and queries."""
     kernel, bias = layer.packed_kernel.numpy(), layer.packed_bias.numpy()
+    channels = kernel.shape[1]
+    size = channels // layer.num_heads
     expected = np.zeros(queries.shape)
     for image in range(len(queries)):
         query, key, value = (
-            each[image] @ kernel[i : i + 6].T + bias[i : i + 6]
-            for i, each in ((0, queries), (6, keys), (12, values))
+            each[image] @ kernel[i : i + channels].T + bias[i : i + channels]
+            for i, each in ((0, queries), (channels, keys), (2 * channels, values))
         )
-        for head in (slice(0, 3), slice(3, 6)):
+        for head in (slice(start, start + size) for start in range(0, channels, size)):
             for row in range(len(query)):
                 seen = [other for other in range(len(key)) if visible[image, row, other]]
-                weights = np.exp([query[row, head] @ key[other, head] / np.sqrt(3) for other in seen])
+                weights = np.exp([query[row, head] @ key[other, head] / np.sqrt(size) for other in seen])
                 expected[image, row, head] = weights @ value[seen][:, head] / weights.sum()
     return expected @ layer.output_dense.kernel.numpy() + layer.output_dense.bias.numpy()
 

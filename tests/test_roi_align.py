@@ -11,7 +11,6 @@ from golden_reference import check, load
 
 from heads.layers import roi_align as module
 from heads.layers.roi_align import align_regions, assign_levels, roi_align
-from heads.ops.bilinear import place_samples, weigh_cells
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -125,32 +124,6 @@ def test_tiny_maps(shape):
         expected = align_by_loop(features, boxes, indices, 2, 1.0, sampling_ratio)
         pooled = roi_align(features, boxes, indices, 2, 1.0, sampling_ratio)
         np.testing.assert_allclose(pooled, expected, rtol=0, atol=5e-6)
-
-
-def test_whole_bins_take_no_extra_sample_when_compiled():
-    # XLA divides by a constant with its inverse, which rounds differently.
-    lengths = np.arange(1, 200, dtype="float32")
-    for num_bins in (7, 14, 28):
-        place = tf.function(
-            lambda starts, ends, num_bins=num_bins: (
-                place_samples(starts, ends, tf.fill([199], 50), num_bins).counts
-            ),
-            jit_compile=True,
-        )
-        starts = np.full(199, 3.25, "float32")
-        np.testing.assert_array_equal(place(starts, starts + lengths * num_bins), lengths)
-
-
-def test_weights_of_inner_bins_sum_to_the_samples():
-    samples = place_samples(np.float32([2.3, 4.0]), np.float32([17.9, 4.5]), np.int32([30, 30]), 4)
-    weights = np.asarray(weigh_cells(samples, np.arange(30, dtype="int32")[None], 4))
-    assert weights.shape == (2, 4, 30)
-    assert weights.min() == 0.0
-    np.testing.assert_allclose(weights.sum(-1), [[4.0] * 4, [1.0] * 4], rtol=1e-5)
-    for box in range(2):
-        touched = np.flatnonzero(weights[box].any(0))
-        start, size = (int(field[box]) for field in (samples.window_starts, samples.window_sizes))
-        assert start <= touched[0] <= touched[-1] < start + size <= touched[-1] + 2
 
 
 @pytest.mark.parametrize("mode", ["eager", pytest.param("graph", marks=pytest.mark.slow), "jit"])
