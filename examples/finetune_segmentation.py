@@ -23,7 +23,7 @@ from heads.data import (
     semantic_training_batches,
 )
 from heads.drawing import draw_comparison
-from heads.metrics import count_confusion, format_scores, score_confusion
+from heads.metrics import evaluate_semantic, format_semantic_scores
 from heads.training import (
     RunError,
     TrainingRun,
@@ -195,10 +195,8 @@ def build_optimizer(arguments):
 
 def print_scores(title, model, source):
     """Prints IoU per class on `source`."""
-    confusion = 0
-    for images, labels in semantic_evaluation_batches(source).as_numpy_iterator():
-        confusion += count_confusion(labels, model.predict_on_batch(images), model.num_classes)
-    print(f"\n{title}\n{format_scores(score_confusion(confusion), source.class_names)}", flush=True)
+    scores = evaluate_semantic(model, semantic_evaluation_batches(source))
+    print(f"\n{title}\n{format_semantic_scores(scores, source.class_names)}", flush=True)
 
 
 def draw_pictures(model, source, output, num_pictures=6):

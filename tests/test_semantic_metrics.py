@@ -1,8 +1,18 @@
+import contracts
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from slow_scores import count_by_loop, make_maps
 
-from heads.metrics import count_confusion, format_scores, score_confusion
+from heads import SemanticFPN
+from heads.metrics import (
+    SemanticScores,
+    count_confusion,
+    evaluate_semantic,
+    format_semantic_scores,
+    score_confusion,
+)
 
 # NumPy
 
@@ -57,7 +67,7 @@ def test_score_confusion_by_hand():
 def test_score_confusion_of_nothing_is_nan():
     scores = score_confusion(np.zeros((2, 2), "int64"))
     assert all(np.isnan(value).all() for value in scores.values())
-    table = format_scores(scores, ("a", "b"))
+    table = format_semantic_scores(scores, ("a", "b"))
     assert table.count("-") == 7
 
 
@@ -66,9 +76,9 @@ def test_score_confusion_needs_a_square():
         score_confusion(np.zeros((2, 3)))
 
 
-def test_format_scores():
+def test_format_semantic_scores():
     scores = score_confusion(np.array([[6, 1, 1, 0], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
-    lines = format_scores(scores, ("wall", "a long name", "roof", "door")).splitlines()
+    lines = format_semantic_scores(scores, ("wall", "a long name", "roof", "door")).splitlines()
     assert [line.split() for line in lines] == [
         ["class", "IoU", "accuracy"],
         ["wall", "60.00", "75.00"],
@@ -80,4 +90,60 @@ def test_format_scores():
     ]
     assert len({len(line) for line in lines}) == 1
     with pytest.raises(ValueError, match="class_names must have 4"):
-        format_scores(scores, ("wall",))
+        format_semantic_scores(scores, ("wall",))
+
+
+# In `fit`.
+
+
+class Stand:
+    """Predicts the first channel of its images."""
+
+    num_classes = 4
+
+    def predict_on_batch(self, images):
+        return images[..., 0].astype("int32")
+
+
+def make_batches():
+    """Two batches of pictures whose sizes differ."""
+    pairs = [make_maps(seed=seed) for seed in range(2)]
+    pairs[1] = [each[:, :5] for each in pairs[1]]
+    return pairs, [(np.repeat(found[None, ..., None], 3, -1), truth[None]) for truth, found in pairs]
+
+
+def test_evaluation_counts_all_pictures_together():
+    pairs, batches = make_batches()
+    scores = evaluate_semantic(Stand(), batches)
+    expected = score_confusion(sum(count_by_loop(truth, found, 4) for truth, found in pairs))
+    assert scores.keys() == expected.keys()
+    for name in scores:
+        np.testing.assert_array_equal(scores[name], expected[name])
+
+
+def test_evaluation_of_nothing_is_refused():
+    nothing = (np.zeros((1, 2, 3, 3)), np.full((1, 2, 3), 255))
+    for batches in ([], [nothing]):
+        with pytest.raises(ValueError, match="at least one pixel with a label"):
+            evaluate_semantic(Stand(), batches)
+
+
+def test_callback_logs_what_fit_validates(capsys):
+    """The same numbers as those of `fit(validation_data=...)`, in its logs."""
+    keras.utils.set_random_seed(0)
+    model = SemanticFPN(contracts.PooledBackbone(), num_classes=3, channels=8)
+    model.compile(keras.optimizers.SGD(0.01))
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (3, 32, 32, 3)).astype("float32")
+    labels = random.integers(0, 3, (3, 32, 32)).astype("int32")
+    labels[0, :9] = 255
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+    validated, scorer = {}, SemanticScores(data)
+    keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: validated.update(logs))
+    options = {"validation_data": data, "callbacks": [keep, scorer], "shuffle": False, "verbose": 0}
+    history = model.fit(data, **options).history
+    assert history["val_mean_iou"][0] == pytest.approx(validated["val_mean_iou"], rel=1e-5)
+    assert history["val_mean_iou"][0] == scorer.last_scores["mean_iou"] > 0
+    assert history["val_pixel_accuracy"][0] == scorer.last_scores["pixel_accuracy"]
+    assert scorer.last_scores["per_class_iou"].shape == (3,)
+    assert scorer.describe(scorer.last_scores).startswith("mean IoU 0.")

@@ -21,7 +21,13 @@ from heads.metrics.saliency import (
     score_saliency,
 )
 from heads.metrics.scorer import Scorer
-from heads.metrics.semantic import count_confusion, format_scores, score_confusion
+from heads.metrics.semantic import (
+    SemanticScores,
+    count_confusion,
+    evaluate_semantic,
+    format_semantic_scores,
+    score_confusion,
+)
 
 __all__ = [
     "CocoScores",
@@ -30,6 +36,7 @@ __all__ = [
     "PanopticScores",
     "SaliencyScores",
     "Scorer",
+    "SemanticScores",
     "compare_saliency",
     "count_confusion",
     "count_panoptic",
@@ -38,11 +45,12 @@ __all__ = [
     "evaluate_keypoints",
     "evaluate_panoptic",
     "evaluate_saliency",
+    "evaluate_semantic",
     "format_coco_scores",
     "format_keypoint_scores",
     "format_panoptic_scores",
     "format_saliency_scores",
-    "format_scores",
+    "format_semantic_scores",
     "predict_coco_results",
     "predict_keypoint_results",
     "save_results",

@@ -19,7 +19,7 @@ from heads.metrics.average_precision import (
     read_truth,
     to_plain_list,
 )
-from heads.metrics.scorer import Scorer
+from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.masks import paste_masks
 
 
@@ -267,12 +267,3 @@ def _picture_sizes(inputs):
                 return inputs[name]
         inputs = inputs["images"]
     return [inputs.shape[1:3]] * len(inputs)
-
-
-def with_progress(dataset, progress: bool):
-    """The batches, with a progress bar if wanted."""
-    if not progress:
-        return dataset
-    from tqdm import tqdm
-
-    return tqdm(dataset, unit="batch")

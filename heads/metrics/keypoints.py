@@ -6,9 +6,9 @@ import keras
 import numpy as np
 
 from heads.metrics.average_precision import check_known, read_truth, to_plain_list
-from heads.metrics.coco import prepare_path, save_results, with_progress
+from heads.metrics.coco import prepare_path, save_results
 from heads.metrics.keypoint_precision import check_sigmas, evaluate_keypoints, is_labelled, read_people
-from heads.metrics.scorer import Scorer
+from heads.metrics.scorer import Scorer, with_progress
 
 KEYPOINT_THRESHOLD = 0.2  # mmpose's: keypoints below do not count in a person's score
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from heads.metrics.scorer import Scorer
+from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.labels import IGNORED_LABEL
 
 NUM_THRESHOLDS = 50
@@ -56,7 +56,7 @@ def evaluate_saliency(model, dataset: Iterable, progress: bool = False) -> dict:
         ValueError: If no picture can be scored.
     """
     comparisons = []
-    for images, masks in _with_progress(dataset, progress):
+    for images, masks in with_progress(dataset, progress):
         # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
         saliency_maps = model.predict_on_batch(np.asarray(images))
         comparisons += map(compare_saliency, np.asarray(masks), saliency_maps)
@@ -142,11 +142,3 @@ def format_saliency_scores(scores: dict) -> str:
 def _count_above(ranks):
     """Returns the number of pixels above each threshold, of the numbers of thresholds below each pixel."""
     return np.bincount(ranks, minlength=NUM_THRESHOLDS + 1)[::-1].cumsum()[::-1][1:]
-
-
-def _with_progress(dataset, progress):
-    if not progress:
-        return dataset
-    from tqdm import tqdm
-
-    return tqdm(dataset, unit="batch")

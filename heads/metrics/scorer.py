@@ -1,6 +1,9 @@
-"""What the callbacks that score have in common: when they do so, and what they log."""
+"""What scores have in common: when a callback takes them, what it logs, how progress is shown."""
+
+from collections.abc import Iterable
 
 import keras
+from tqdm import tqdm
 
 from heads.arguments import read_count
 
@@ -45,3 +48,8 @@ class Scorer(keras.callbacks.Callback):
             if self.params.get("verbose", 1):
                 print(f"\nEpoch {epoch + 1}: {self.describe(scores)}", flush=True)  # noqa: T201
         logs.update(self._last_logs)
+
+
+def with_progress(dataset: Iterable, progress: bool) -> Iterable:
+    """The batches, with a progress bar if wanted."""
+    return tqdm(dataset, unit="batch") if progress else dataset

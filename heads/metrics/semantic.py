@@ -1,10 +1,67 @@
 """Scores of semantic segmentation: the confusion matrix, and IoU and accuracy from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.labels import IGNORED_LABEL
+
+
+class SemanticScores(Scorer):
+    """Scores a semantic segmenter after an epoch, for `fit(callbacks=[...])`.
+
+    Puts "val_mean_iou", "val_pixel_accuracy" and "val_mean_accuracy" into the logs of the epoch, so that
+    callbacks later in the list can use them: `ModelCheckpoint(monitor="val_mean_iou", mode="max",
+    save_best_only=True)`. An epoch that is not scored logs the scores of the last one that was. All scores
+    are in `last_scores`, see `score_confusion`: those of each class, too, which
+    `fit(validation_data=...)` does not give.
+
+    Args:
+        dataset: Batches of (images, label maps), see `evaluate_semantic`.
+        every: Score after the first epoch of a training, and after each `every`-th.
+
+    Raises:
+        ValueError: For `every` below 1, and, from `fit`, where nothing can be scored.
+    """
+
+    def __init__(self, dataset: Iterable, every: int = 1):
+        super().__init__(every)
+        self.dataset = dataset
+
+    def score(self, model) -> dict:
+        """Returns the scores of a model: see `evaluate_semantic`."""
+        return evaluate_semantic(model, self.dataset)
+
+    def describe(self, scores: dict) -> str:
+        """Returns the means in one line."""
+        return f"mean IoU {scores['mean_iou']:.4f}, pixel accuracy {scores['pixel_accuracy']:.4f}"
+
+
+def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
+    """Runs a semantic segmenter over all pictures and scores it.
+
+    Args:
+        model: Keras model with `num_classes` whose `predict_on_batch` gives label maps
+            `(batch, height, width)`.
+        dataset: Batches of images `(batch, height, width, 3)` and label maps `(batch, height, width)`, 255
+            where there is no label.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The scores, see `score_confusion`.
+
+    Raises:
+        ValueError: If no pixel can be scored.
+    """
+    confusion = np.zeros((model.num_classes,) * 2, "int64")
+    for images, labels in with_progress(dataset, progress):
+        # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
+        predictions = model.predict_on_batch(np.asarray(images))
+        confusion += count_confusion(np.asarray(labels), predictions, model.num_classes)
+    if not confusion.any():
+        raise ValueError("dataset must hold at least one pixel with a label. Received: none")
+    return score_confusion(confusion)
 
 
 def count_confusion(
@@ -67,7 +124,7 @@ def score_confusion(confusion: np.ndarray) -> dict:
     }
 
 
-def format_scores(scores: dict, class_names: Sequence[str]) -> str:
+def format_semantic_scores(scores: dict, class_names: Sequence[str]) -> str:
     """The scores as a plain text table in percent; "-" where a class does not occur.
 
     Args:
