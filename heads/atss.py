@@ -75,8 +75,6 @@ class ATSS(DenseModel):
         check_counts(least=0, num_convs=num_convs)
         losses = ("class_loss", "box_loss", "centerness_loss")
         super().__init__(backbone, LEVELS, losses, locals(), **kwargs)
-        # Each batch has its own number of objects: XLA would compile anew for each.
-        self.supports_jit = keras.backend.backend() != "tensorflow"
         dtype = self.dtype_policy
         self.neck = FPN(channels, len(STRIDES) - len(LEVELS), "output", dtype=dtype, name="neck")
         self.neck.build(self.level_shapes)

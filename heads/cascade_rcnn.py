@@ -116,8 +116,6 @@ class CascadeMaskRCNN(DenseModel):
         if box_head not in BOX_HEADS:
             raise ValueError(f"box_head must be one of {list(BOX_HEADS)}. Received: {box_head!r}")
         super().__init__(backbone, LEVELS, LOSSES, locals(), **kwargs)
-        # Each batch has its own number of objects: XLA would compile anew for each.
-        self.supports_jit = keras.backend.backend() != "tensorflow"
         self.seed_generator = keras.random.SeedGenerator()
         dtype = self.dtype_policy
         self.neck = FPN(channels, num_extra_levels=1, extra_levels_from="pool", dtype=dtype, name="neck")

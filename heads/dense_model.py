@@ -38,6 +38,8 @@ class DenseModel(keras.Model):
 
     # Whether `compute_metrics` gives metrics of `compile` what they can compare.
     takes_metrics = False
+    # Whether targets have one shape for each image; others have as many rows as a batch has objects.
+    has_fixed_targets = False
     # Whether targets and detections have masks.
     with_masks = False
     # `predict_pictures` pads pictures to multiples of this: the coarsest stride of the backbones.
@@ -66,6 +68,8 @@ class DenseModel(keras.Model):
                 f"backbone must be a Keras model whose `pyramid_outputs` has the levels {list(levels)}. "
                 f"Received: {backbone!r} with {found}"
             )
+        # Each batch has its own number of objects: XLA would compile anew for each.
+        self.supports_jit = self.has_fixed_targets or keras.backend.backend() != "tensorflow"
         self.autocast = False  # half precision cannot hold resized pixels: the backbone casts
         if not backbone.trainable:
             # A frozen backbone that was loaded has the flag on itself alone, and the pyramid asks its layers.

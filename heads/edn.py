@@ -57,6 +57,7 @@ class EDN(DenseModel):
           VAN's paper used it (arXiv 2202.09741, Table 17). Written from the papers alone.
     """
 
+    has_fixed_targets = True
     size_divisor = 1  # pictures are seen as they are, not padded
 
     def __init__(

@@ -74,8 +74,6 @@ class FasterRCNN(DenseModel):
         check_counts(least=4, num_samples=num_samples)
         check_counts(num_proposals=num_proposals)
         super().__init__(backbone, LEVELS, LOSSES, locals(), **kwargs)
-        # Each batch has its own number of objects: XLA would compile anew for each.
-        self.supports_jit = keras.backend.backend() != "tensorflow"
         self.stage = Stage(num_samples=num_samples)
         self.seed_generator = keras.random.SeedGenerator()
         dtype = self.dtype_policy

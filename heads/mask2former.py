@@ -88,8 +88,6 @@ class Mask2Former(DenseModel):
             raise ValueError(f"channels must be a multiple of {NUM_HEADS}. Received: {channels}")
         _check_task(task)
         super().__init__(backbone, LEVELS, ("class_loss", "mask_loss", "dice_loss"), locals(), **kwargs)
-        # Each batch has its own number of segments: XLA would compile anew for each.
-        self.supports_jit = keras.backend.backend() != "tensorflow"
         self.seed_generator = keras.random.SeedGenerator()
         # The reference names of the layers that depend on the number of classes.
         self.class_layers = ("panoptic_head.cls_embed",)

@@ -74,8 +74,6 @@ class RetinaNet(DenseModel):
         check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections)
         check_counts(least=0, num_convs=num_convs)
         super().__init__(backbone, LEVELS, ("class_loss", "box_loss"), locals(), **kwargs)
-        # Each batch has its own number of objects: XLA would compile anew for each.
-        self.supports_jit = keras.backend.backend() != "tensorflow"
         dtype = self.dtype_policy
         num_extra_levels = len(STRIDES) - len(LEVELS)
         self.neck = FPN(channels, num_extra_levels, "input", dtype=dtype, name="neck")

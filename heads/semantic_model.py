@@ -27,6 +27,7 @@ class SemanticModel(DenseModel):
     """
 
     takes_metrics = True
+    has_fixed_targets = True
     size_divisor = 1  # pictures are scored as they are, not padded
 
     def __init__(self, backbone, levels, loss_names, arguments, **kwargs):

@@ -46,6 +46,7 @@ class SimpleBaseline(DenseModel):
           numbers are mmpose's `HeatmapHead` with the codec `MSRAHeatmap`.
     """
 
+    has_fixed_targets = True
     # The reference names of the layers that depend on the number of keypoints.
     class_layers = ("head.final_layer",)
 

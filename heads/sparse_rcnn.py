@@ -73,8 +73,6 @@ class SparseRCNN(DenseModel):
         if channels % NUM_HEADS:
             raise ValueError(f"channels must be a multiple of {NUM_HEADS}. Received: {channels}")
         super().__init__(backbone, LEVELS, ("class_loss", "box_loss", "giou_loss"), locals(), **kwargs)
-        # Each batch has its own number of objects: XLA would compile anew for each.
-        self.supports_jit = keras.backend.backend() != "tensorflow"
         # The reference names of the layers that depend on the number of classes.
         self.class_layers = tuple(f"roi_head.bbox_head.{stage}.fc_cls" for stage in range(num_stages))
         dtype = self.dtype_policy

@@ -1,5 +1,4 @@
 """Pictures of what a head was told and what it said: arrays in, arrays out; nothing is shown or saved."""
-# ruff: noqa: F401  the imports are the list of public names
 
 from heads.drawing.confusion import draw_confusion
 from heads.drawing.label_maps import draw_comparison, draw_label_map, draw_segmentation, overlay_label_map
@@ -9,3 +8,23 @@ from heads.drawing.palette import class_palette
 from heads.drawing.saliency_maps import draw_saliency_comparison, draw_saliency_map
 from heads.drawing.segments import draw_panoptic_comparison, draw_segments
 from heads.drawing.skeletons import draw_pose_comparison, draw_skeletons
+
+__all__ = [
+    "class_palette",
+    "draw_comparison",
+    "draw_confusion",
+    "draw_detection_comparison",
+    "draw_detections",
+    "draw_label_map",
+    "draw_legend",
+    "draw_panoptic_comparison",
+    "draw_pose_comparison",
+    "draw_saliency_comparison",
+    "draw_saliency_map",
+    "draw_segmentation",
+    "draw_segments",
+    "draw_skeletons",
+    "label_picture",
+    "overlay_label_map",
+    "tile_pictures",
+]
