@@ -25,6 +25,7 @@ from heads.pictures import read_picture
 from heads.training import (
     RunError,
     TrainingRun,
+    add_run_options,
     number,
     plan_rounds,
     run_in_folder,
@@ -46,10 +47,6 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    keras.utils.set_random_seed(arguments.seed)
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes, {len(train):,} pictures to learn from, {len(validation):,} to score")
     epoch_steps = -(-len(train) // arguments.batch_size)
@@ -111,10 +108,7 @@ def parse_arguments(argv):
     add("--weight-decay", type=number(at_least=0), default=5e-4, help="not of norms and biases")
     warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
     add("--warm-up", type=whole_number(0), help=warm_up)
-    add("--mixed-precision", action="store_true", help="compute in bfloat16")
-    add("--output", default="runs/classification", help="folder of checkpoints, logs and the picture")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    add_run_options(parser, "runs/classification")
     arguments = parser.parse_args(argv)
     low, high = arguments.area_range
     if not low <= high <= 1:

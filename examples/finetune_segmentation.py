@@ -27,6 +27,7 @@ from heads.metrics import evaluate_semantic, format_semantic_scores
 from heads.training import (
     RunError,
     TrainingRun,
+    add_run_options,
     number,
     plan_rounds,
     run_in_folder,
@@ -53,10 +54,6 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    keras.utils.set_random_seed(arguments.seed)
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     model = build_model(arguments, train.num_classes)
@@ -125,10 +122,7 @@ def parse_arguments(argv):
         type=whole_number(0),
         help="steps of linear warm-up, 0 for none; default: 1500, at most a tenth of --steps",
     )
-    add("--mixed-precision", action="store_true", help="compute in bfloat16")
-    add("--output", default="runs/segmentation", help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    add_run_options(parser, "runs/segmentation")
     arguments = parser.parse_args(argv)
     if arguments.data is None and (arguments.class_names or arguments.reduce_zero_label):
         parser.error(

@@ -42,6 +42,7 @@ from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict
 from heads.training import (
     RunError,
     TrainingRun,
+    add_run_options,
     number,
     plan_rounds,
     run_in_folder,
@@ -78,10 +79,6 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    keras.utils.set_random_seed(arguments.seed)
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-
     train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     augment, resizing = choose_sizes(arguments)
@@ -153,10 +150,7 @@ def parse_arguments(argv):
     add("--warm-up", type=whole_number(0), help=warm_up)
     clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
     add("--clip-norm", type=number(at_least=0), help=clip_norm)
-    add("--mixed-precision", action="store_true", help="compute in bfloat16")
-    add("--output", default="runs/detection", help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    add_run_options(parser, "runs/detection")
     arguments = parser.parse_args(argv)
     try:
         check_arguments(arguments)

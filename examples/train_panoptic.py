@@ -28,13 +28,7 @@ from heads.data import (
 )
 from heads.drawing import draw_panoptic_comparison
 from heads.metrics import PanopticScores, evaluate_panoptic, format_panoptic_scores
-from heads.training import (
-    TrainingRun,
-    number,
-    plan_rounds,
-    run_in_folder,
-    whole_number,
-)
+from heads.training import TrainingRun, add_run_options, number, plan_rounds, run_in_folder, whole_number
 from van_backbones import VARIANTS, VANBackbone
 
 EPOCHS, DROPS = 50, (44.4, 48.1)  # the rate falls to a tenth after these epochs
@@ -52,10 +46,6 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    keras.utils.set_random_seed(arguments.seed)
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-
     train, validation = open_data(arguments)
     print(f"{train.num_things} things, {train.num_stuff} stuff: {', '.join(train.class_names)}", flush=True)
     size = (arguments.image_size,) * 2
@@ -127,10 +117,7 @@ def parse_arguments(argv):
     add("--warm-up", type=whole_number(0), help=warm_up)
     clip_norm = "limit of the gradients' norm, 0 for none; default: 0.01, or 1 without --weights"
     add("--clip-norm", type=number(at_least=0), help=clip_norm)
-    add("--mixed-precision", action="store_true", help="compute in bfloat16")
-    add("--output", default="runs/panoptic", help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    add_run_options(parser, "runs/panoptic")
     arguments = parser.parse_args(argv)
     if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
         parser.error("--splits, --annotations and --images need --data: they are places in it")

@@ -31,6 +31,7 @@ from heads.metrics import KeypointScores, format_keypoint_scores, save_results
 from heads.training import (
     RunError,
     TrainingRun,
+    add_run_options,
     number,
     plan_rounds,
     run_in_folder,
@@ -54,10 +55,6 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    keras.utils.set_random_seed(arguments.seed)
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-
     train, validation = open_data(arguments)
     print(f"{train.num_keypoints} keypoints: {', '.join(train.keypoint_names)}", flush=True)
     print(f"{len(train):,} people to learn from, {len(validation):,} to score", flush=True)
@@ -124,10 +121,7 @@ def parse_arguments(argv):
     add("--warm-up", type=whole_number(0), help=warm_up)
     clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
     add("--clip-norm", type=number(at_least=0), help=clip_norm)
-    add("--mixed-precision", action="store_true", help="compute in bfloat16")
-    add("--output", default="runs/pose", help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    add_run_options(parser, "runs/pose")
     arguments = parser.parse_args(argv)
     try:
         check_arguments(arguments)

@@ -25,13 +25,7 @@ from heads.data import (
 )
 from heads.drawing import draw_saliency_comparison
 from heads.metrics import SaliencyScores, evaluate_saliency, format_saliency_scores
-from heads.training import (
-    TrainingRun,
-    number,
-    plan_rounds,
-    run_in_folder,
-    whole_number,
-)
+from heads.training import TrainingRun, add_run_options, number, plan_rounds, run_in_folder, whole_number
 from van_backbones import VARIANTS, VANBackbone
 
 IMAGE_SIZES, BATCH_SIZE, PASSES = (320, 352, 384), 24, 30
@@ -51,10 +45,6 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    keras.utils.set_random_seed(arguments.seed)
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-
     train, validation = open_data(arguments)
     steps = arguments.steps or arguments.passes * -(-len(train) // arguments.batch_size)
     model = build_model(arguments)
@@ -107,10 +97,7 @@ def parse_arguments(argv):
     add("--weight-decay", type=number(at_least=0), default=1e-4, help=decay)
     warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
     add("--warm-up", type=whole_number(0), help=warm_up)
-    add("--mixed-precision", action="store_true", help="compute in bfloat16")
-    add("--output", default="runs/saliency", help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    add_run_options(parser, "runs/saliency")
     arguments = parser.parse_args(argv)
     if arguments.data is None and arguments.ignored_value is not None:
         parser.error("--ignored-value needs --data: the embedded data ignores nothing")

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from heads.training.options import number, whole_number
+from heads.training.options import add_run_options, number, whole_number
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,14 @@ def test_parsers_name_the_option(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--steps", "none"])
     assert "argument --steps: must be a whole number, at least 1. Received: 'none'" in capsys.readouterr().err
+
+
+def test_every_training_script_has_these():
+    parser = argparse.ArgumentParser()
+    add_run_options(parser, "runs/here")
+    found = vars(parser.parse_args([]))
+    assert found == {"mixed_precision": False, "output": "runs/here", "resume": False, "seed": 0}
+    found = vars(parser.parse_args(["--seed", "7", "--resume", "--mixed-precision", "--output", "there"]))
+    assert found == {"mixed_precision": True, "output": "there", "resume": True, "seed": 7}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", "-1"])

@@ -1,5 +1,6 @@
 """What `heads.training` keeps of a run, without a real training: a model of two weights stands for any."""
 
+import argparse
 import csv
 import json
 import os
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from heads.training import RunError, TrainingRun, plan_rounds, save_model
+from heads.training import RunError, TrainingRun, plan_rounds, run_in_folder, save_model
 
 SETTINGS = {
     "head": "retinanet",
@@ -359,3 +360,30 @@ def test_what_a_kill_left_unfinished_is_removed(trained, tmp_path):
     run.restore(run.model)
     run.begin(2)
     assert not list(tmp_path.rglob(".unfinished-*"))
+
+
+def test_a_run_begins_with_its_seed_and_precision(tmp_path):
+    seen = []
+
+    def train(arguments, folder):
+        seen.append((folder, keras.random.normal((3,)), keras.config.dtype_policy().name))
+
+    arguments = argparse.Namespace(output=tmp_path / "run", seed=5, mixed_precision=True)
+    try:
+        run_in_folder(train, arguments)
+        run_in_folder(train, arguments)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    (folder, first, policy), (_, second, _) = seen
+    assert folder == tmp_path / "run"
+    assert policy == "mixed_bfloat16"
+    np.testing.assert_array_equal(first, second)
+
+
+def test_reasons_to_end_are_told_without_a_traceback(tmp_path):
+    def train(arguments, folder):
+        raise RunError("the disk is full")
+
+    arguments = argparse.Namespace(output=tmp_path / "run", seed=0, mixed_precision=False)
+    with pytest.raises(SystemExit, match="the disk is full"):
+        run_in_folder(train, arguments)

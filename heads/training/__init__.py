@@ -2,7 +2,7 @@
 
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
-from heads.training.options import number, whole_number
+from heads.training.options import add_run_options, number, whole_number
 from heads.training.run import TrainingRun, interrupt_on_sigterm, plan_rounds, run_in_folder
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "StepTimer",
     "StopOnNonFinite",
     "TrainingRun",
+    "add_run_options",
     "hold_folder",
     "interrupt_on_sigterm",
     "number",

@@ -1,7 +1,21 @@
-"""Types of command line options that refuse what makes no sense, for `add_argument(type=...)`."""
+"""Command line options of training scripts, and types of options that refuse what makes no sense."""
 
 import argparse
 import math
+
+
+def add_run_options(parser: argparse.ArgumentParser, output: str):
+    """Adds what `run_in_folder` reads: --output, --resume, --seed and --mixed-precision.
+
+    Args:
+        parser: The parser.
+        output: The folder that is used where none is given.
+    """
+    add = parser.add_argument
+    add("--mixed-precision", action="store_true", help="compute in bfloat16")
+    add("--output", default=output, help="folder of checkpoints, logs and pictures")
+    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
 
 
 def whole_number(at_least: int, at_most: int | None = None):

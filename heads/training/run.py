@@ -291,9 +291,16 @@ def make_loggers(folder):
 def run_in_folder(function, arguments):
     """Calls `function(arguments, folder)` in `arguments.output`, a folder that no other training uses.
 
+    Args:
+        function: Trains, and returns nothing.
+        arguments: With `output`, `seed` and `mixed_precision`: see `add_run_options`.
+
     Raises:
         SystemExit: With the message alone, where the training says itself why it ends.
     """
+    keras.utils.set_random_seed(arguments.seed)
+    if arguments.mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         with hold_folder(arguments.output) as folder:
             function(arguments, folder)
