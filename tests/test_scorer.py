@@ -31,7 +31,7 @@ def run(callback, epochs, verbose=1):
 
 
 def test_epochs_in_between_log_the_last_scores(capsys):
-    callback = Counter(every=2)
+    callback = Counter([], every=2)
     # After the first epoch, and after each second one; what is not a number is never logged.
     assert run(callback, range(6)) == [1.0, 2.0, 2.0, None, None, 4.0]
     assert callback.last_scores == {"count": 4.0, "table": [4]}
@@ -39,7 +39,7 @@ def test_epochs_in_between_log_the_last_scores(capsys):
 
 
 def test_a_training_that_goes_on_scores_at_once(capsys):
-    callback = Counter(every=10)
+    callback = Counter([], every=10)
     assert run(callback, [4, 5]) == [1.0, 1.0]
     assert run(callback, [6], verbose=0) == [2.0]
     assert capsys.readouterr().out == "\nEpoch 5: scored 1 times\n"
@@ -48,4 +48,4 @@ def test_a_training_that_goes_on_scores_at_once(capsys):
 @pytest.mark.parametrize("every", [0, -1, 1.5])
 def test_every_must_be_a_count(every):
     with pytest.raises(ValueError, match=f"every must be .*at least 1. Received: {every}"):
-        Counter(every=every)
+        Counter([], every=every)

@@ -60,11 +60,11 @@ class CocoScores(Scorer):
         results_path=None,
         max_detections: Sequence[int] = MAX_DETECTIONS,
     ):
-        super().__init__(every)
+        super().__init__(dataset, every)
         check_kinds(kinds)
         self.truth = read_truth(truth)
         self.image_ids, self.category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
-        self.dataset, self.kinds = dataset, tuple(kinds)
+        self.kinds = tuple(kinds)
         self.max_detections = tuple(check_limits(max_detections))
         self.results_path = None if results_path is None else prepare_path(results_path)
         self._check_truth(read_objects(truth, self.kinds))

@@ -46,9 +46,9 @@ class KeypointScores(Scorer):
         box_scores: Sequence[float] | None = None,
         flip_test: bool = False,
     ):
-        super().__init__(every)
+        super().__init__(dataset, every)
         self.truth, self.sigmas = read_truth(truth), check_sigmas(sigmas)
-        self.dataset, self.flip_test = dataset, flip_test
+        self.flip_test = flip_test
         self.image_ids, self.box_scores = to_plain_list(image_ids), box_scores
         self.results_path = None if results_path is None else prepare_path(results_path)
         people = read_people(truth, len(self.sigmas))

@@ -226,8 +226,8 @@ class PanopticScores(Scorer):
     """
 
     def __init__(self, dataset: Iterable, source, every: int = 1):
-        super().__init__(every)
-        self.dataset, self.source = dataset, source
+        super().__init__(dataset, every)
+        self.source = source
 
     def score(self, model) -> dict:
         """Returns the scores of a model: see `evaluate_panoptic`."""

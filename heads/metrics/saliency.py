@@ -27,10 +27,6 @@ class SaliencyScores(Scorer):
         ValueError: For `every` below 1, and, from `fit`, where nothing can be scored.
     """
 
-    def __init__(self, dataset: Iterable, every: int = 1):
-        super().__init__(every)
-        self.dataset = dataset
-
     def score(self, model) -> dict:
         """Returns the scores of a model: see `evaluate_saliency`."""
         return evaluate_saliency(model, self.dataset)

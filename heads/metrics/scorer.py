@@ -16,14 +16,16 @@ class Scorer(keras.callbacks.Callback):
     of the last one that was. All scores are in `last_scores`.
 
     Args:
+        dataset: Batches of pictures, with their truth where it is not elsewhere.
         every: Score after the first epoch of a training, and after each `every`-th.
 
     Raises:
         ValueError: For `every` below 1.
     """
 
-    def __init__(self, every: int = 1):
+    def __init__(self, dataset: Iterable, every: int = 1):
         super().__init__()
+        self.dataset = dataset
         self.every = read_count("every", every)
         self.last_scores = self._last_logs = None
 
