@@ -5,8 +5,8 @@
 The data folder holds one folder of pictures for each class, of which a share is held out for the scores; or
 `train` and `val`, each with the class folders. The defaults are the paper's settings for fine-grained
 classification (CUB-200-2011): AdamW, 5e-5, weight decay 5e-4, cosine decay, batch 16, 100 epochs. Training
-pictures are random parts (8 to 100 % of the area, bicubic), half of them mirrored; scores are measured as
-`evaluate_classification.py` does it.
+pictures are random parts (8 to 100 % of the area, bicubic), half of them mirrored, and with --mixup mixed in
+pairs (arXiv 1710.09412); scores are measured as `evaluate_classification.py` does it.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 from finetune_segmentation import check_weights
 from PIL import Image
 
@@ -54,8 +55,8 @@ def train_and_draw(arguments, output):
     model = VANClassifier(arguments.variant, train.num_classes, weights=arguments.weights)
     model.compile(
         build_optimizer(arguments, steps),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="top_1")],
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.CategoricalAccuracy(name="top_1")],
     )
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     run = TrainingRun(output, steps, describe_run(arguments, train), monitor="val_top_1")
@@ -65,6 +66,7 @@ def train_and_draw(arguments, output):
     augment = ClassAugmentation(arguments.image_size, arguments.area_range)
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     batches = class_training_batches(train, augment=augment, first_step=run.step, **options)
+    batches = mix_pictures(batches, train.num_classes, arguments.mixup, arguments.seed + run.step)
     find_pictures = functools.partial(find_training_pictures, train, **options)
     held_out = ScoredPictures(validation, arguments.batch_size, arguments.image_size)
     summary = run.train(
@@ -99,6 +101,8 @@ def parse_arguments(argv):
     add(
         "--area-range", type=number(above=0), nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"), help=area
     )
+    mixup = "mixes pairs of pictures, by shares from Beta(ALPHA, ALPHA); 0, the default, mixes none"
+    add("--mixup", type=number(at_least=0), default=0.0, metavar="ALPHA", help=mixup)
     add("--batch-size", type=count, default=16)
     add("--epochs", type=count, default=100)
     add("--steps", type=count, help="instead of --epochs")
@@ -163,6 +167,18 @@ def build_optimizer(arguments, steps):
     return optimizer
 
 
+def mix_pictures(batches, num_classes, alpha, seed):
+    """Returns batches whose labels are shares of each class; pictures are mixed where `alpha` is not 0."""
+    # In float32 also under mixed precision, which Keras's layer does not stand.
+    mix = keras.layers.MixUp(alpha, seed=seed, dtype="float32") if alpha else lambda data, training: data
+
+    def read(images, labels):
+        mixed = mix({"images": images, "labels": tf.one_hot(labels, num_classes)}, training=True)
+        return mixed["images"], mixed["labels"]
+
+    return batches.map(read)
+
+
 class ScoredPictures(keras.utils.PyDataset):
     """Batches of pictures as they are scored, with their labels."""
 
@@ -179,7 +195,8 @@ class ScoredPictures(keras.utils.PyDataset):
         prepared = [
             keras.ops.convert_to_numpy(preprocess_images(picture, self.image_size)) for picture in pictures
         ]
-        return np.concatenate(prepared), self.source.labels[part]
+        shares = keras.utils.to_categorical(self.source.labels[part], self.source.num_classes)
+        return np.concatenate(prepared), shares
 
 
 def score_and_draw(model, held_out, class_names, output):

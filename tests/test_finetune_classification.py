@@ -13,6 +13,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
@@ -105,7 +106,7 @@ def test_resuming_and_weights_from_a_file(trained, tmp_path, capsys, monkeypatch
 def test_train_and_val_folders(tmp_path):
     for split in ("train", "val"):
         write_pictures(tmp_path / "data" / split, 2)
-    printed = run(tmp_path / "data", tmp_path / "run", "--epochs", "1", "--mixed-precision")
+    printed = run(tmp_path / "data", tmp_path / "run", "--epochs", "1", "--mixed-precision", "--mixup", "0.8")
     keras.config.set_dtype_policy("float32")
     assert "3 classes, 6 pictures to learn from, 6 to score" in printed
     assert [row["epoch"] for row in read_log(tmp_path / "run")] == ["0"]
@@ -161,3 +162,29 @@ def test_all_faulty_pictures_are_named_at_once(tmp_path):
         finetune_classification.main([str(data), "--output", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match=r"(?s)--weights must be a file that exists"):
         finetune_classification.main([str(data), "--weights", "no.pth", "--output", str(tmp_path / "run")])
+
+
+def make_plain_batches():
+    """Batches of eight pictures, each of one colour: that of its class."""
+    labels = np.tile(np.arange(4, dtype="int32"), 2)
+    images = np.broadcast_to(50.0 * labels[:, None, None, None], (8, 4, 5, 3)).astype("float32")
+    return tf.data.Dataset.from_tensors((images, labels)).repeat(20), labels
+
+
+def test_pictures_and_labels_are_mixed_alike():
+    batches, _ = make_plain_batches()
+    mixed = finetune_classification.mix_pictures(batches, 4, alpha=0.8, seed=0)
+    shares = []
+    for images, labels in mixed.as_numpy_iterator():
+        np.testing.assert_allclose(labels.sum(-1), 1.0, rtol=1e-5)
+        expected = np.broadcast_to((labels @ [0, 50, 100, 150])[:, None, None, None], images.shape)
+        np.testing.assert_allclose(images, expected, atol=1.0)  # Keras rounds the shares of the labels
+        shares.extend(labels.max(-1))
+    assert np.mean(np.array(shares) < 0.99) > 0.3
+
+
+def test_without_mixing_labels_are_of_one_class():
+    batches, labels = make_plain_batches()
+    images, shares = next(finetune_classification.mix_pictures(batches, 4, 0.0, 0).as_numpy_iterator())
+    np.testing.assert_array_equal(shares, np.eye(4)[labels])
+    np.testing.assert_array_equal(images[:, 0, 0, 0], 50 * labels)
