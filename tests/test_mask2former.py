@@ -17,6 +17,7 @@ from heads import Mask2Former, Resizing
 from heads.layers.pixel_decoder import encode_positions
 from heads.mask2former import TASKS
 from heads.metrics import predict_coco_results
+from heads.ops.segments import frame_masks, select_objects
 from heads.prediction import prepare_picture
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import name_variables, to_state_dict
@@ -553,6 +554,17 @@ def test_results_of_the_original_size_equal_mmdetections(model, predictions, mon
         else:
             result = {name: values[None] for name, values in result.items()}
             compare_objects(load_case("predict"), f"rescaled{image}_ins", result, 0)
+
+
+def test_classes_and_frames_of_synthetic_objects_equal_mmdetections():
+    # Of these masks only some pixels are kept, so that segments and scores cannot be compared.
+    reference = load_case("postprocess_synthetic")
+    masks = np.unpackbits(reference["ins_masks"], axis=-1).astype(bool)
+    np.testing.assert_array_equal(frame_masks(masks), reference["ins_bboxes"])
+    logits = np.ones((1, len(reference["cls"]), 8, 8), "float32")
+    found = select_objects(reference["cls"][None], logits, np.ones((1, 8, 8), bool), num_things=80)
+    labels = np.asarray(found["labels"][0])
+    assert sorted(labels[labels >= 0]) == sorted(reference["ins_labels"])
 
 
 @pytest.mark.slow
