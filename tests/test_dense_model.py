@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from heads import DenseModel, Resizing
+from heads import EDN, DenseModel, Resizing, RetinaNet, SemanticFPN
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -63,6 +63,13 @@ def test_raw_predictions_follow_the_weights(tmp_path):
     other = make_shift()
     other.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_allclose(other.predict_raw(images), np.full(5, 6.0))
+
+
+def test_xla_is_for_targets_of_one_shape():
+    assert not make_shift().supports_jit  # each batch might have its own number of objects
+    assert not RetinaNet(contracts.PooledBackbone(), channels=8, num_convs=0).supports_jit
+    for head in (SemanticFPN(contracts.PooledBackbone(), 3, channels=8), EDN(contracts.PooledBackbone())):
+        assert head.supports_jit
 
 
 def test_losses_of_layers_count():
