@@ -13,6 +13,7 @@ import inspect
 import pathlib
 
 import keras
+import numpy as np
 from finetune_segmentation import check_weights
 from PIL import Image
 
@@ -307,8 +308,16 @@ def draw_pictures(model, scorer, class_names, output, num_pictures=6):
         if len(images) >= num_pictures:
             break
     lists = [values[:num_pictures] for values in (images, truths, detections)]
-    picture = draw_detection_comparison(*lists, class_names, score_threshold=0.4)
+    threshold = choose_threshold(*lists[1:])
+    picture = draw_detection_comparison(*lists, class_names, score_threshold=threshold)
     Image.fromarray(picture).save(output / "predictions.png")
+
+
+def choose_threshold(truths, detections, highest=0.4):
+    """Returns the score from which on detections are drawn: as many as there are objects, if few are sure."""
+    num_objects = sum(int((truth["labels"] >= 0).sum()) for truth in truths)
+    scores = np.sort(np.concatenate([found["scores"] for found in detections]))[::-1]
+    return min(highest, float(scores[min(max(num_objects, 1), len(scores)) - 1]))
 
 
 if __name__ == "__main__":
