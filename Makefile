@@ -23,7 +23,7 @@ DEMO_pose := train_pose.py --output runs/demo-pose --channels 64 --rotation 30 -
 DEMO_panoptic := train_panoptic.py --output runs/demo-panoptic --channels 64 --num-queries 20 \
 	--num-encoder-layers 1 --num-decoder-layers 3 --score-threshold 0.5 $(if $(DATA),\
 	--data $(DATA) --image-size 256 --num-points 1024 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
-	--image-size 128 --num-points 512 --scale-range 1 1 --batch-size 8 --steps 1000 --evaluate-every 250)
+	--image-size 128 --num-points 512 --scale-range 1 1 --batch-size 8 --steps 400 --evaluate-every 200)
 
 DEMO_saliency := train_saliency.py --output runs/demo-saliency $(if $(DATA),\
 	--data $(DATA) --image-sizes 224 256 --batch-size 4 --steps 400 --evaluate-every 200,\
