@@ -5,7 +5,7 @@ import math
 
 
 def add_run_options(parser: argparse.ArgumentParser, output: str):
-    """Adds what `run_in_folder` reads: --output, --resume, --seed and --mixed-precision.
+    """Adds what every training script has: --output, --resume, --seed and --mixed-precision.
 
     Args:
         parser: The parser.
