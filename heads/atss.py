@@ -1,32 +1,25 @@
 """ATSS: Adaptive Training Sample Selection (arXiv 1912.02424)."""
 
-import math
-
 import keras
 from keras import ops
 
-from heads.arguments import check_counts, check_detector
-from heads.dense_model import DenseModel
-from heads.layers.blocks import join_reference_layers, make_small_convolution
-from heads.layers.fpn import FPN
-from heads.layers.tower import Tower, count_groups
-from heads.ops.anchors import join_levels, make_anchors, mark_inside
+from heads.layers.blocks import make_small_convolution
+from heads.one_stage_detector import Layout, OneStageDetector
+from heads.ops.anchors import join_levels, mark_inside
 from heads.ops.boxes import decode_boxes, encode_distances, find_centers
-from heads.ops.inputs import read_inputs, read_targets
+from heads.ops.inputs import read_targets
 from heads.ops.labels import IGNORED_MATCH
 from heads.ops.losses import average_losses, binary_cross_entropy, giou_loss, sigmoid_focal_loss
 from heads.ops.matching import count_matches, mark_classes, match_adaptively
-from heads.ops.selection import detect_boxes, select_anchors, take_rows
+from heads.ops.selection import take_rows
 
-LEVELS = ("P3", "P4", "P5")
-STRIDES = (8, 16, 32, 64, 128)
 ANCHOR_SCALE = 8.0  # Sec. 4.1: one square anchor for each cell
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
-CANDIDATES_PER_LEVEL = 1000
+LAYOUT = Layout(anchor_scales=(ANCHOR_SCALE,))
 
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
-class ATSS(DenseModel):
+class ATSS(OneStageDetector):
     """Object detection in one stage: each object chooses the anchors that learn it, by how well they fit.
 
     `model(images)` gives raw predictions, float32: "class_logits" (batch, anchors, classes), "box_deltas"
@@ -71,48 +64,20 @@ class ATSS(DenseModel):
         max_detections: int = 100,
         **kwargs,
     ):
-        check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections)
-        check_counts(least=0, num_convs=num_convs)
         losses = ("class_loss", "box_loss", "centerness_loss")
-        super().__init__(backbone, LEVELS, losses, locals(), **kwargs)
-        dtype = self.dtype_policy
-        self.neck = FPN(channels, len(STRIDES) - len(LEVELS), "output", dtype=dtype, name="neck")
-        self.neck.build(self.level_shapes)
-        num_groups = count_groups(channels)
-        self.class_tower = Tower(channels, num_convs, num_groups, dtype=dtype, name="class_tower")
-        # As RetinaNet: at the start each class has a probability of 0.01.
-        bias = -math.log(99.0)
-        self.class_output = make_small_convolution(num_classes, 3, bias, dtype=dtype, name="class_output")
-        self.box_tower = Tower(channels, num_convs, num_groups, dtype=dtype, name="box_tower")
-        self.box_output = make_small_convolution(4, 3, dtype=dtype, name="box_output")
-        self.centerness_output = make_small_convolution(1, 3, dtype=dtype, name="centerness_output")
-        outputs = (self.class_output, self.box_output, self.centerness_output)
-        for part in (self.class_tower, self.box_tower, *outputs):
-            part.build((None, None, None, channels))
-        # Not in half precision, which has three digits.
-        self.scales = [
-            self.add_weight((), "ones", autocast=False, name=f"scale_{level}")
-            for level in range(len(STRIDES))
-        ]
+        super().__init__(backbone, losses, locals(), LAYOUT, **kwargs)
+        self.centerness_output = make_small_convolution(
+            1, 3, dtype=self.dtype_policy, name="centerness_output"
+        )
+        self.centerness_output.build((None, None, None, channels))
 
     def call(self, inputs, training=None):
-        images, sizes = read_inputs(inputs)
-        pyramid = self.pyramid(images, training=training)
-        levels = self.neck([pyramid[level] for level in LEVELS])
-        level_sizes = [ops.shape(level)[1:3] for level in levels]
-        class_maps = [self.class_output(self.class_tower(level)) for level in levels]
-        box_features = [self.box_tower(level) for level in levels]
-        box_maps = [
-            scale * ops.cast(self.box_output(level), "float32")
-            for scale, level in zip(self.scales, box_features, strict=True)
-        ]
-        centerness_maps = [self.centerness_output(level) for level in box_features]
+        predictions, features = self.run_towers(inputs, training)
+        centerness_maps = [self.centerness_output(level) for level in features]
         return {
-            "class_logits": join_levels(class_maps, self.num_classes),
-            "box_deltas": join_levels(box_maps, 4),
+            **predictions,
+            "box_deltas": join_levels(self.predict_boxes(features), 4),
             "centerness_logits": join_levels(centerness_maps, 1)[..., 0],
-            "anchors": make_anchors(level_sizes, STRIDES, (ANCHOR_SCALE,), (1.0,)),
-            **sizes,
         }
 
     def compute_losses(self, targets, predictions):
@@ -154,33 +119,16 @@ class ATSS(DenseModel):
         }
         return {name: loss + poisons.get(name, 0.0) for name, loss in losses.items()}
 
-    def decode(self, predictions):
-        """Returns detections of raw predictions.
+    def decode_anchors(self, predictions, rows, anchors):
+        return decode_boxes(take_rows(predictions["box_deltas"], rows), anchors, DEVIATIONS)
 
-        Returns:
-            A dict of "boxes" (batch, max_detections, 4), xyxy pixels of the original picture where its size
-            was among the inputs, else of the input; "scores" (batch, max_detections), products of the
-            class's score and the centerness; "labels" (batch, max_detections), -1 where there is no
-            detection. The best come first.
-        """
-        logits, rows, labels, anchors = select_anchors(
-            predictions["class_logits"], predictions["anchors"], CANDIDATES_PER_LEVEL
-        )
-        boxes = decode_boxes(take_rows(predictions["box_deltas"], rows), anchors, DEVIATIONS)
-        scores = ops.sigmoid(logits)
-        centerness = ops.sigmoid(ops.take_along_axis(predictions["centerness_logits"], rows, axis=1))
-        scores = ops.where(scores > self.score_threshold, scores * centerness, 0.0)
-        limits = self.iou_threshold, self.max_detections
-        return detect_boxes(boxes, scores, labels, predictions, *limits)
+    def rate_anchors(self, predictions, rows, scores):
+        logits = ops.take_along_axis(predictions["centerness_logits"], rows, axis=1)
+        return scores * ops.sigmoid(logits)
 
     def reference_layers(self):
         """Returns mmdetection's names: name -> layer or variable."""
-        parts = {"neck": self.neck}
-        parts |= {"bbox_head.cls_convs": self.class_tower, "bbox_head.atss_cls": self.class_output}
-        parts |= {"bbox_head.reg_convs": self.box_tower, "bbox_head.atss_reg": self.box_output}
-        parts["bbox_head.atss_centerness"] = self.centerness_output
-        parts |= {f"bbox_head.scales.{level}.scale": scale for level, scale in enumerate(self.scales)}
-        return self.backbone.reference_layers() | join_reference_layers(parts)
+        return self.name_layers("atss") | {"bbox_head.atss_centerness": self.centerness_output}
 
 
 def measure_centerness(boxes, anchors):

@@ -1,34 +1,29 @@
 """RetinaNet: Focal Loss for Dense Object Detection (arXiv 1708.02002)."""
 
-import math
-
 import keras
 from keras import ops
 
-from heads.arguments import check_counts, check_detector
-from heads.dense_model import DenseModel
-from heads.layers.blocks import join_reference_layers, make_small_convolution
-from heads.layers.fpn import FPN
-from heads.layers.tower import Tower
-from heads.ops.anchors import join_levels, make_anchors, mark_inside
+from heads.one_stage_detector import Layout, OneStageDetector
+from heads.ops.anchors import join_levels, mark_inside
 from heads.ops.boxes import decode_boxes, encode_boxes
-from heads.ops.inputs import read_inputs, read_targets
+from heads.ops.inputs import read_targets
 from heads.ops.labels import IGNORED_MATCH
 from heads.ops.losses import average_losses, sigmoid_focal_loss
 from heads.ops.matching import count_matches, mark_classes, match_boxes
-from heads.ops.selection import detect_boxes, select_anchors, take_rows
+from heads.ops.selection import take_rows
 
-LEVELS = ("P3", "P4", "P5")
-STRIDES = (8, 16, 32, 64, 128)
-# Sec. 4, "Anchors": three sizes per octave, in units of the stride.
-ANCHOR_SCALES = (4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3))
-ANCHOR_RATIOS = (0.5, 1.0, 2.0)
-NUM_ANCHORS = len(ANCHOR_SCALES) * len(ANCHOR_RATIOS)
-CANDIDATES_PER_LEVEL = 1000
+LAYOUT = Layout(
+    # Sec. 4, "Anchors": three sizes per octave, in units of the stride, and three shapes.
+    anchor_scales=(4.0, 4.0 * 2 ** (1 / 3), 4.0 * 2 ** (2 / 3)),
+    anchor_ratios=(0.5, 1.0, 2.0),
+    extra_levels_from="input",
+    with_norms=False,
+    with_scales=False,
+)
 
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
-class RetinaNet(DenseModel):
+class RetinaNet(OneStageDetector):
     """Object detection in one stage: anchors on five levels, classified with the focal loss.
 
     `model(images)` gives raw predictions: "class_logits" (batch, anchors, classes) and "box_deltas"
@@ -71,35 +66,11 @@ class RetinaNet(DenseModel):
         max_detections: int = 100,
         **kwargs,
     ):
-        check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections)
-        check_counts(least=0, num_convs=num_convs)
-        super().__init__(backbone, LEVELS, ("class_loss", "box_loss"), locals(), **kwargs)
-        dtype = self.dtype_policy
-        num_extra_levels = len(STRIDES) - len(LEVELS)
-        self.neck = FPN(channels, num_extra_levels, "input", dtype=dtype, name="neck")
-        self.neck.build(self.level_shapes)
-        self.class_tower = Tower(channels, num_convs, dtype=dtype, name="class_tower")
-        # Sec. 4.1: at the start each class has a probability of 0.01, or the many easy negatives drown all.
-        filters, bias = NUM_ANCHORS * num_classes, -math.log(99.0)
-        self.class_output = make_small_convolution(filters, 3, bias, dtype=dtype, name="class_output")
-        self.box_tower = Tower(channels, num_convs, dtype=dtype, name="box_tower")
-        self.box_output = make_small_convolution(4 * NUM_ANCHORS, 3, dtype=dtype, name="box_output")
-        for part in (self.class_tower, self.box_tower, self.class_output, self.box_output):
-            part.build((None, None, None, channels))
+        super().__init__(backbone, ("class_loss", "box_loss"), locals(), LAYOUT, **kwargs)
 
     def call(self, inputs, training=None):
-        images, sizes = read_inputs(inputs)
-        pyramid = self.pyramid(images, training=training)
-        levels = self.neck([pyramid[level] for level in LEVELS])
-        level_sizes = [ops.shape(level)[1:3] for level in levels]
-        class_maps = [self.class_output(self.class_tower(level)) for level in levels]
-        box_maps = [self.box_output(self.box_tower(level)) for level in levels]
-        return {
-            "class_logits": join_levels(class_maps, self.num_classes),
-            "box_deltas": join_levels(box_maps, 4),
-            "anchors": make_anchors(level_sizes, STRIDES, ANCHOR_SCALES, ANCHOR_RATIOS),
-            **sizes,
-        }
+        predictions, features = self.run_towers(inputs, training)
+        return {**predictions, "box_deltas": join_levels(self.predict_boxes(features), 4)}
 
     def compute_losses(self, targets, predictions):
         """Returns "class_loss" (focal) and "box_loss" (L1 of the deltas), both per object.
@@ -136,26 +107,9 @@ class RetinaNet(DenseModel):
         }
         return {name: loss + poisons[name] for name, loss in losses.items()}
 
-    def decode(self, predictions):
-        """Returns detections of raw predictions.
-
-        Returns:
-            A dict of "boxes" (batch, max_detections, 4), xyxy pixels of the original picture where its size
-            was among the inputs, else of the input; "scores" (batch, max_detections); "labels"
-            (batch, max_detections), -1 where there is no detection. The best come first.
-        """
-        logits, rows, labels, anchors = select_anchors(
-            predictions["class_logits"], predictions["anchors"], CANDIDATES_PER_LEVEL
-        )
-        boxes = decode_boxes(take_rows(predictions["box_deltas"], rows), anchors)
-        scores = ops.sigmoid(logits)
-        scores = ops.where(scores > self.score_threshold, scores, 0.0)
-        limits = self.iou_threshold, self.max_detections
-        return detect_boxes(boxes, scores, labels, predictions, *limits)
+    def decode_anchors(self, predictions, rows, anchors):
+        return decode_boxes(take_rows(predictions["box_deltas"], rows), anchors)
 
     def reference_layers(self):
         """Returns mmdetection's names: name -> layer or variable."""
-        parts = {"neck": self.neck}
-        parts |= {"bbox_head.cls_convs": self.class_tower, "bbox_head.retina_cls": self.class_output}
-        parts |= {"bbox_head.reg_convs": self.box_tower, "bbox_head.retina_reg": self.box_output}
-        return self.backbone.reference_layers() | join_reference_layers(parts)
+        return self.name_layers("retina")
