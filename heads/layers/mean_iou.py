@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from heads.ops.label_overlaps import measure_overlaps
 from heads.ops.labels import IGNORED_LABEL
 from heads.ops.selection import label_pixels
 
@@ -81,11 +82,8 @@ class MeanIoU(keras.metrics.Metric):
 
     def result(self):
         counts = ops.cast(self.high_digit, "float32") * self._BASE + ops.cast(self.low_digit, "float32")
-        intersection = ops.diagonal(counts)
-        union = ops.sum(counts, axis=1) + ops.sum(counts[:, :-1], axis=0) - intersection
-        # A class with an empty union has no intersection either and adds 0 to the sum.
-        occurring = ops.sum(ops.cast(union > 0, "float32"))
-        return ops.sum(intersection / ops.maximum(union, 1.0)) / ops.maximum(occurring, 1.0)
+        iou, occurs = measure_overlaps(counts)
+        return ops.sum(iou) / ops.maximum(ops.sum(ops.cast(occurs, "float32")), 1.0)
 
     def get_config(self):
         return {"num_classes": self.num_classes, "name": self.name}

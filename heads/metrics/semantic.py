@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from heads.metrics.scorer import Scorer, with_progress
+from heads.ops.label_overlaps import measure_overlaps
 from heads.ops.labels import IGNORED_LABEL
 
 
@@ -108,8 +109,9 @@ def score_confusion(confusion: np.ndarray) -> dict:
     confusion = np.asarray(confusion)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise ValueError(f"confusion must be a square matrix. Received: shape {confusion.shape}")
-    correct, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    iou = _divide(correct, truth + predicted - correct)
+    correct, truth = np.diag(confusion), confusion.sum(1)
+    iou, occurs = measure_overlaps(confusion, np)
+    iou = np.where(occurs, iou, np.nan)
     accuracy = _divide(correct, truth)
     return {
         "mean_iou": _mean_of_numbers(iou),

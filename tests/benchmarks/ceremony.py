@@ -1,19 +1,21 @@
-"""Counts code lines, tokens a line, and the share of ceremony in the models and layers of heads/.
+"""Counts code lines, tokens a line, and the share of ceremony in the models, layers and ops of heads/.
 
     python -m tests.benchmarks.ceremony
 
 Code lines are those that hold more than a comment or a docstring. Ceremony is what a class or module needs
 beside its algorithm: imports, constants, constructors, `build`, configurations, shapes, reference names and
-checks. Models and layers are the modules with a class that derives from a Keras layer or model.
+checks. When all of heads/ lay in one folder, with three detectors, this count gave 42.6 %.
 """
 
 import ast
+import collections
 import io
 import pathlib
 import tokenize
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("van_backbones", "heads")
+ROOMS = ("heads", "heads/layers", "heads/ops")
 # What Keras asks of a layer or a model, and what loads checkpoints.
 CEREMONIES = {
     *("__init__", "__new__", "build", "build_from_config", "get_config", "from_config"),
@@ -46,21 +48,30 @@ def read_code(path):
 
 
 def find_ceremony(tree):
-    """Returns the numbers of the lines that are ceremony."""
-    found = set()
+    """Returns what kind of ceremony lines are: line number -> kind."""
+    found = {}
+
+    def mark(kind, *nodes):
+        for node in nodes:
+            found.update(dict.fromkeys(range(node.lineno, node.end_lineno + 1), kind))
+
+    mark("constants", *(node for node in tree.body if isinstance(node, ast.Assign)))
     for node in ast.walk(tree):
-        is_function = isinstance(node, ast.FunctionDef)
-        is_named = is_function and (node.name in CEREMONIES or node.name.startswith(CHECKS))
-        is_check = isinstance(node, ast.If) and any(isinstance(part, ast.Raise) for part in node.body)
+        mark("decorators", *getattr(node, "decorator_list", ()))
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            mark("imports", node)
+        elif isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            mark("constructors", *node.body)
+            found.update(dict.fromkeys(range(node.lineno, node.body[0].lineno), "signatures of constructors"))
+        elif isinstance(node, ast.FunctionDef) and node.name in CEREMONIES:
+            mark(f"`{node.name}`", node)
+    for node in ast.walk(tree):
+        is_function = isinstance(node, ast.FunctionDef) and node.name.startswith(CHECKS)
+        is_raise = isinstance(node, ast.If) and any(isinstance(part, ast.Raise) for part in node.body)
         is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-        is_check |= is_call and ast.unparse(node.value.func).startswith(CHECKS)
-        if is_named or is_check or isinstance(node, ast.Import | ast.ImportFrom | ast.Raise):
-            found.update(range(node.lineno, node.end_lineno + 1))
-        for decorator in getattr(node, "decorator_list", ()):
-            found.update(range(decorator.lineno, decorator.end_lineno + 1))
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            found.update(range(node.lineno, node.end_lineno + 1))
+        is_call = is_call and ast.unparse(node.value.func).startswith(CHECKS)
+        if is_function or is_raise or is_call or isinstance(node, ast.Raise):
+            mark("checks", node)
     return found
 
 
@@ -73,18 +84,16 @@ def main():
         total_lines, total_tokens = total_lines + lines, total_tokens + tokens
     print(f"together: {total_lines:,} code lines, {total_tokens / total_lines:.1f} tokens a line")
 
-    paths = [*(ROOT / "heads").glob("*.py"), *(ROOT / "heads" / "layers").glob("*.py")]
-    sums = [0, 0]
-    for path in sorted(paths):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        bases = [base for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
-        if not any(ast.unparse(base).endswith(("Layer", "Model", "Chain", "FasterRCNN")) for base in bases):
-            continue
-        lines, _ = read_code(path)
-        ceremony = lines & find_ceremony(tree)
-        sums = [sums[0] + len(lines), sums[1] + len(ceremony)]
-        print(f"  {path.relative_to(ROOT)}: {len(ceremony)} of {len(lines)} lines")
-    print(f"ceremony in the models and layers of heads/: {sums[1] / sums[0]:.0%} of {sums[0]:,} lines")
+    kinds, num_lines = collections.Counter(), 0
+    for folder in ROOMS:
+        for path in sorted((ROOT / folder).glob("*.py")):
+            found = find_ceremony(ast.parse(path.read_text(encoding="utf-8")))
+            lines, _ = read_code(path)
+            kinds.update(found[line] for line in lines & found.keys())
+            num_lines += len(lines)
+    print(f"ceremony in {', '.join(ROOMS)}: {kinds.total() / num_lines:.1%} of {num_lines:,} lines")
+    for kind, count in kinds.most_common():
+        print(f"  {kind}: {count / num_lines:.1%}")
 
 
 if __name__ == "__main__":
