@@ -169,7 +169,7 @@ def build_optimizer(arguments, steps):
 
 def mix_pictures(batches, num_classes, alpha, seed):
     """Returns batches whose labels are shares of each class; pictures are mixed where `alpha` is not 0."""
-    # In float32 also under mixed precision, which Keras's layer does not stand.
+    # In float32 also under mixed precision, in which Keras's layer cannot mix.
     mix = keras.layers.MixUp(alpha, seed=seed, dtype="float32") if alpha else lambda data, training: data
 
     def read(images, labels):

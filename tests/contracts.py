@@ -187,7 +187,7 @@ def check_deployment(make_model, images, path):
 
 
 def drop_second_stage(predictions):
-    """Gives raw predictions without what hangs on the order of the proposals, where near-ties may swap."""
+    """Returns raw predictions without what hangs on the order of the proposals, where near-ties may swap."""
     if not isinstance(predictions, dict):
         return predictions
     if "proposals" not in predictions:
@@ -197,7 +197,7 @@ def drop_second_stage(predictions):
 
 
 def shake_weights(model):
-    """Gives vectors and statistics values that show: at their start the norms and biases do nothing."""
+    """Returns vectors and statistics values that show: at their start the norms and biases do nothing."""
     random = np.random.default_rng(0)
     for variable in model.weights:
         if len(variable.shape) == 1 and variable.dtype == "float32":

@@ -21,7 +21,7 @@ RULES = {
 
 
 def count_trainable(model):
-    """Gives the number of a model's trainable parameters."""
+    """Returns the number of a model's trainable parameters."""
     return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
 
 
@@ -31,7 +31,7 @@ def take_first(values):
 
 
 def make_reference_model(head_class, name, **options):
-    """Gives a head on VAN-B0 with the weights of a reference."""
+    """Returns a head on VAN-B0 with the weights of a reference."""
     backbone = VANBackbone("b0", normalization=None, layer_norm_epsilon=1e-5, drop_path_rate=0.0)
     model = head_class(backbone, **options)
     load_state_dict(model, checkpoint(name))
@@ -57,7 +57,7 @@ def compare_maps(reference, predictions, outputs, tolerance=2e-5):
 
 
 def fill_in(reference, ours):
-    """Gives the reference's values where they are known, ours elsewhere."""
+    """Returns the reference's values where they are known, ours elsewhere."""
     if isinstance(reference, np.ndarray):
         return reference
     values = ours.copy().reshape(-1)
@@ -66,7 +66,7 @@ def fill_in(reference, ours):
 
 
 def read_truth(reference):
-    """Gives the boxes, labels and image sizes of a model's reference, padded to one batch."""
+    """Returns the boxes, labels and image sizes of a model's reference, padded to one batch."""
     boxes, labels = np.zeros((2, 6, 4), "float32"), np.full((2, 6), -1, "int32")
     for image in range(2):
         count = len(reference[f"gt{image}_labels"])
@@ -76,7 +76,7 @@ def read_truth(reference):
 
 
 def make_inputs(reference, original=False):
-    """Gives the inputs of a reference: two images, the second padded; with the original sizes if asked."""
+    """Returns the inputs of a reference: two images, the second padded; with the original sizes if asked."""
     names = {"image_sizes": "shape"} | ({"original_sizes": "ori_shape"} if original else {})
     sizes = {
         name: np.stack([reference[f"img{image}_{key}"] for image in range(2)]).astype("int32")
@@ -86,7 +86,7 @@ def make_inputs(reference, original=False):
 
 
 def make_targets(reference, empty=None, with_masks=False):
-    """Gives the true boxes, labels and masks as a padded batch; `empty` is an image that loses its own."""
+    """Returns the true boxes, labels and masks as a padded batch; `empty` is an image that loses its own."""
     targets = {"boxes": np.zeros((2, 5, 4), "float32"), "labels": np.full((2, 5), -1, "int32")}
     if with_masks:
         targets["masks"] = np.zeros((2, 5, *reference["input"].shape[2:]), "uint8")
@@ -101,7 +101,7 @@ def make_targets(reference, empty=None, with_masks=False):
 
 
 def compute_gradients(model, inputs, targets):
-    """Gives the losses in training mode, and the gradients under the reference's names."""
+    """Returns the losses in training mode, and the gradients under the reference's names."""
     weights = {name: variable for name, variable in name_variables(model).items() if variable.trainable}
 
     @tf.function

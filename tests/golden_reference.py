@@ -99,7 +99,7 @@ def check(reference, array, tolerance=2e-5):
 
 
 def to_nchw(array):
-    """Gives an array in PyTorch's layout."""
+    """Returns an array in PyTorch's layout."""
     return np.asarray(array).transpose(0, 3, 1, 2)
 
 

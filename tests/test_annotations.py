@@ -32,7 +32,7 @@ def make_content(*annotations, **content):
 
 
 def open_dataset(folder, content, with_masks=False):
-    """Gives the data set of a JSON file, given as its content or as bytes, and of a black picture."""
+    """Returns the data set of a JSON file, given as its content or as bytes, and of a black picture."""
     if not (folder / "1.png").exists():
         Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / "1.png")
     data = content if isinstance(content, bytes) else json.dumps(content).encode()

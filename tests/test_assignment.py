@@ -10,7 +10,7 @@ from heads.ops.assignment import assign_optimally
 
 
 def assign_by_trying(costs):
-    """Gives the smallest sum of costs of an assignment, trying all."""
+    """Returns the smallest sum of costs of an assignment, trying all."""
     rows, columns = costs.shape
     if rows < columns:
         return assign_by_trying(costs.T)

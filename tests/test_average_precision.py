@@ -33,7 +33,7 @@ def flatten(scores):
 
 
 def run_pycocotools(truth_path, results_path, kind):
-    """Gives the twelve numbers of pycocotools alone, from files."""
+    """Returns the twelve numbers of pycocotools alone, from files."""
     with redirect_stdout(io.StringIO()):
         truth = COCO(str(truth_path))
         evaluation = COCOeval(truth, truth.loadRes(str(results_path)), kind)
@@ -295,7 +295,7 @@ def test_truth_as_predictions_is_perfect(path):
 
 
 def disturb(truth, seed=0):
-    """Gives results that are partly right: moved, missed, doubled, of a wrong class."""
+    """Returns results that are partly right: moved, missed, doubled, of a wrong class."""
     random = np.random.default_rng(seed)
     results = []
     for result in perfect_results(truth) * 2:

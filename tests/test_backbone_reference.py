@@ -16,7 +16,7 @@ EPSILONS = ("1e-06", "1e-05")
 
 
 def build_reference(variant, epsilon="1e-06", **kwargs):
-    """Gives the backbone with the reference's weights, and the reference's classification layer."""
+    """Returns the backbone with the reference's weights, and the reference's classification layer."""
     arrays = checkpoint(f"backbone_{variant}")
     head = arrays.pop("head.weight"), arrays.pop("head.bias")
     backbone = VANBackbone(variant, normalization=None, layer_norm_epsilon=float(epsilon), **kwargs)
@@ -88,7 +88,7 @@ def to_torch_layout(name, array):
 
 @pytest.fixture(scope="module", params=["b0", "b1"])
 def training_step(request):
-    """Gives the reference, the gradients' norms, and what one step of ours gives."""
+    """Returns the reference, the gradients' norms, and what one step of ours gives."""
     variant = request.param
     backbone, (weight, bias) = build_reference(variant, drop_path_rate=0.0)
     expected = load(f"backbone_{variant}/train_step.npz")

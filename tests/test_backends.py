@@ -60,7 +60,7 @@ for head, sizes in arguments.items():
 
 @pytest.fixture(scope="module")
 def reference():
-    """Gives TensorFlow's backbone with norms and layer scales that show, images and the pyramid."""
+    """Returns TensorFlow's backbone with norms and layer scales that show, images and the pyramid."""
     random = np.random.default_rng(0)
     backbone = VANBackbone("b0", normalization=None)
     for variable in backbone.weights:
@@ -74,7 +74,7 @@ def reference():
 
 @pytest.fixture(scope="module", params=[pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def backend(request, reference, tmp_path_factory):
-    """Gives a backend's name, its pyramid, that of the deployed backbone and its report."""
+    """Returns a backend's name, its pyramid, that of the deployed backbone and its report."""
     pytest.importorskip(request.param)
     backbone, images, _ = reference
     folder = tmp_path_factory.mktemp(request.param)

@@ -111,7 +111,7 @@ class Detector(keras.Model):
 
 
 def make_batches(boxes, size=(8, 8), batch=2, **sizes):
-    """Gives batches of images that tell the detector its box; xyxy."""
+    """Returns batches of images that tell the detector its box; xyxy."""
     images = np.zeros((len(boxes), *size, 3), "float32")
     images.reshape(len(boxes), -1)[:, :4] = boxes
     batches = []

@@ -38,7 +38,7 @@ def convolve_depthwise_slowly(maps, kernel, bias, dilation):
 
 
 def differentiate_depthwise_slowly(maps, kernel, weights, dilation):
-    """Gives the gradients of `sum(weights * outputs)`: of the maps, of the kernel and of the bias."""
+    """Returns the gradients of `sum(weights * outputs)`: of the maps, of the kernel and of the bias."""
     side = len(kernel)
     margin = dilation * (side // 2)
     margins = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
@@ -55,7 +55,7 @@ def differentiate_depthwise_slowly(maps, kernel, weights, dilation):
 
 
 def apply(layer, maps, weights):
-    """Gives the outputs, and the gradients of `sum(weights * outputs)` by maps, kernel and bias."""
+    """Returns the outputs, and the gradients of `sum(weights * outputs)` by maps, kernel and bias."""
     maps, weights = tf.convert_to_tensor(maps), tf.convert_to_tensor(weights)
     with tf.GradientTape() as tape:
         tape.watch(maps)

@@ -108,7 +108,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def reference(name, tmp_path_factory):
-    """Gives a folder with TensorFlow's weights and results."""
+    """Returns a folder with TensorFlow's weights and results."""
     folder = tmp_path_factory.mktemp(name)
     common = {}
     exec(COMMON, common)
@@ -120,7 +120,7 @@ def reference(name, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["jax", "torch"])
 def backend(request, name, reference):
-    """Gives the name of a backend that has written its results beside TensorFlow's."""
+    """Returns the name of a backend that has written its results beside TensorFlow's."""
     pytest.importorskip(request.param)
     environment = os.environ | {
         "KERAS_BACKEND": request.param,

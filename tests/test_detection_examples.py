@@ -343,7 +343,7 @@ def pictures(tmp_path):
 
 
 def detect_objects(model, *options):
-    """Gives the exit code, and the content of detections.json."""
+    """Returns the exit code, and the content of detections.json."""
     options = [str(option) for option in options]
     code = detect.main([str(model), *options])
     return code, json.loads(

@@ -38,7 +38,7 @@ PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_li
 
 
 def export_to(tmp_path, model, format, **arguments):
-    """Gives the answers of an export, run by its own runtime."""
+    """Returns the answers of an export, run by its own runtime."""
     if format in PACKAGES:
         pytest.importorskip(PACKAGES[format])
         for package in FORMATS[format][1]:

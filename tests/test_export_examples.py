@@ -257,7 +257,7 @@ def test_label_maps(num_others, problems):
 
 
 def read_rows(printed):
-    """Gives name -> cells of the table."""
+    """Returns name -> cells of the table."""
     lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     return {name: [float(cell) for cell in cells] for name, *cells in lines[2:]}
 

@@ -23,7 +23,7 @@ def module_name(path):
 
 
 def imported_modules(tree, name, is_package):
-    """Gives the full names of all modules that a module imports, those inside of functions too."""
+    """Returns the full names of all modules that a module imports, those inside of functions too."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -46,7 +46,7 @@ def is_model(tree):
 
 
 def read_modules(package):
-    """Gives module name -> (its syntax tree, the modules that it imports)."""
+    """Returns module name -> (its syntax tree, the modules that it imports)."""
     modules = {}
     for path in sorted((ROOT / package).rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ HEADS, BACKBONES = read_modules("heads"), read_modules("van_backbones")
 
 
 def importers(modules, *targets):
-    """Gives the names of the modules that import one of the targets, or something below it."""
+    """Returns the names of the modules that import one of the targets, or something below it."""
     return {
         name
         for name, (_, imports) in modules.items()

@@ -29,7 +29,7 @@ def boxes():
 
 
 def train_one_step(model, images, targets):
-    """Gives the loss, and checks that every weight of the backbone's first stage took part."""
+    """Returns the loss, and checks that every weight of the backbone's first stage took part."""
     layer = next(layer for layer in model._flatten_layers() if layer.name == "stage1_block0")
     before = [np.array(variable) for variable in layer.trainable_variables]
     history = model.fit(images, targets, epochs=1, shuffle=False, verbose=0).history

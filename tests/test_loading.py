@@ -27,7 +27,7 @@ def backbone():
 
 @pytest.fixture
 def arrays(backbone, random):
-    """Gives a state dict in PyTorch's layout, written down independently of the loader."""
+    """Returns a state dict in PyTorch's layout, written down independently of the loader."""
     arrays = {}
     for name, variable in checkpoints.name_variables(backbone).items():
         shape = tuple(variable.shape)

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def make_masks(batch=2, num_masks=3, height=23, width=31):
-    """Gives blobs: ellipses of random place and size."""
+    """Returns blobs: ellipses of random place and size."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     masks = np.zeros((batch, num_masks, height, width), "uint8")
@@ -37,7 +37,7 @@ INDICES = np.array([[0, 1, 2, 1], [2, 0, 1, 0]], "int32")
 
 
 def pixel_by_loop(mask, y, x):
-    """Gives a bilinear sample of a mask, by the rules of RoIAlign."""
+    """Returns a bilinear sample of a mask, by the rules of RoIAlign."""
     height, width = mask.shape
     if y < -1 or y > height or x < -1 or x > width:
         return 0.0
@@ -50,7 +50,7 @@ def pixel_by_loop(mask, y, x):
 
 
 def crop_by_loop(mask, box, size):
-    """Gives the means before the threshold."""
+    """Returns the means before the threshold."""
     x1, y1, x2, y2 = box.astype("float64") - 0.5
     height, width = (y2 - y1) / size, (x2 - x1) / size
     num_rows, num_columns = int(np.ceil(height)), int(np.ceil(width))
@@ -148,7 +148,7 @@ def test_crop_size_must_be_positive():
 
 
 def paste_by_loop(mask, box, image_size):
-    """Gives the scores in the picture."""
+    """Returns the scores in the picture."""
     x1, y1, x2, y2 = box.astype("float64")
     scores = np.zeros(image_size)
     padded = np.pad(mask.astype("float64"), 1)

@@ -9,7 +9,7 @@ from heads.ops.matching import compare_masks, match_adaptively, match_boxes
 
 
 def make_batch(num_boxes=10, batch=3, seed=0):
-    """Gives anchors on a grid and boxes, some of them exactly between anchors, and labels from -2."""
+    """Returns anchors on a grid and boxes, some of them exactly between anchors, and labels from -2."""
     random = np.random.default_rng(seed)
     anchors = np.concatenate(make_anchors([(8, 10), (4, 5)], (8, 16), (3.0,), (0.5, 1.0, 2.0)))
     centers, sides = (

@@ -28,7 +28,7 @@ def draw_nameless(objects, **options):
 
 @pytest.fixture
 def tags(monkeypatch):
-    """Gives the list of all tags that are drawn: (left, top, width, height)."""
+    """Returns the list of all tags that are drawn: (left, top, width, height)."""
     drawn, rectangle = [], ImageDraw.ImageDraw.rectangle
 
     def record(pen, xy, fill=None, **options):

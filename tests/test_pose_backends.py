@@ -57,7 +57,7 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Gives a folder with TensorFlow's weights and results."""
+    """Returns a folder with TensorFlow's weights and results."""
     folder = tmp_path_factory.mktemp("pose")
     common = {}
     exec(COMMON, common)

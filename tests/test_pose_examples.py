@@ -204,7 +204,7 @@ def pictures(tmp_path):
 
 
 def predict(*options):
-    """Gives the exit code, and the content of keypoints.json."""
+    """Returns the exit code, and the content of keypoints.json."""
     options = [str(option) for option in options]
     code = predict_pose.main(options)
     output = pathlib.Path(options[options.index("--output") + 1])

@@ -29,7 +29,7 @@ def build_small(**kwargs):
 
 
 def train_one_step(backbone, **compile_arguments):
-    """Gives name -> array: the loss of a training step, the gradients and the state after it."""
+    """Returns name -> array: the loss of a training step, the gradients and the state after it."""
     random = np.random.default_rng(0)
     images = random.uniform(0, 255, (6, 33, 48, 3)).astype("float32")
     pooled = [keras.layers.GlobalAveragePooling2D()(x) for x in backbone.pyramid_outputs.values()]
@@ -46,7 +46,7 @@ def train_one_step(backbone, **compile_arguments):
 
 
 def largest_difference(results, expected):
-    """Gives the largest difference of any array, relative to the largest value in it."""
+    """Returns the largest difference of any array, relative to the largest value in it."""
     assert results.keys() == expected.keys()
     largest_gradient = max(np.abs(array).max() for name, array in expected.items() if "kernel" in name)
     differences = []
@@ -58,7 +58,7 @@ def largest_difference(results, expected):
 
 
 def compare_steps(policy="float32", frozen=(0, False), **compile_arguments):
-    """Gives `largest_difference` of a step with recomputation and one without."""
+    """Returns `largest_difference` of a step with recomputation and one without."""
     keras.config.set_dtype_policy(policy)
     results = []
     try:

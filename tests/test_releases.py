@@ -122,7 +122,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    """Gives a function that starts a hub with the behaviour that is asked for."""
+    """Returns a function that starts a hub with the behaviour that is asked for."""
     running = []
 
     def start(**behaviour):
@@ -158,7 +158,7 @@ def start_download(port, home, name="b0_imagenet", **settings):
 
 
 def finish(process):
-    """Gives what a download process printed, its errors and its exit code."""
+    """Returns what a download process printed, its errors and its exit code."""
     try:
         output, errors = process.communicate(timeout=50)
     finally:
@@ -167,14 +167,14 @@ def finish(process):
 
 
 def download(*arguments, **settings):
-    """Gives the path that a download in its own process came to."""
+    """Returns the path that a download in its own process came to."""
     output, errors, code = finish(start_download(*arguments, **settings))
     assert code == 0, output + errors
     return pathlib.Path(output)
 
 
 def fail(*arguments, **settings):
-    """Gives the message of the DownloadError that a download in its own process came to."""
+    """Returns the message of the DownloadError that a download in its own process came to."""
     output, errors, code = finish(start_download(*arguments, **settings))
     assert code == 3, output + errors
     ways_out = "No weights were loaded.*HF_ENDPOINT.*HF_HOME.*HF_HUB_OFFLINE.*weights='path/to/"
@@ -183,7 +183,7 @@ def fail(*arguments, **settings):
 
 
 def list_files(home):
-    """Gives the names of what a cache holds of the repository: blobs, parts of them, and links."""
+    """Returns the names of what a cache holds of the repository: blobs, parts of them, and links."""
     parts = (home / "hub" / FOLDER / part for part in ("blobs", "snapshots"))
     return sorted(path.name for part in parts for path in part.rglob("*") if not path.is_dir())
 
@@ -344,7 +344,7 @@ class TestCacheLayouts:
     """What no small hub gives: other layouts of the cache, other errors of the client."""
 
     def download(self, monkeypatch, result):
-        """Gives what `download` makes of a path or an error from the hub's client."""
+        """Returns what `download` makes of a path or an error from the hub's client."""
 
         def hf_hub_download(**arguments):
             if isinstance(result, BaseException):
@@ -355,7 +355,7 @@ class TestCacheLayouts:
         return releases.download(releases.RELEASES["b0_imagenet"])
 
     def build_shared(self, folder, content):
-        """Gives pointer, blob and file of a blob that two repositories share, as the newest client does."""
+        """Returns pointer, blob and file of a blob that two repositories share, as the newest client does."""
         pointer = folder / "models--a--b" / "snapshots" / COMMIT / "weights.bin"
         blob = folder / "models--a--b" / "blobs" / hashlib.sha256(CONTENT).hexdigest()
         file = folder / "blobs" / "ab" / ("ab" * 32)

@@ -37,7 +37,7 @@ def make_features(shape=(2, 9, 12, 3), seed=0):
 
 
 def make_boxes(num_boxes, height, width, seed=1):
-    """Gives boxes of all sizes from far below a cell to about the map, some of them partly outside."""
+    """Returns boxes of all sizes from far below a cell to about the map, some of them partly outside."""
     random = np.random.default_rng(seed)
     sides = np.exp(random.uniform(np.log(0.3), 0, (num_boxes, 2))) ** 3 * [width, height]
     starts = random.uniform(-0.2, 1.0, (num_boxes, 2)) * [width, height]
@@ -203,7 +203,7 @@ def make_pyramid(height=101, width=150, channels=2):
 
 
 def make_regions():
-    """Gives boxes of every level, in mixed order, two pictures of 101 x 150 pixels."""
+    """Returns boxes of every level, in mixed order, two pictures of 101 x 150 pixels."""
     random = np.random.default_rng(3)
     sides = np.array([8, 30, 60, 100, 130, 180, 200, 250, 400, 500, 900])
     sides = np.stack([random.permutation(sides) for _ in range(2)])

@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def write_export(model, tmp_path_factory):
-    """Gives a function: format -> the path of the model's export, 32 pixels high, the rest open."""
+    """Returns a function: format -> the path of the model's export, 32 pixels high, the rest open."""
     folder = tmp_path_factory.mktemp("exports")
 
     @functools.cache

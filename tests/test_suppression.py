@@ -7,7 +7,7 @@ from heads.ops.suppression import suppress_boxes, suppress_sorted_boxes
 
 
 def make_batch(num_boxes=60, batch=2, num_classes=3, seed=0):
-    """Gives crowded boxes, scores with ties and some of 0 and below, and labels."""
+    """Returns crowded boxes, scores with ties and some of 0 and below, and labels."""
     random = np.random.default_rng(seed)
     centers, sides = (
         random.uniform(0, 60, (batch, num_boxes, 2)),
@@ -26,7 +26,7 @@ def iou_of(a, b):
 
 
 def suppress_by_loop(boxes, scores, labels, iou_threshold):
-    """Gives the indices of the boxes of one image that stay, the best first."""
+    """Returns the indices of the boxes of one image that stay, the best first."""
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         rivals = [j for j in kept if labels[j] == labels[i]]

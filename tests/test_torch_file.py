@@ -31,7 +31,7 @@ def make_program(ending=b"tQ"):
 
 
 def make_zip(program=None, members=None, order=b"little"):
-    """Gives a zip checkpoint; members: more of them, name -> content."""
+    """Returns a zip checkpoint; members: more of them, name -> content."""
     contents = {"name/data.pkl": make_program() if program is None else program, "name/byteorder": order}
     contents |= {"name/data/0": ELEMENTS.tobytes()} | (members or {})
     with io.BytesIO() as file:
@@ -200,7 +200,7 @@ FUNCTIONS += [REBUILD[:-2], b"cargparse\nNamespace\n", b"c__builtin__\nbytes\n"]
 
 
 def mutate(data, chance):
-    """Gives a damaged copy: flipped, cut, moved, doubled or foreign bytes in one to four places."""
+    """Returns a damaged copy: flipped, cut, moved, doubled or foreign bytes in one to four places."""
     data = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         start = chance.randrange(len(data) + 1)
@@ -222,7 +222,7 @@ def mutate(data, chance):
 
 
 def make_random_file(chance):
-    """Gives a damaged file, or a whole one around a damaged or random pickle."""
+    """Returns a damaged file, or a whole one around a damaged or random pickle."""
     make, ending = chance.choice([(make_zip, b"tQ"), (make_legacy, b"NtQ")])
     match chance.randrange(4):
         case 0:

@@ -18,7 +18,7 @@ PARAMETERS = {
 
 
 def count_parameters(widths, depths, expansion_ratios):
-    """Gives what the architecture's description adds up to, term by term."""
+    """Returns what the architecture's description adds up to, term by term."""
     total, channels = 0, 3
     for stage, (width, depth, ratio) in enumerate(zip(widths, depths, expansion_ratios, strict=True)):
         kernel = 7 if stage == 0 else 3

@@ -142,7 +142,7 @@ class ClassFolder:
 def class_training_batches(source, batch_size: int, augment, seed: int = 0, first_step: int = 0):
     """Endless augmented batches of (images, labels `(batch,)`): see `semantic_training_batches`.
 
-    A `ClassFolder` gives an image with a single label in place of a label map; all else is the same.
+    A `ClassFolder` gives an image with a single label instead of a label map; all else is the same.
     """
     return semantic_training_batches(source, batch_size, augment, seed, first_step=first_step)
 

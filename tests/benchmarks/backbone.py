@@ -36,7 +36,7 @@ def main(argv=None):
 
 
 def describe_machine():
-    """Gives the CPU's name, its matrix extensions and the cores."""
+    """Returns the CPU's name, its matrix extensions and the cores."""
     info = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
     name = next((line.split(":")[1].strip() for line in info.splitlines() if "model name" in line), "CPU")
     flags = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in info]
@@ -45,7 +45,7 @@ def describe_machine():
 
 
 def calibrate(model, images):
-    """Gives every norm the statistics of `images` and every layer scale a size at which its branch counts."""
+    """Returns every norm the statistics of `images` and every layer scale a size at which its branch counts."""
     random = np.random.default_rng(1)
     for variable in model.variables:
         if "layer_scale" in variable.path:
@@ -57,7 +57,7 @@ def calibrate(model, images):
 
 
 def build_stock(variant, policy):
-    """Gives the same network written with Keras's own layers only."""
+    """Returns the same network written with Keras's own layers only."""
     row, layers = VARIANTS[variant], keras.layers
     common = {"dtype": policy}
     x = images = keras.Input((None, None, 3))
@@ -89,7 +89,7 @@ def build_stock(variant, policy):
 
 
 def exact_gelu(x):
-    """Gives Keras's GELU without the tanh approximation."""
+    """Returns Keras's GELU without the tanh approximation."""
     return keras.activations.gelu(x, approximate=False)
 
 

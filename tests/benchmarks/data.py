@@ -59,7 +59,7 @@ def main(argv=None):
 
 
 def build_pipelines(folder, batch_size):
-    """Gives name -> endless dataset of batches, as the examples build them."""
+    """Returns name -> endless dataset of batches, as the examples build them."""
     from heads.data import (
         CocoDataset,
         DetectionAugmentation,
@@ -94,7 +94,7 @@ def build_pipelines(folder, batch_size):
 
 
 def time_batches(dataset, num_batches):
-    """Gives a `Turn` of batches, of a new iterator that has given its first.
+    """Returns a `Turn` of batches, of a new iterator that has given its first.
 
     An iterator that went on in the background between its turns would take the time from others'.
     """
@@ -133,7 +133,7 @@ def write_pictures(folder, num_pictures):
 
 
 def draw_ellipse(box):
-    """Gives a polygon within a box, x and y in turns; most of COCO's masks are polygons."""
+    """Returns a polygon within a box, x and y in turns; most of COCO's masks are polygons."""
     left, top, right, bottom = box
     angles = np.arange(CORNERS) * (2 * math.pi / CORNERS)
     x = (left + right + (right - left) * np.cos(angles)) / 2

@@ -96,7 +96,7 @@ def train(arguments):
 
 
 def pad_targets(batch):
-    """Gives the batch with targets of one shape: each new one would be traced anew."""
+    """Returns the batch with targets of one shape: each new one would be traced anew."""
     import numpy as np
 
     inputs, targets = batch

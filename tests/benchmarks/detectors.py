@@ -59,7 +59,7 @@ class Detector:
         self.predictions = None
 
     def decode(self):
-        """Gives the seconds of decoding one picture."""
+        """Returns the seconds of decoding one picture."""
         import tensorflow as tf
 
         if self.predictions is None:
@@ -70,7 +70,7 @@ class Detector:
         return time.perf_counter() - start
 
     def train(self):
-        """Gives the seconds of a training step."""
+        """Returns the seconds of a training step."""
         start = time.perf_counter()
         self.model.train_on_batch(self.images, self.targets)
         return time.perf_counter() - start
@@ -108,7 +108,7 @@ def main(argv=None):
 
 
 def time_decoding(arguments, settings):
-    """Gives the median seconds of each head's decoding, in turns."""
+    """Returns the median seconds of each head's decoding, in turns."""
     workers = {head: Worker(Detector, head, *settings) for head in arguments.heads}
     found = {head: [] for head in workers}
     for turn in range(arguments.rounds + 1):
@@ -122,7 +122,7 @@ def time_decoding(arguments, settings):
 
 
 def time_training(head, settings, num_steps):
-    """Gives the median seconds of a step; NaN where it failed, which is printed."""
+    """Returns the median seconds of a step; NaN where it failed, which is printed."""
     worker = Worker(Detector, head, *settings)
     try:
         worker("train")

@@ -53,7 +53,7 @@ def main(argv=None):
 
 
 def read_split(data, split, size, with_masks):
-    """Gives images, boxes, labels and masks, resized to fit into `size`, padded, and the pictures' sizes."""
+    """Returns images, boxes, labels and masks, resized to fit into `size`, padded, and the pictures' sizes."""
     content = json.loads((data / "annotations" / f"instances_{split}.json").read_text())
     labels_of = {each["id"]: row for row, each in enumerate(content["categories"])}
     rows = {each["id"]: row for row, each in enumerate(content["images"])}
@@ -89,7 +89,7 @@ def read_split(data, split, size, with_masks):
 
 
 def draw_mask(segmentation, image_size):
-    """Gives a mask as a picture of 0 and 255, from polygons or run lengths."""
+    """Returns a mask as a picture of 0 and 255, from polygons or run lengths."""
     from pycocotools import mask as coco_masks
 
     width, height = image_size
@@ -110,7 +110,7 @@ def draw_batches(arrays, batch_size, size):
 
 
 def flip(arrays, rows, random, height, width):
-    """Gives (images, targets) of pictures; a flip moves the padding to the top or the left."""
+    """Returns (images, targets) of pictures; a flip moves the padding to the top or the left."""
     images, boxes = arrays["images"][rows].astype("float32"), arrays["boxes"][rows].copy()
     masks = arrays["masks"][rows].copy() if "masks" in arrays else None
     exists = arrays["labels"][rows] >= 0

@@ -24,7 +24,7 @@ def make_images(shape):
 
 
 def explain(error):
-    """Gives an error as the reason to leave a row out, in a line."""
+    """Returns an error as the reason to leave a row out, in a line."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -48,7 +48,7 @@ class Engine:
             call(self.images)
 
     def measure_error(self, row):
-        """Gives the largest difference from the exact map, over its largest value, of the worst level."""
+        """Returns the largest difference from the exact map, over its largest value, of the worst level."""
         exact = np.load(self.folder / "exact.npz")
         outputs = self.calls[row](self.images)
         return max(
@@ -61,7 +61,7 @@ class Engine:
 
     @staticmethod
     def to_array(output):
-        """Gives float32 (batch, height, width, channels)."""
+        """Returns float32 (batch, height, width, channels)."""
         return np.asarray(output, "float32")
 
 
@@ -129,7 +129,7 @@ class KerasEngine(Engine):
             return explain(error)
 
     def describe(self):
-        """Gives the machine, and what PyTorch needs to know of the network."""
+        """Returns the machine, and what PyTorch needs to know of the network."""
         from tests.benchmarks.backbone import describe_machine
 
         ours = self.models["ours", FLOAT]
@@ -154,7 +154,7 @@ class KerasEngine(Engine):
         np.savez(self.folder / "exact.npz", **{level: np.asarray(value) for level, value in exact.items()})
 
     def measure_peak(self, precision, side):
-        """Gives FLOP/s of a square matrix product, and the disturbance."""
+        """Returns FLOP/s of a square matrix product, and the disturbance."""
         matrix = self.tf.cast(self.tf.random.normal((side, side)), precision)
         return time_product(lambda: (matrix @ matrix)[0, 0].numpy(), side)
 
@@ -206,7 +206,7 @@ class TorchEngine(Engine):
         return output.permute(0, 2, 3, 1).float().numpy()
 
     def measure_peak(self, precision, side):
-        """Gives FLOP/s of a square matrix product, and the disturbance."""
+        """Returns FLOP/s of a square matrix product, and the disturbance."""
         matrix = self.torch.randn(side, side).to(getattr(self.torch, precision))
         return time_product(lambda: matrix @ matrix, side)
 
@@ -288,7 +288,7 @@ class ONNXEngine(Engine):
 
 
 def load_torch_model(row, num_threads, folder):
-    """Gives PyTorch and our network in it, with the weights that `KerasEngine` wrote."""
+    """Returns PyTorch and our network in it, with the weights that `KerasEngine` wrote."""
     import torch
 
     from tests.benchmarks.torch_van import VAN
@@ -301,7 +301,7 @@ def load_torch_model(row, num_threads, folder):
 
 
 def autocast(torch, precision):
-    """Gives PyTorch's mixed precision on CPUs, or nothing."""
+    """Returns PyTorch's mixed precision on CPUs, or nothing."""
     return torch.autocast("cpu", torch.bfloat16) if precision == HALF else contextlib.nullcontext()
 
 
@@ -318,12 +318,12 @@ def copy_to_transformers(ours, theirs):
 
 
 def name_levels(maps):
-    """Gives exported maps, (batch, height, width, channels) in any order, as a dict of levels."""
+    """Returns exported maps, (batch, height, width, channels) in any order, as a dict of levels."""
     maps = sorted(maps, key=lambda output: output.shape[1] * output.shape[2], reverse=True)
     return {f"P{stage}": output for stage, output in enumerate(maps, 2)}
 
 
 def time_product(function, side):
-    """Gives the FLOP/s of a product of two square matrices, and the disturbance of the turn."""
+    """Returns the FLOP/s of a product of two square matrices, and the disturbance of the turn."""
     turn = time_calls(function, least=0.5)
     return 2 * side**3 / turn.seconds, turn.disturbance

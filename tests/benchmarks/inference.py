@@ -104,13 +104,13 @@ def parse_arguments(argv):
 
 
 def parse_size(text):
-    """Gives (height, width) of "800x1280"."""
+    """Returns (height, width) of "800x1280"."""
     height, width = text.split("x")
     return int(height), int(width)
 
 
 def measure_batch(variant, batch_size, folder, peaks, arguments):
-    """Gives title -> what `measure_shape` gives, for all sizes.
+    """Returns title -> what `measure_shape` gives, for all sizes.
 
     In new processes: old ones keep much of the memory that they once had.
     """
@@ -238,7 +238,7 @@ def print_rows(rows):
 
 
 def format_ratio(rows, row, other):
-    """Gives how many times as fast as another a row is, or "-" without the other."""
+    """Returns how many times as fast as another a row is, or "-" without the other."""
     if other is None:
         return "-"
     mark = rows[row].mark or rows[other].mark
@@ -246,7 +246,7 @@ def format_ratio(rows, row, other):
 
 
 def find_best(rows, precision, names):
-    """Gives the fastest row of a precision whose name begins with one of `names`, or None."""
+    """Returns the fastest row of a precision whose name begins with one of `names`, or None."""
     found = [row for row in rows if row[1] == precision and row[0].startswith(names)]
     return min(found, key=lambda row: rows[row].milliseconds, default=None)
 

@@ -91,7 +91,7 @@ def kill_and_resume(folder, task, num_kills, seed):
 
 
 def start(folder, task, options):
-    """Gives the number of a forked process that trains."""
+    """Returns the number of a forked process that trains."""
     sys.stdout.flush()
     process = os.fork()
     if process:

@@ -66,7 +66,7 @@ def main(argv=None):
 
 
 def run_again(name, argv):
-    """Gives what this script measures in a fresh process."""
+    """Returns what this script measures in a fresh process."""
     arguments = sys.argv[1:] if argv is None else argv
     command = [sys.executable, "-m", "tests.benchmarks.memory", *arguments, "--measure", name]
     # TensorFlow's own allocator for the CPU gives nothing back to the system.
@@ -78,7 +78,7 @@ def run_again(name, argv):
 
 
 def measure_steps(arguments):
-    """Gives the peak in MB, the median seconds and the first loss of training steps."""
+    """Returns the peak in MB, the median seconds and the first loss of training steps."""
     import keras
     import numpy as np
 
@@ -114,7 +114,7 @@ def measure_steps(arguments):
 
 
 def resident_megabytes(field):
-    """Gives the resident set, "VmRSS", or its peak, "VmHWM", in MB."""
+    """Returns the resident set, "VmRSS", or its peak, "VmHWM", in MB."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     kilobytes = next(line for line in lines if line.startswith(field)).split()[1]
     return int(kilobytes) * 1024 / 1e6

@@ -19,7 +19,7 @@ CLASSIFIERS = {
 
 
 def count_multiply_accumulates(backbone, image_size):
-    """Gives the multiply-accumulates of a forward pass over one image: those of its convolutions."""
+    """Returns the multiply-accumulates of a forward pass over one image: those of its convolutions."""
     total = 0
     for name, part in backbone.reference_layers().items():
         kernel = getattr(part, "kernel", None)

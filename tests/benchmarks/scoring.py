@@ -56,7 +56,7 @@ def main(argv=None):
 
 
 def make_detections(num_images, num_detections):
-    """Gives COCO's truth and the result list of a middling detector."""
+    """Returns COCO's truth and the result list of a middling detector."""
     random = np.random.default_rng(0)
     truth = {
         "images": [{"id": index + 1, "height": SIDE, "width": SIDE} for index in range(num_images)],

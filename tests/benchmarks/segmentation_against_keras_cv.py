@@ -116,7 +116,7 @@ def compile_model(model, optimizer):
 
 
 def build_ours(num_classes, size):
-    """Gives SemanticFPN with VAN-b0."""
+    """Returns SemanticFPN with VAN-b0."""
     from heads import SemanticFPN
     from van_backbones import VANBackbone
 
@@ -124,7 +124,7 @@ def build_ours(num_classes, size):
 
 
 def build_deeplab(num_classes, size):
-    """Gives DeepLabV3Plus with a ResNet18."""
+    """Returns DeepLabV3Plus with a ResNet18."""
     import keras_cv
 
     backbone = keras_cv.models.ResNetBackbone(
@@ -139,7 +139,7 @@ def build_deeplab(num_classes, size):
 
 
 def rebuild_deeplab(model, validation):
-    """Gives the trained model at the size of the validation images, with the interface of `print_scores`."""
+    """Returns the trained model at the size of the validation images, with the interface of `print_scores`."""
     image, _ = next(iter(validation.load()))
     full = build_deeplab(validation.num_classes, image.shape[:2])
     full.set_weights(model.get_weights())

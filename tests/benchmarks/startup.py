@@ -78,7 +78,7 @@ def main(argv=None):
 
 
 def measure(variant):
-    """Gives name -> (seconds on the wall, seconds of the processor) of a fresh process."""
+    """Returns name -> (seconds on the wall, seconds of the processor) of a fresh process."""
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, variant],
         cwd=ROOT,

@@ -63,7 +63,7 @@ def main(argv=None):
 
 
 def suppress_ours(logits, boxes):
-    """Gives boxes (batch, 100, 4) by the functions that the detectors use."""
+    """Returns boxes (batch, 100, 4) by the functions that the detectors use."""
     scores, rows, labels = select_pairs(logits, CANDIDATES)
     boxes = take_rows(boxes, rows)
     chosen = suppress_boxes(boxes, tf.sigmoid(scores), labels, IOU_THRESHOLD, DETECTIONS)
@@ -71,7 +71,7 @@ def suppress_ours(logits, boxes):
 
 
 def suppress_padded(logits, boxes):
-    """Gives the same by a plain top-k, boxes moved apart by class, and TensorFlow's kernel."""
+    """Returns the same by a plain top-k, boxes moved apart by class, and TensorFlow's kernel."""
     scores, pairs = tf.math.top_k(tf.reshape(logits, (BATCH, -1)), CANDIDATES)
     boxes = tf.gather(boxes, pairs // CLASSES, batch_dims=1)
     offsets = tf.cast(pairs % CLASSES, "float32")[..., None] * (tf.reduce_max(boxes) + 1.0)

@@ -71,7 +71,7 @@ def parse_arguments(argv):
 
 
 def measure_pair(variant, precision, shape, arguments):
-    """Gives the table's rows of ours and of PyTorch in one precision."""
+    """Returns the table's rows of ours and of PyTorch in one precision."""
     ours, theirs = f"{variant}, ours in fit", f"{variant}, PyTorch eager, channels last"
     workers, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ class Trainer:
     """What both share; `run_steps` gives the loss of the first step."""
 
     def start(self):
-        """Gives the loss of the first step."""
+        """Returns the loss of the first step."""
         self.memory_before = measure_peak_memory()
         loss = self.run_steps(1)
         self.run_steps(STEPS)
@@ -112,7 +112,7 @@ class Trainer:
         return time_calls(lambda: self.run_steps(STEPS), count=STEPS)
 
     def measure_memory(self):
-        """Gives MiB when the model was built, and at the highest."""
+        """Returns MiB when the model was built, and at the highest."""
         return self.memory_before, measure_peak_memory()
 
 
@@ -182,7 +182,7 @@ class TorchTrainer(Trainer):
 
 
 def make_noise(shape, widths):
-    """Gives what the maps are compared with: level -> (batch, height, width, channels)."""
+    """Returns what the maps are compared with: level -> (batch, height, width, channels)."""
     random = np.random.default_rng(1)
     noise = {}
     for stage, width in enumerate(widths, 2):
@@ -192,7 +192,7 @@ def make_noise(shape, widths):
 
 
 def measure_peak_memory():
-    """Gives the process's highest resident memory so far, MiB."""
+    """Returns the process's highest resident memory so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

@@ -39,7 +39,7 @@ class Worker:
             raise
 
     def __call__(self, method, *arguments):
-        """Gives what a method returns."""
+        """Returns what a method returns."""
         self.send(method, *arguments)
         return self.receive()
 
@@ -108,7 +108,7 @@ class Turn(NamedTuple):
 
 
 def time_calls(function, least=0.1, count=1):
-    """Gives a `Turn` of calls of a function.
+    """Returns a `Turn` of calls of a function.
 
     The first call of a short function wakes threads and caches after the others' turns and does not count.
 
@@ -129,7 +129,7 @@ def time_calls(function, least=0.1, count=1):
 
 
 def _read_clocks():
-    """Gives seconds: the wall's, those that all cores were busy or stolen, and those of this process."""
+    """Returns seconds: the wall's, those that all cores were busy or stolen, and those of this process."""
     busy = 0.0
     if os.path.exists("/proc/stat"):
         with open("/proc/stat") as file:
@@ -140,7 +140,7 @@ def _read_clocks():
 
 
 def take_turns(turns, num_rounds, budget=float("inf"), least=4):
-    """Gives name -> `Turn`, the median of the quiet ones and their largest disturbance; and the rounds.
+    """Returns name -> `Turn`, the median of the quiet ones and their largest disturbance; and the rounds.
 
     Other processes slow down what they meet by different factors: OpenMP's threads, which wait for each other
     at every loop, ten times. So the rounds go on until each has had enough quiet turns, but not for ever.
@@ -169,7 +169,7 @@ def take_turns(turns, num_rounds, budget=float("inf"), least=4):
 
 
 def describe_rounds(medians, num_rounds):
-    """Gives what a table's heading says of its turns."""
+    """Returns what a table's heading says of its turns."""
     worst = max(turn.disturbance for turn in medians.values())
     warning = ": TOO MUCH FOR A FAIR COMPARISON" if worst >= QUIET else ""
     share = f"other processes took up to {100 * worst:.0f} % of the machine{warning}"
@@ -193,7 +193,7 @@ def limit_threads(num_threads):
 
 
 def format_table(header, rows):
-    """Gives a Markdown table whose columns are aligned: the first to the left, the others to the right."""
+    """Returns a Markdown table whose columns are aligned: the first to the left, the others to the right."""
     rows = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])

@@ -148,7 +148,7 @@ def _place_things(random, semantic, horizon):
             x, y = random.uniform(0, width), random.uniform(0, height)
             placed.append((random.uniform(0.3, 1.2), label, x, y, max(half, 7.0), angle))
             continue
-        for _ in range(4):  # feet stay dry where it can be had
+        for _ in range(4):  # feet stay dry where there is ground
             x, nearness = random.uniform(0.02, 0.98) * width, random.uniform(0.03, 1.1)
             foot = horizon[int(x)] + nearness * (height - horizon[int(x)])
             if semantic[int(np.clip(foot, 0, height - 1)), int(x)] == 1:
