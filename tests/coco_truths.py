@@ -2,7 +2,7 @@
 
 
 def make_truth(objects, image_ids=(1, 2), category_ids=(1,)):
-    """Returns the leanest truth: no info, crowd flags, areas or masks. Objects: (image, category, xywh box)."""
+    """Returns the leanest truth: no info, crowd flags, areas or masks. Objects: (image, category, xywh)."""
     return {
         "images": [{"id": image_id, "height": 200, "width": 200} for image_id in image_ids],
         "categories": [{"id": category_id, "name": f"class {category_id}"} for category_id in category_ids],

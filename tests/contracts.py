@@ -197,7 +197,7 @@ def drop_second_stage(predictions):
 
 
 def shake_weights(model):
-    """Returns vectors and statistics values that show: at their start the norms and biases do nothing."""
+    """Gives vectors and statistics values that show: at their start the norms and biases do nothing."""
     random = np.random.default_rng(0)
     for variable in model.weights:
         if len(variable.shape) == 1 and variable.dtype == "float32":

@@ -13,7 +13,7 @@ def weights_of(layer):
 
 
 def randomize(layer, random):
-    """Returns every variable values of its own, so that none can be left out unseen."""
+    """Gives every variable values of its own, so that none can be left out unseen."""
     for variable in layer.variables:
         if "seed" in variable.path:
             continue

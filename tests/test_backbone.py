@@ -21,7 +21,7 @@ def build_small(**kwargs):
 
 
 def randomize(model):
-    """Returns norms and layer scales values that show."""
+    """Gives norms and layer scales values that show."""
     random = np.random.default_rng(1)
     for variable in model.weights:
         if variable.ndim == 1:

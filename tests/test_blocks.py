@@ -22,7 +22,7 @@ def convolve_by_loop(maps, kernel):
 
 
 def randomize(layer, seed=0):
-    """Returns every weight a value of its own: positive, so that variances can be among them."""
+    """Gives every weight a value of its own: positive, so that variances can be among them."""
     generator = np.random.default_rng(seed)
     for variable in layer.variables:
         if variable.dtype == "float32":

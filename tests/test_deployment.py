@@ -184,7 +184,7 @@ def check_deployed(model, inputs=IMAGES, dtype=None):
 
 
 def enable_lora(model):
-    """Returns every layer of a model that knows LoRA some, of which kernels and answers show much."""
+    """Gives every layer of a model that knows LoRA some, of which kernels and answers show much."""
     random = np.random.default_rng(0)
     for layer in list(model._flatten_layers()):
         if hasattr(layer, "enable_lora") and not list(layer._flatten_layers(include_self=False)):

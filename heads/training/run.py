@@ -232,7 +232,7 @@ class TrainingRun(keras.callbacks.Callback):
             file.attrs["training"] = json.dumps(record)  # a text has no limit of 64 KB
 
     def _keep_previous(self):
-        """Returns the state a second name, before the latest is replaced: there is one at any moment."""
+        """Gives the state a second name, before the latest is replaced: there is one at any moment."""
         if not self.state_path.exists():
             return
         self.previous_path.unlink(missing_ok=True)

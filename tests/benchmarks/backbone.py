@@ -45,7 +45,7 @@ def describe_machine():
 
 
 def calibrate(model, images):
-    """Returns every norm the statistics of `images` and every layer scale a size at which its branch counts."""
+    """Sets the statistics of every norm to those of `images`, and layer scales so that branches count."""
     random = np.random.default_rng(1)
     for variable in model.variables:
         if "layer_scale" in variable.path:

@@ -53,7 +53,7 @@ def main(argv=None):
 
 
 def read_split(data, split, size, with_masks):
-    """Returns images, boxes, labels and masks, resized to fit into `size`, padded, and the pictures' sizes."""
+    """Returns images, boxes, labels and masks, resized into `size` and padded, and the pictures' sizes."""
     content = json.loads((data / "annotations" / f"instances_{split}.json").read_text())
     labels_of = {each["id"]: row for row, each in enumerate(content["categories"])}
     rows = {each["id"]: row for row, each in enumerate(content["images"])}

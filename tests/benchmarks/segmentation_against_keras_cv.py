@@ -139,7 +139,7 @@ def build_deeplab(num_classes, size):
 
 
 def rebuild_deeplab(model, validation):
-    """Returns the trained model at the size of the validation images, with the interface of `print_scores`."""
+    """Returns the trained model at the validation images' size, with the interface of `print_scores`."""
     image, _ = next(iter(validation.load()))
     full = build_deeplab(validation.num_classes, image.shape[:2])
     full.set_weights(model.get_weights())

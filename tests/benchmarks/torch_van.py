@@ -11,7 +11,7 @@ MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class VAN(nn.Module):
-    """Returns the four normed maps, (batch, channels, height, width), of RGB images of 0 .. 255 in that order.
+    """Returns the four normed maps, (batch, channels, height, width), of RGB images of 0 .. 255.
 
     Args:
         row: widths, depths and expansion ratios, as `van_backbones.VARIANTS` has them.
