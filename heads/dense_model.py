@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from heads.ops.backends import sum_over_devices
 from heads.picture_sizes import Resizing
 
 
@@ -214,10 +215,11 @@ class DenseModel(keras.Model):
         _refuse_weights(sample_weight=sample_weight)
         losses = self.compute_losses(y, y_pred)
         # Weighted, as Keras's own tracker: a last batch may be smaller, and where a dataset's length is
-        # unknown, a step without a batch is begun.
+        # unknown, a step without a batch is begun. On several devices all have the same share in the mean.
         batch_size = keras.ops.shape(keras.tree.flatten(y if x is None else x)[0])[0]
+        joint_size, num_devices = sum_over_devices(keras.ops.cast(batch_size, "float32"))
         for name, loss in losses.items():
-            self.loss_trackers[name].update_state(loss, sample_weight=batch_size)
+            self.loss_trackers[name].update_state(loss, sample_weight=joint_size / num_devices)
         # Keras's way to add a loss: divided by the number of replicas, whose gradients are summed.
         return sum(self._aggregate_additional_loss(loss) for loss in (*losses.values(), *self.losses))
 

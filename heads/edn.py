@@ -18,7 +18,7 @@ from heads.layers.blocks import (
 from heads.ops.backends import sum_over_devices
 from heads.ops.inputs import read_labels
 from heads.ops.labels import IGNORED_LABEL
-from heads.ops.losses import binary_cross_entropy
+from heads.ops.losses import average_values, binary_cross_entropy
 from heads.ops.resizing import resize_bilinear
 
 LEVELS = ("P2", "P3", "P4", "P5")
@@ -184,7 +184,7 @@ def compute_mask_loss(masks, logits):
     known = ops.cast(ops.not_equal(masks, IGNORED_LABEL), "float32")
     truth = ops.cast(ops.equal(masks, 1), "float32")
     scores = ops.sigmoid(logits) * known
-    entropy = ops.mean(binary_cross_entropy(truth, logits) * known)
+    entropy = average_values(binary_cross_entropy(truth, logits) * known)
     shared, _ = sum_over_devices(ops.sum(scores * truth))
     total, _ = sum_over_devices(ops.sum(scores) + ops.sum(truth))
     dice = (2.0 * shared + DICE_SMOOTHING) / (total + DICE_SMOOTHING)

@@ -8,6 +8,7 @@ from heads.dense_model import DenseModel
 from heads.layers.blocks import BatchNormalization, Chain, join_reference_layers
 from heads.ops.heatmaps import draw_heatmaps, find_peaks, mirror_heatmaps
 from heads.ops.inputs import read_crops, read_keypoints
+from heads.ops.losses import average_values
 
 LEVELS = ("P5",)
 STRIDE = 4  # of the heatmaps, three doublings after P5
@@ -125,7 +126,7 @@ class SimpleBaseline(DenseModel):
         size = ops.shape(heatmaps)[1:3]
         truth, weights = draw_heatmaps(keypoints / STRIDE, weights, size, DEVIATION)
         errors = weights[:, None, None] * (heatmaps - truth) ** 2
-        return {"keypoint_loss": ops.mean(errors) + poison}
+        return {"keypoint_loss": average_values(errors) + poison}
 
     def decode(self, predictions):
         """Returns the keypoints of heatmaps.

@@ -134,6 +134,7 @@ def test_tensorflow_is_in_few_rooms():
     assert {name for name in found if not name.startswith("heads.data")} == {"heads.ops.backends"}
     assert importers(BACKBONES, "tensorflow") == {
         "van_backbones.cpu_kernels",
+        "van_backbones.devices",
         "van_backbones.exporting.export",
     }
 

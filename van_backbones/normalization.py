@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from van_backbones.cpu_kernels import normalize_in_one_pass
+from van_backbones.devices import count_devices, join_moments
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -11,12 +12,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation that keeps PyTorch's statistics.
 
     PyTorch's moving variance is the unbiased one (divided by n - 1), Keras's the biased one. The
-    difference is 2 % at the coarsest level of a small crop.
+    difference is 2 % at the coarsest level of a small crop. On several devices the statistics are those of
+    the joint batch.
 
     Args:
         momentum: share of the old statistics that a training step keeps.
         epsilon: added to the variance.
-        **kwargs: arguments of `keras.layers.BatchNormalization` other than `renorm`.
+        **kwargs: arguments of `keras.layers.BatchNormalization` other than `renorm` and `synchronized`.
     """
 
     def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
@@ -41,10 +43,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         dtype = keras.backend.result_type(self.compute_dtype, "float32")
         gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
         is_half = self.compute_dtype in ("float16", "bfloat16")
-        if keras.backend.backend() == "tensorflow" and is_half and not self.synchronized:
+        if keras.backend.backend() == "tensorflow" and is_half and count_devices() == 1:
             outputs, *statistics = normalize_in_one_pass(inputs, gamma, beta, self.epsilon)
         else:
-            outputs, *statistics = _normalize(inputs, gamma, beta, self.epsilon, self.synchronized)
+            outputs, *statistics = _normalize(inputs, gamma, beta, self.epsilon)
         return ops.cast(outputs, self.compute_dtype), tuple(map(ops.stop_gradient, statistics))
 
     def update_statistics(self, statistics):
@@ -58,12 +60,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return scale, self.beta - self.moving_mean * scale
 
 
-def _normalize(inputs, gamma, beta, epsilon, synchronized):
+def _normalize(inputs, gamma, beta, epsilon):
     """Returns the normed inputs in gamma's dtype, the mean and the unbiased variance."""
     inputs = ops.cast(inputs, gamma.dtype)
-    mean, variance = ops.moments(inputs, axes=(0, 1, 2), synchronized=synchronized)
-    outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, epsilon)
     count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), inputs.dtype)
+    mean, variance, count = join_moments(*ops.moments(inputs, axes=(0, 1, 2)), count)
+    outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, epsilon)
     # A single value has no unbiased variance: then the biased one, 0, stays.
     return outputs, mean, variance * (count / ops.maximum(count - 1.0, 1.0))
 

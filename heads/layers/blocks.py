@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from heads.ops.moments import measure_moments
+
 
 class Layer(keras.layers.Layer):
     """A layer whose configuration Keras writes from the arguments of its constructor."""
@@ -37,12 +39,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation that keeps PyTorch's statistics: the moving variance is the unbiased one.
 
     Over a map pooled to one position, the two variances differ by a factor of n / (n - 1) with the batch
-    size as n. (`van_backbones.normalization` has the same class: the two packages do not import each other.)
+    size as n. On several devices the statistics are those of the joint batch.
+    (`van_backbones.normalization` has the same class: the two packages do not import each other.)
 
     Args:
         momentum: share of the old statistics that a training step keeps.
         epsilon: added to the variance.
-        **kwargs: arguments of `keras.layers.BatchNormalization`.
+        **kwargs: arguments of `keras.layers.BatchNormalization` other than `renorm` and `synchronized`.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs):
@@ -51,13 +54,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         if not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
-        kept = self.moving_variance * self.momentum
-        outputs = super().call(inputs, training=True, mask=mask)
-        count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), kept.dtype)
-        if mask is not None:  # the share of the positions that counts
-            count = count * ops.mean(ops.cast(mask, kept.dtype))
-        self.moving_variance.assign_add((self.moving_variance - kept) / ops.maximum(count - 1.0, 1.0))
-        return outputs
+        inputs = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        mean, variance, count = measure_moments(inputs, mask)
+        gamma, beta = ops.cast(self.gamma, inputs.dtype), ops.cast(self.beta, inputs.dtype)
+        outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, self.epsilon)
+        unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
+            moving.assign(ops.cast(moving, value.dtype) * self.momentum + value * (1.0 - self.momentum))
+        return ops.cast(outputs, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("van_backbones.heads")

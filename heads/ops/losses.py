@@ -29,7 +29,7 @@ def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL):
     labels, poison = read_labels(labels, logits, ignore_label)
     known = ops.not_equal(labels, ignore_label)
     losses = ops.sparse_categorical_crossentropy(ops.where(known, labels, 0), logits, from_logits=True)
-    return ops.mean(ops.where(known, losses, 0.0)) + poison
+    return average_values(ops.where(known, losses, 0.0)) + poison
 
 
 def binary_cross_entropy(targets, logits):
@@ -141,6 +141,11 @@ def average_losses(total, count):
     """
     joint_count, num_devices = sum_over_devices(count)
     return num_devices * total / ops.maximum(joint_count, 1.0)
+
+
+def average_values(losses):
+    """Returns the mean of losses, elementwise ones: over the joint batch, as `average_losses` has it."""
+    return average_losses(ops.sum(losses), ops.cast(ops.size(losses), losses.dtype))
 
 
 def l1_loss(targets, predictions):

@@ -1,0 +1,38 @@
+"""Mean and variance of a batch: of the positions that count, over all devices that share the batch."""
+
+from keras import ops
+
+from heads.ops.backends import sum_over_devices
+
+
+def measure_moments(inputs, mask=None):
+    """Returns the mean, the biased variance and the number of values of each channel.
+
+    Args:
+        inputs: (..., channels), float.
+        mask: bool (...), with sides of 1 where it is the same along an axis: the positions that count; None
+            for all.
+
+    Returns:
+        (mean (channels,), variance (channels,), count), of the joint batch where devices share one.
+    """
+    axes = list(range(len(inputs.shape) - 1))
+    count = ops.cast(ops.prod(ops.shape(inputs)[:-1]), inputs.dtype)
+    if mask is None:
+        mean, variance = ops.moments(inputs, axes)
+    else:
+        weights = ops.cast(mask, inputs.dtype)[..., None]
+        count = count * ops.mean(weights)
+        divisor = ops.maximum(count, 1.0)
+        mean = ops.sum(weights * inputs, axes) / divisor
+        variance = ops.sum(weights * (inputs - mean) ** 2, axes) / divisor
+    total, num_devices = sum_over_devices(count)
+    if num_devices == 1:
+        return mean, variance, count
+    # A device may have got nothing of a last batch, and has no moments then.
+    mean, variance = (ops.where(count > 0, value, 0.0) for value in (mean, variance))
+    divisor = ops.maximum(total, 1.0)
+    joint_mean = sum_over_devices(mean * count)[0] / divisor
+    # About the joint mean, and not as a difference of squares, which would lose digits.
+    squares = (variance + (mean - joint_mean) ** 2) * count
+    return joint_mean, sum_over_devices(squares)[0] / divisor, total
