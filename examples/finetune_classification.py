@@ -59,19 +59,23 @@ def train_and_draw(arguments, output):
         metrics=[keras.metrics.CategoricalAccuracy(name="top_1")],
     )
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
-    run = TrainingRun(output, steps, describe_run(arguments, train), monitor="val_top_1")
+    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    run = TrainingRun(output, steps, describe_run(arguments, train), monitor="val_top_1", **kept)
     if arguments.resume:
         run.restore(model)
 
     augment = ClassAugmentation(arguments.image_size, arguments.area_range)
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches = class_training_batches(train, augment=augment, first_step=run.step, **options)
-    batches = mix_pictures(batches, train.num_classes, arguments.mixup, arguments.seed + run.step)
+
+    def make_batches(first_step):
+        batches = class_training_batches(train, augment=augment, first_step=first_step, **options)
+        return mix_pictures(batches, train.num_classes, arguments.mixup, arguments.seed, first_step)
+
     find_pictures = functools.partial(find_training_pictures, train, **options)
     held_out = ScoredPictures(validation, arguments.batch_size, arguments.image_size)
     summary = run.train(
         model,
-        batches,
+        make_batches,
         plan_rounds(steps, arguments.evaluate_every or epoch_steps),
         find_pictures,
         ADVICE,
@@ -167,16 +171,22 @@ def build_optimizer(arguments, steps):
     return optimizer
 
 
-def mix_pictures(batches, num_classes, alpha, seed):
+def mix_pictures(batches, num_classes, alpha, seed, first_step):
     """Returns batches whose labels are shares of each class; pictures are mixed where `alpha` is not 0."""
     # In float32 also under mixed precision, in which Keras's layer cannot mix.
-    mix = keras.layers.MixUp(alpha, seed=seed, dtype="float32") if alpha else lambda data, training: data
+    mix = keras.layers.MixUp(alpha, dtype="float32")
 
-    def read(images, labels):
-        mixed = mix({"images": images, "labels": tf.one_hot(labels, num_classes)}, training=True)
-        return mixed["images"], mixed["labels"]
+    def read(step, batch):
+        images, labels = batch[0], tf.one_hot(batch[1], num_classes)
+        if not alpha:
+            return images, labels
+        # Drawn by the step's number, so that a training that goes on draws what it would have drawn.
+        draws = tf.random.stateless_gamma((2, tf.shape(images)[0]), (seed, step), alpha)
+        order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(images)[0]), (seed, step))
+        pairs = {"mix_weight": draws[0] / tf.reduce_sum(draws, axis=0), "permutation_order": order}
+        return mix.transform_images(images, pairs), mix.transform_labels(labels, pairs)
 
-    return batches.map(read)
+    return batches.enumerate(first_step).map(read)
 
 
 class ScoredPictures(keras.utils.PyDataset):

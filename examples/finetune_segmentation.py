@@ -60,7 +60,8 @@ def train_and_draw(arguments, output):
     model.class_names = list(train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
     print(f"{model.name}: {model.count_params():,} parameters")
-    run = TrainingRun(output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou")
+    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    run = TrainingRun(output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou", **kept)
     if arguments.resume:
         run.restore(model)
     else:
@@ -68,11 +69,11 @@ def train_and_draw(arguments, output):
 
     augment = SemanticAugmentation(arguments.crop_size, base_size=arguments.base_size)
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches = semantic_training_batches(train, augment=augment, first_step=run.step, **options)
+    make_batches = functools.partial(semantic_training_batches, train, augment=augment, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
     summary = run.train(
         model,
-        batches,
+        make_batches,
         plan_rounds(arguments.steps, arguments.evaluate_every),
         find_pictures,
         ADVICE,

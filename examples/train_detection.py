@@ -89,17 +89,18 @@ def train_and_draw(arguments, output):
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     scorer = build_scorer(arguments, validation, resizing)
-    run = TrainingRun(output, steps, describe_run(arguments, train, resizing), monitor="val_bbox_AP")
+    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    run = TrainingRun(output, steps, describe_run(arguments, train, resizing), monitor="val_bbox_AP", **kept)
     if arguments.resume:
         run.restore(model)
     else:
         print_scores("Before training", model, scorer)
 
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches = detection_training_batches(train, augment=augment, first_step=run.step, **options)
+    make_batches = functools.partial(detection_training_batches, train, augment=augment, **options)
     by_ratio = augment.image_size is None
     find_pictures = functools.partial(find_training_pictures, train, group_by_ratio=by_ratio, **options)
-    summary = run.train(model, batches, evaluate_every, find_pictures, ADVICE, scorer)
+    summary = run.train(model, make_batches, evaluate_every, find_pictures, ADVICE, scorer)
     if summary is None:
         return
 

@@ -61,15 +61,16 @@ def train_and_draw(arguments, output):
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     held_out = panoptic_evaluation_batches(validation, arguments.batch_size, **resizing.get_config())
     settings = {**vars(arguments), "resizing": resizing.get_config(), "classes": list(train.class_names)}
-    run = TrainingRun(output, steps, settings, monitor="val_PQ")
+    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    run = TrainingRun(output, steps, settings, monitor="val_PQ", **kept)
     if arguments.resume:
         run.restore(model)
 
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches = panoptic_training_batches(train, augment=augment, first_step=run.step, **options)
+    make_batches = functools.partial(panoptic_training_batches, train, augment=augment, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
     scorer = PanopticScores(held_out, validation)
-    summary = run.train(model, batches, evaluate_every, find_pictures, ADVICE, scorer)
+    summary = run.train(model, make_batches, evaluate_every, find_pictures, ADVICE, scorer)
     if summary is None:
         return
 

@@ -52,7 +52,8 @@ def train_and_draw(arguments, output):
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     image_size = model.resizing.image_size
     scorer = SaliencyScores(semantic_evaluation_batches(validation, arguments.batch_size, image_size))
-    run = TrainingRun(output, steps, vars(arguments), monitor="val_max_f")
+    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    run = TrainingRun(output, steps, vars(arguments), monitor="val_max_f", **kept)
     if arguments.resume:
         run.restore(model)
     else:
@@ -60,10 +61,10 @@ def train_and_draw(arguments, output):
 
     augment = SaliencyAugmentation(arguments.batch_size, arguments.image_sizes)
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches = semantic_training_batches(train, augment=augment, first_step=run.step, **options)
+    make_batches = functools.partial(semantic_training_batches, train, augment=augment, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
     summary = run.train(
-        model, batches, plan_rounds(steps, arguments.evaluate_every), find_pictures, ADVICE, scorer
+        model, make_batches, plan_rounds(steps, arguments.evaluate_every), find_pictures, ADVICE, scorer
     )
     if summary is None:
         return

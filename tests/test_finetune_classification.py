@@ -173,7 +173,7 @@ def make_plain_batches():
 
 def test_pictures_and_labels_are_mixed_alike():
     batches, _ = make_plain_batches()
-    mixed = finetune_classification.mix_pictures(batches, 4, alpha=0.8, seed=0)
+    mixed = finetune_classification.mix_pictures(batches, 4, alpha=0.8, seed=0, first_step=0)
     shares = []
     for images, labels in mixed.as_numpy_iterator():
         np.testing.assert_allclose(labels.sum(-1), 1.0, rtol=1e-5)
@@ -183,8 +183,19 @@ def test_pictures_and_labels_are_mixed_alike():
     assert np.mean(np.array(shares) < 0.99) > 0.3
 
 
+def test_a_training_that_goes_on_mixes_the_same_pairs():
+    batches, _ = make_plain_batches()
+    options = {"num_classes": 4, "alpha": 0.8, "seed": 3}
+    whole = list(finetune_classification.mix_pictures(batches, first_step=0, **options).as_numpy_iterator())
+    rest = finetune_classification.mix_pictures(batches.skip(1), first_step=1, **options)
+    for (images, labels), (same_images, same_labels) in zip(whole[1:], rest.as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(images, same_images)
+        np.testing.assert_array_equal(labels, same_labels)
+    assert len(whole) > 1
+
+
 def test_without_mixing_labels_are_of_one_class():
     batches, labels = make_plain_batches()
-    images, shares = next(finetune_classification.mix_pictures(batches, 4, 0.0, 0).as_numpy_iterator())
+    images, shares = next(finetune_classification.mix_pictures(batches, 4, 0.0, 0, 0).as_numpy_iterator())
     np.testing.assert_array_equal(shares, np.eye(4)[labels])
     np.testing.assert_array_equal(images[:, 0, 0, 0], 50 * labels)

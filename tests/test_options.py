@@ -49,9 +49,11 @@ def test_parsers_name_the_option(capsys):
 def test_every_training_script_has_these():
     parser = argparse.ArgumentParser()
     add_run_options(parser, "runs/here")
-    found = vars(parser.parse_args([]))
-    assert found == {"mixed_precision": False, "output": "runs/here", "resume": False, "seed": 0}
-    found = vars(parser.parse_args(["--seed", "7", "--resume", "--mixed-precision", "--output", "there"]))
-    assert found == {"mixed_precision": True, "output": "there", "resume": True, "seed": 7}
+    defaults = {"mixed_precision": False, "output": "runs/here", "resume": False, "seed": 0}
+    assert vars(parser.parse_args([])) == {**defaults, "save_every": None, "keep": 2}
+    options = ["--seed", "7", "--resume", "--mixed-precision", "--output", "there"]
+    found = vars(parser.parse_args([*options, "--save-every", "100", "--keep", "5"]))
+    expected = {"mixed_precision": True, "output": "there", "resume": True, "seed": 7}
+    assert found == {**expected, "save_every": 100, "keep": 5}
     with pytest.raises(SystemExit):
         parser.parse_args(["--seed", "-1"])

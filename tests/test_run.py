@@ -73,7 +73,8 @@ def trained_folder(tmp_path_factory):
     """A run of three epochs of two steps, the second of which is the best."""
     folder = tmp_path_factory.mktemp("run")
     run = start(folder, build_model())
-    assert run.begin(2) == {"initial_epoch": 0, "epochs": 4, "steps_per_epoch": 2}
+    run.begin()
+    assert run.plan_fits(2) == [{"initial_epoch": 0, "epochs": 4, "steps_per_epoch": 2}]
     for score in (0.1, 0.5, 0.3):
         train_epoch(run, score)
     return folder
@@ -97,7 +98,8 @@ def test_a_run_goes_on_from_its_state(trained, tmp_path, capsys):
     assert (run.epoch, run.step, run.best) == (3, 6, 0.5)
     assert read_weight(run.model) == 6
     assert "after epoch 3, step 6" in capsys.readouterr().out
-    assert run.begin(2) == {"initial_epoch": 3, "epochs": 4, "steps_per_epoch": 2}
+    run.begin()
+    assert run.plan_fits(2) == [{"initial_epoch": 3, "epochs": 4, "steps_per_epoch": 2}]
     train_epoch(run, 0.4)
     assert run.model.stop_training
     assert read_log(tmp_path) == [(0, "0.1"), (1, "0.5"), (2, "0.3"), (3, "0.4")]
@@ -122,7 +124,7 @@ def test_an_epoch_that_cannot_be_saved_is_trained_again(trained, tmp_path, monke
     assert not list(tmp_path.rglob(".unfinished-*"))
     run = start(tmp_path, build_model())
     run.restore(run.model)
-    run.begin(2)
+    run.begin()
     assert (run.epoch, run.best, read_weight(run.model)) == (3, 0.5, 6)
     assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1, 2]
     train_epoch(run, 0.9)
@@ -136,8 +138,8 @@ def test_a_broken_state_gives_way_to_the_one_before(trained, tmp_path, capsys, d
     run = start(tmp_path, build_model())
     assert run.restore(run.model)
     assert (run.epoch, run.step, read_weight(run.model)) == (2, 4, 4)
-    assert "previous.weights.h5" in capsys.readouterr().out
-    run.begin(2)
+    assert "step-000000004.weights.h5" in capsys.readouterr().out
+    run.begin()
     assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1]
 
 
@@ -152,8 +154,8 @@ def test_a_state_that_only_hdf5_can_read_gives_way_too(trained, tmp_path, capsys
 
 def test_no_state_that_is_whole_is_an_error(trained, tmp_path):
     cut(trained.state_path)
-    cut(trained.previous_path)
-    with pytest.raises(RunError, match=r"(?s)no state that is whole.*latest.*previous.*without --resume"):
+    cut(*trained.older_paths)
+    with pytest.raises(RunError, match=r"(?s)no state that is whole.*latest.*step-.*without --resume"):
         start(tmp_path, build_model()).restore(build_model())
 
 
@@ -161,7 +163,7 @@ def test_nothing_to_resume_starts_anew(tmp_path, capsys):
     run = start(tmp_path, build_model())
     assert not run.restore(run.model)
     assert "starts anew" in capsys.readouterr().out
-    assert run.begin(3)["epochs"] == 3
+    assert run.plan_fits(3) == [{"initial_epoch": 0, "epochs": 3, "steps_per_epoch": 3}]
 
 
 @pytest.mark.parametrize("content", ["", "epoch,lo", "epoch,loss\n0,1\n0,1\n5,2\n", None])
@@ -170,7 +172,7 @@ def test_the_log_is_that_of_the_state(trained, tmp_path, content):
     (tmp_path / "log.csv").unlink() if content is None else (tmp_path / "log.csv").write_text(content)
     run = start(tmp_path, build_model())
     run.restore(run.model)
-    run.begin(2)
+    run.begin()
     assert (tmp_path / "log.csv").read_text() == before
 
 
@@ -188,7 +190,7 @@ def test_weights_that_are_not_finite_are_never_saved(trained, tmp_path):
     set_weights(trained.model, np.nan)
     for save in (
         lambda: trained.on_epoch_end(3, {"val_score": 0.9}),
-        lambda: trained.save_interrupted(trained.model, KeyboardInterrupt()),
+        lambda: trained.save_interrupted(KeyboardInterrupt()),
         lambda: save_model(trained.model, tmp_path / "last.keras"),
     ):
         with pytest.raises(FloatingPointError, match=r"not finite.*kernel"):
@@ -219,7 +221,7 @@ def test_weights_that_are_not_finite_are_never_saved(trained, tmp_path):
 def test_the_best_model(tmp_path, scores, best):
     """What was not scored is the best until something is; of equal scores the later is."""
     run = start(tmp_path, build_model())
-    run.begin(2)
+    run.begin()
     for score in scores:
         train_epoch(run, score)
     assert read_saved(tmp_path / "best.keras") == best
@@ -229,7 +231,7 @@ def test_a_best_model_that_was_lost_is_replaced(trained, tmp_path):
     (tmp_path / "best.keras").unlink()
     run = start(tmp_path, build_model())
     run.restore(run.model)
-    run.begin(2)
+    run.begin()
     train_epoch(run, 0.2)
     assert read_saved(tmp_path / "best.keras") == 8
 
@@ -246,7 +248,7 @@ def test_notes_belong_to_the_models(trained, tmp_path, capsys):
 
     other = {**SETTINGS, "classes": ["wheel"]}
     run = start(tmp_path, build_model(), other)
-    run.begin(2)
+    run.begin()
     older = tmp_path / "older" / "1"
     assert str(older) in capsys.readouterr().out
     assert read_saved(older / "best.keras") == 4
@@ -256,7 +258,7 @@ def test_notes_belong_to_the_models(trained, tmp_path, capsys):
     moved = start(older, build_model())
     assert moved.restore(moved.model)
     train_epoch(run, 0.1)
-    start(tmp_path, build_model()).begin(2)
+    start(tmp_path, build_model()).begin()
     assert {path.name for path in (tmp_path / "older").iterdir()} == {"1", "2"}
 
 
@@ -265,7 +267,7 @@ def test_results_of_an_older_best_model_do_not_stay(trained, tmp_path):
         (tmp_path / name).write_text("of the model before")
     run = start(tmp_path, build_model())
     run.restore(run.model)
-    run.begin(2)
+    run.begin()
     assert not (tmp_path / "results.json").exists()
     assert not (tmp_path / "predictions.png").exists()
     assert (tmp_path / "best.keras").exists()
@@ -294,7 +296,7 @@ def test_settings_that_may_change_are_told(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "steps 8 became 12" in printed
     assert "elsewhere" not in printed
-    assert run.begin(2)["epochs"] == 6
+    assert run.plan_fits(2) == [{"initial_epoch": 3, "epochs": 6, "steps_per_epoch": 2}]
 
 
 # Steps.
@@ -308,16 +310,58 @@ def test_rounds(steps, every, expected):
     assert plan_rounds(steps, every) == expected <= every
 
 
+@pytest.mark.parametrize(
+    ("step", "epoch_start", "steps", "expected"),
+    [
+        (0, 0, 8, [(0, 2, 4)]),
+        (4, 4, 8, [(3, 4, 4)]),
+        (5, 4, 8, [(3, 4, 3)]),
+        (5, 4, 10, [(3, 4, 3), (4, 5, 4)]),
+        (7, 4, 17, [(3, 4, 1), (4, 7, 4)]),
+        (8, 8, 8, [(3, 3, 4)]),
+    ],
+)
+def test_an_epoch_that_was_cut_is_ended_first(tmp_path, step, epoch_start, steps, expected):
+    run = TrainingRun(tmp_path, steps, SETTINGS, monitor="val_score")
+    run.epoch, run.step, run.epoch_start = (3 if step else 0), step, epoch_start
+    assert [tuple(plan.values()) for plan in run.plan_fits(4)] == expected
+
+
+def test_states_within_an_epoch(tmp_path):
+    run = TrainingRun(tmp_path, 20, SETTINGS, monitor="val_score", save_every=2, keep=3)
+    run.set_model(build_model())
+    run.begin()
+    for step in range(1, 10):
+        set_weights(run.model, step)
+        run.on_train_batch_end(step, {})
+        if step == 5:
+            run.on_epoch_end(0, {"val_score": 0.1})
+    # Steps 2, 4, 5 (the epoch), 6 and 8, of which the newest three are kept.
+    assert [path.name for path in run.older_paths] == [f"step-00000000{step}.weights.h5" for step in (6, 5)]
+    resumed = start(tmp_path, build_model(), steps=20)
+    assert resumed.restore(resumed.model)
+    assert (resumed.epoch, resumed.epoch_start, resumed.step) == (1, 5, 8)
+    assert read_weight(resumed.model) == 8
+    assert [epoch for epoch, _ in read_log(tmp_path)] == [0]
+    for path in (run.state_path, run.older_paths[0]):
+        cut(path)
+    resumed = start(tmp_path, build_model(), steps=20)
+    assert resumed.restore(resumed.model)
+    assert (resumed.step, read_weight(resumed.model)) == (5, 5)
+
+
 def test_fit_ends_at_the_last_step(tmp_path):
     model = build_model()
     run = start(tmp_path, model, steps=3)
     batches = np.ones((20, 1), "float32")
-    model.fit(batches, batches, batch_size=1, verbose=0, callbacks=[run], **run.begin(2))
+    run.begin()
+    (plan,) = run.plan_fits(2)
+    model.fit(batches, batches, batch_size=1, verbose=0, callbacks=[run], **plan)
     assert int(model.optimizer.iterations) == run.step == 3
     assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1]
     resumed = start(tmp_path, build_model(), steps=3)
     resumed.restore(resumed.model)
-    plan = resumed.begin(2)
+    (plan,) = resumed.plan_fits(2)
     assert plan["epochs"] == plan["initial_epoch"] == 2
 
 
@@ -325,32 +369,70 @@ def test_fit_ends_at_the_last_step(tmp_path):
 
 
 # In a process of its own: Python hears of signals in the main thread alone, where pytest-xdist runs no test.
-SIGTERM_TWICE = """
+SIGNALS = """
 import os, signal
-from heads.training import interrupt_on_sigterm
+from heads.training import interrupt_on_signals
 
-before = signal.getsignal(signal.SIGTERM)
-with interrupt_on_sigterm():
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-    except KeyboardInterrupt as reason:
-        print(*reason.args)
-    os.kill(os.getpid(), signal.SIGTERM)  # a second one does not disturb the saving
-print(signal.getsignal(signal.SIGTERM) is before)
+def interrupt(*reason):
+    print("told", *reason)
+
+numbers = (signal.SIGTERM, signal.SIGINT)
+before = [signal.getsignal(number) for number in numbers]
+with interrupt_on_signals(interrupt):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # no second SIGTERM
+        os.kill(os.getpid(), number)
+print([signal.getsignal(number) for number in numbers] == before)
 """
 
 
-def test_sigterm_is_a_ctrl_c():
-    done = subprocess.run([sys.executable, "-c", SIGTERM_TWICE], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split()) == (0, ["SIGTERM", "True"]), done.stderr
+def test_signals_are_told():
+    done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["told", "told SIGTERM", "told", "True"]
+
+
+def test_a_step_ends_before_the_training_is_interrupted(trained):
+    trained.on_train_batch_begin(0)
+    trained.interrupt("SIGTERM")
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        trained.on_train_batch_end(0, {})
+    assert trained.step == 7
+    trained = start(trained.folder, build_model())
+    trained.on_train_batch_begin(0)
+    trained.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        trained.interrupt()  # once more
+    with pytest.raises(KeyboardInterrupt):
+        start(trained.folder, build_model()).interrupt()  # between steps
+
+
+def test_an_interrupted_epoch_is_saved_whole(trained, tmp_path, monkeypatch):
+    """A signal while the models are written: state, models and log belong to one epoch."""
+    from heads.training import run as module
+
+    def save(model, path):
+        if path.name == "last.keras":
+            trained.interrupt("SIGTERM")
+        save_model(model, path)
+
+    monkeypatch.setattr(module, "save_model", save)
+    with pytest.raises(KeyboardInterrupt):
+        train_epoch(trained, 0.9)
+    assert read_saved(tmp_path / "best.keras") == 8
+    assert [epoch for epoch, _ in read_log(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_interrupted_models_are_saved(trained, tmp_path):
     with pytest.raises(SystemExit) as left:
-        trained.save_interrupted(trained.model, KeyboardInterrupt("SIGTERM"))
+        trained.save_interrupted(KeyboardInterrupt("SIGTERM"))
     assert left.value.code == 143
     assert read_saved(tmp_path / "interrupted.keras") == 6
-    trained.save_interrupted(trained.model, KeyboardInterrupt())  # Ctrl-C ends without an error
+    trained.on_train_batch_begin(0)
+    trained.state_path.unlink()
+    with pytest.raises(SystemExit):  # in a step that changes weights nothing says which step they are of
+        trained.save_interrupted(KeyboardInterrupt("SIGTERM"))
+    assert not trained.state_path.exists()
+    trained.save_interrupted(KeyboardInterrupt())  # Ctrl-C ends without an error
 
 
 def test_what_a_kill_left_unfinished_is_removed(trained, tmp_path):
@@ -358,7 +440,7 @@ def test_what_a_kill_left_unfinished_is_removed(trained, tmp_path):
     (tmp_path / "state" / ".unfinished-latest.weights.h5").write_bytes(b"half")
     run = start(tmp_path, build_model())
     run.restore(run.model)
-    run.begin(2)
+    run.begin()
     assert not list(tmp_path.rglob(".unfinished-*"))
 
 

@@ -3,7 +3,7 @@
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
 from heads.training.options import add_run_options, number, whole_number
-from heads.training.run import TrainingRun, interrupt_on_sigterm, plan_rounds, run_in_folder
+from heads.training.run import TrainingRun, interrupt_on_signals, plan_rounds, run_in_folder
 
 __all__ = [
     "RunError",
@@ -12,7 +12,7 @@ __all__ = [
     "TrainingRun",
     "add_run_options",
     "hold_folder",
-    "interrupt_on_sigterm",
+    "interrupt_on_signals",
     "number",
     "plan_rounds",
     "replace_file",

@@ -5,7 +5,7 @@ import math
 
 
 def add_run_options(parser: argparse.ArgumentParser, output: str):
-    """Adds what every training script has: --output, --resume, --seed and --mixed-precision.
+    """Adds what every training script has: the folder, what is kept there, the seed and the precision.
 
     Args:
         parser: The parser.
@@ -14,7 +14,10 @@ def add_run_options(parser: argparse.ArgumentParser, output: str):
     add = parser.add_argument
     add("--mixed-precision", action="store_true", help="compute in bfloat16")
     add("--output", default=output, help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last finished epoch in --output, if any")
+    add("--resume", action="store_true", help="go on from the last state in --output, if any")
+    every = "save the state after so many steps, besides after each score"
+    add("--save-every", type=whole_number(1), metavar="STEPS", help=every)
+    add("--keep", type=whole_number(1), default=2, metavar="STATES", help="how many states; default: 2")
     add("--seed", type=whole_number(0, 2**31 - 1), default=0)
 
 

@@ -12,6 +12,8 @@ import threading
 
 import h5py
 import keras
+import numpy as np
+from keras import ops
 
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import (
@@ -29,12 +31,13 @@ NOTES = ("settings.json",)
 # Made of the best model at the end.
 RESULTS = ("results.json", "predictions.png", "features.png", "confusion.png")
 SIGTERM_REASON = ("SIGTERM",)
+RECORDED = ("epoch", "step", "epoch_start", "best", "rows")
 # Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
 FREE_SETTINGS = {
     *("output", "resume", "data", "splits", "annotations", "images", "class_names"),
     *("schedule", "epochs", "steps", "evaluate_every"),
     *("learning_rate", "warm_up", "weight_decay", "clip_norm"),
-    "mixed_precision",
+    *("mixed_precision", "save_every", "keep"),
 }
 
 
@@ -43,9 +46,12 @@ class TrainingRun(keras.callbacks.Callback):
 
     After each epoch of `fit` it writes, each as a whole and in this order: `last.keras`; `best.keras` where
     the score is no lower than the best so far; `log.csv`; and `state/latest.weights.h5`, the weights of the
-    model and its optimizer together with the epoch, the step, the log's rows and the best score. A kill at
-    any moment leaves the state of a finished epoch, and `begin` brings the log in line with it. The state
-    before the latest is kept, in case the disk damages a file.
+    model and its optimizer together with the epoch, the step, the log's rows, the best score and the state
+    of every random number generator of the model. A kill at any moment leaves a whole state, and `begin`
+    brings the log in line with it. States before the latest are kept, in case the disk damages a file.
+
+    Ctrl-C and SIGTERM let a step end and save a state. Training that goes on from a state has the same
+    pictures, random numbers and optimizer as if nothing had happened, and the same weights after it.
 
     Put it after the callback that scores. It also ends `fit` at the last step exactly.
 
@@ -56,10 +62,13 @@ class TrainingRun(keras.callbacks.Callback):
             it may.
         monitor: Name of the score in the logs; higher is better. An epoch without it, or with NaN, is never
             the best once another has been scored; until then each epoch is.
+        save_every: Steps after which the state is saved, besides the ends of epochs; None for these alone.
+        keep: How many states are kept, the latest among them.
 
     Attributes:
-        epoch: Epochs trained.
+        epoch: Epochs trained, and scored.
         step: Steps trained.
+        epoch_start: Steps that had been trained when the epoch began that is not finished.
     """
 
     # Not BackupAndRestore: it overwrites its only state in place (two copies with `double_checkpoint`, but
@@ -67,21 +76,28 @@ class TrainingRun(keras.callbacks.Callback):
     # tf.train.CheckpointManager and Orbax replace files safely, but the first saves no Keras model on
     # another backend, the second is not installed, and both would still need all else that is here.
 
-    def __init__(self, folder, steps: int, settings: dict, monitor: str):
+    def __init__(
+        self, folder, steps: int, settings: dict, monitor: str, save_every: int | None = None, keep: int = 2
+    ):
         super().__init__()
         self.folder = pathlib.Path(folder)
         self.steps = steps
         self.settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
         self.monitor = monitor
-        self.epoch, self.step, self.best, self.rows = 0, 0, None, []
+        self.save_every, self.keep = save_every, keep
+        self.epoch, self.step, self.epoch_start, self.best, self.rows = 0, 0, 0, None, []
+        self._saved_step = None  # of the latest state
+        # Busy: weights, counts and files do not fit together before the step or the saving has ended.
+        self._is_busy, self._stop_reason = False, None
 
     @property
     def state_path(self):
         return self.folder / "state" / "latest.weights.h5"
 
     @property
-    def previous_path(self):
-        return self.folder / "state" / "previous.weights.h5"
+    def older_paths(self):
+        """The states before the latest, the newest first."""
+        return sorted(self.folder.glob("state/step-*.weights.h5"), reverse=True)
 
     def restore(self, model) -> bool:
         """Fills a compiled model from the latest whole state, or says that there is none.
@@ -93,21 +109,23 @@ class TrainingRun(keras.callbacks.Callback):
             RunError: Where no state can be read, or it was trained with other settings.
         """
         problems = []
-        for path in (self.state_path, self.previous_path):
+        for path in (self.state_path, *self.older_paths):
             if not path.exists():
                 continue
             try:
                 record = _read_record(path)
                 self._check_settings(record["settings"])
                 _load_weights(model, path)
+                _assign_seeds(model, record["seeds"])
             except RunError:
                 raise
             except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py and Keras raise
                 problems.append(f"{path} cannot be read: {str(error).strip().splitlines()[0]}")
                 _say(problems[-1])
                 continue
-            self.epoch, self.step = record["epoch"], record["step"]
-            self.best, self.rows = record["best"], record["rows"]
+            for name in RECORDED:
+                setattr(self, name, record[name])
+            self._saved_step = self.step if path == self.state_path else None
             _say(f"--resume goes on after epoch {self.epoch}, step {self.step:,}, from {path}")
             return True
         if problems:
@@ -119,44 +137,56 @@ class TrainingRun(keras.callbacks.Callback):
         _say(f"--resume found no state in {self.state_path.parent}: the training starts anew")
         return False
 
-    def begin(self, evaluate_every: int) -> dict:
+    def begin(self):
         """Readies the folder, at the last moment before `fit`: until here it is as it was.
 
         A new run moves the files of an older one to `older/1`, `older/2` ...: its notes and its models stay
         together. A resumed run gets the log of its state.
-
-        Args:
-            evaluate_every: Steps of an epoch.
-
-        Returns:
-            Arguments of `fit`: "initial_epoch", "epochs" and "steps_per_epoch".
         """
         for path in (*self.folder.glob(f"{UNFINISHED}*"), *self.folder.glob(f"state/{UNFINISHED}*")):
             path.unlink()
-        if self.epoch:
+        if self.step:
             for name in RESULTS:
                 (self.folder / name).unlink(missing_ok=True)
             if not (self.folder / "best.keras").exists():
                 self.best = None
         else:
             self._move_older_run()
-        self.state_path.parent.mkdir(exist_ok=True)
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
         self._write_log()
         replace_text(self.folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
-        rounds = max(0, -(-(self.steps - self.step) // evaluate_every))
-        return {
-            "initial_epoch": self.epoch,
-            "epochs": self.epoch + rounds,
-            "steps_per_epoch": evaluate_every,
-        }
 
-    def train(self, model, batches, evaluate_every: int, find_pictures, advice: str, scorer=None, **options):
+    def plan_fits(self, evaluate_every: int) -> list[dict]:
+        """Returns the arguments of one call of `fit`, or of two where an epoch was cut: the first ends it.
+
+        Args:
+            evaluate_every: Steps of an epoch.
+
+        Returns:
+            Dicts of "initial_epoch", "epochs" and "steps_per_epoch".
+        """
+        plans, epoch, start = [], self.epoch, self.step
+        if self.step > self.epoch_start:
+            start = self.epoch_start + evaluate_every
+            plans.append({"initial_epoch": epoch, "epochs": epoch + 1, "steps_per_epoch": start - self.step})
+            epoch += 1
+        if start < self.steps or not plans:
+            rounds = max(0, -(-(self.steps - start) // evaluate_every))
+            plans.append(
+                {"initial_epoch": epoch, "epochs": epoch + rounds, "steps_per_epoch": evaluate_every}
+            )
+        return plans
+
+    def train(
+        self, model, make_batches, evaluate_every: int, find_pictures, advice: str, scorer=None, **options
+    ):
         """Trains a compiled model to the last step: watched, scored, saved and logged.
 
         Args:
             model: The model.
-            batches: Endless batches, shuffled already, from this run's `step` on.
-            evaluate_every: See `begin`.
+            make_batches: Function `(first_step)` that gives endless batches, shuffled already, without those
+                of the steps before.
+            evaluate_every: Steps of an epoch: see `plan_fits`.
             find_pictures: See `StopOnNonFinite`.
             advice: See `StopOnNonFinite`.
             scorer: A callback that scores the model after each epoch.
@@ -164,82 +194,142 @@ class TrainingRun(keras.callbacks.Callback):
 
         Returns:
             The seconds of a step and the memory, as text; or None where Ctrl-C or a SIGTERM ended it, with
-            `interrupted.keras` saved.
+            `interrupted.keras` and the state saved.
         """
         timer = StepTimer()
         callbacks = [StopOnNonFinite(self.step, find_pictures, advice), scorer, self]
         callbacks = [each for each in (*callbacks, *make_loggers(self.folder), timer) if each is not None]
-        with interrupt_on_sigterm():
+        self.begin()
+        self.set_model(model)
+        with interrupt_on_signals(self.interrupt):
             try:
-                model.fit(
-                    batches, callbacks=callbacks, shuffle=False, **self.begin(evaluate_every), **options
-                )
+                is_cut = self.step > self.epoch_start
+                if is_cut and self.step >= min(self.epoch_start + evaluate_every, self.steps):
+                    self._score_epoch(model, scorer, options.get("validation_data"))
+                for plan in self.plan_fits(evaluate_every):
+                    batches = make_batches(first_step=self.step)
+                    model.fit(batches, callbacks=callbacks, shuffle=False, **plan, **options)
             except KeyboardInterrupt as reason:
-                self.save_interrupted(model, reason)
+                self.save_interrupted(reason)
                 return None
         return timer.summary()
 
+    def interrupt(self, *reason):
+        """Ends the training with a KeyboardInterrupt: after the step that runs, or at once if asked again."""
+        if self._is_busy and self._stop_reason is None:
+            self._stop_reason = reason
+            os.write(2, b"\nThe training stops after this step.\n")  # signals must not print
+            return
+        raise KeyboardInterrupt(*reason)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._is_busy = True
+
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
+        if self.save_every and self.step % self.save_every == 0:
+            self.save_state()
         if self.step >= self.steps:
             self.model.stop_training = True
+        self._rest()
 
     def on_epoch_end(self, epoch, logs=None):
+        self._is_busy = True
         logs = {name: float(value) for name, value in (logs or {}).items()}
-        self.epoch = epoch + 1
+        self.epoch, self.epoch_start = epoch + 1, self.step
         self.rows.append({"epoch": epoch, **logs})
         score = logs.get(self.monitor, math.nan)
         # An equal score counts: of models that all score 0 the one that was trained longest is kept.
         is_best = self.best is None or score >= self.best
         if is_best:
             self.best = None if math.isnan(score) else score
-        check_finite(self.model)
-        try:
-            # The state is written first, so that the disk has room for it, and renamed last.
-            with replace_file(self.state_path) as unfinished:
-                self._write_state(unfinished)
-                save_model(self.model, self.folder / "last.keras")
-                if is_best:
-                    save_model(self.model, self.folder / "best.keras")
-                self._write_log()
-                self._keep_previous()
-        except OSError as error:
-            raise RunError(
-                f"epoch {self.epoch} could not be saved to {self.folder}. What was saved before is whole: "
-                f"make room there, and go on with --resume. Received: {error}"
-            ) from error
+        self._save(f"epoch {self.epoch}", is_best)
+        self._rest()
 
-    def save_interrupted(self, model, reason):
-        """Saves `interrupted.keras`, and says how to go on.
+    def save_state(self):
+        """Saves what `restore` goes on from, as it is after the last step.
+
+        Raises:
+            RunError: Where it cannot be written.
+            FloatingPointError: Where a weight is not finite.
+        """
+        self._save(f"step {self.step:,}")
+
+    def save_interrupted(self, reason):
+        """Saves `interrupted.keras` and the state, and says how to go on.
 
         Args:
-            model: The model that was trained.
-            reason: The KeyboardInterrupt: of Ctrl-C, or of `interrupt_on_sigterm`.
+            reason: The KeyboardInterrupt: of Ctrl-C, or of `interrupt`.
 
         Raises:
             SystemExit: With a shell's code 143 after a SIGTERM, so that what started the job starts it again.
         """
         path = self.folder / "interrupted.keras"
-        save_model(model, path)
-        _say(f"\nStopped. The model is in {path}; --resume goes on from the last finished epoch.")
+        save_model(self.model, path)
+        place = "the last saved step"  # a step that was cut may have changed some weights
+        if self.step and not self._is_busy:
+            self.save_state()
+            place = f"step {self.step:,}"
+        _say(f"\nStopped. The model is in {path}; --resume goes on from {place}.")
         if reason.args == SIGTERM_REASON:
             raise SystemExit(128 + signal.SIGTERM)
 
+    def _rest(self):
+        """Ends what a first Ctrl-C or SIGTERM waits for."""
+        self._is_busy = False
+        if self._stop_reason is not None:
+            raise KeyboardInterrupt(*self._stop_reason)
+
+    def _score_epoch(self, model, scorer, validation_data):
+        """Ends an epoch that was cut between its last step and its score."""
+        logs = {}
+        if validation_data is not None:
+            scores = model.evaluate(validation_data, return_dict=True, verbose=0)
+            logs = {f"val_{name}": value for name, value in scores.items()}
+        for callback in (scorer, self):
+            if callback is not None:
+                callback.set_params({})
+                callback.set_model(model)
+                callback.on_epoch_end(self.epoch, logs)
+
+    def _save(self, what, is_best=None):
+        """Saves the state; with `is_best` the models and the log of a finished epoch, too."""
+        check_finite(self.model)
+        try:
+            # The state is written first, so that the disk has room for it, and renamed last.
+            with replace_file(self.state_path) as unfinished:
+                self._write_state(unfinished)
+                if is_best is not None:
+                    save_model(self.model, self.folder / "last.keras")
+                    if is_best:
+                        save_model(self.model, self.folder / "best.keras")
+                    self._write_log()
+                self._keep_older()
+            self._saved_step = self.step
+        except OSError as error:
+            raise RunError(
+                f"{what} could not be saved to {self.folder}. What was saved before is whole: "
+                f"make room there, and go on with --resume. Received: {error}"
+            ) from error
+
     def _write_state(self, path):
-        record = {name: getattr(self, name) for name in ("epoch", "step", "best", "rows", "settings")}
+        record = {name: getattr(self, name) for name in (*RECORDED, "settings")}
+        record["seeds"] = [ops.convert_to_numpy(seed).tolist() for seed in _list_seeds(self.model)]
         self.model.save_weights(path)
         with h5py.File(path, "r+") as file:
             file.attrs["training"] = json.dumps(record)  # a text has no limit of 64 KB
 
-    def _keep_previous(self):
-        """Gives the state a second name, before the latest is replaced: there is one at any moment."""
-        if not self.state_path.exists():
-            return
-        self.previous_path.unlink(missing_ok=True)
-        try:
-            os.link(self.state_path, self.previous_path)
-        except OSError:  # no hard links here
-            os.replace(self.state_path, self.previous_path)
+    def _keep_older(self):
+        """Gives the latest state a second name before it is replaced: there is one at any moment."""
+        if self._saved_step is not None and self.state_path.exists():
+            path = self.state_path.with_name(f"step-{self._saved_step:09d}.weights.h5")
+            path.unlink(missing_ok=True)
+            try:
+                os.link(self.state_path, path)
+            except OSError:  # no hard links here
+                os.replace(self.state_path, path)
+        for path in self.older_paths[self.keep - 1 :]:
+            path.unlink()
 
     def _write_log(self):
         """Writes the whole log anew, which leaves each epoch in it once."""
@@ -309,21 +399,30 @@ def run_in_folder(function, arguments):
 
 
 @contextlib.contextmanager
-def interrupt_on_sigterm():
-    """Makes SIGTERM (a job's time is over, a machine is taken away) do what Ctrl-C does, once."""
+def interrupt_on_signals(interrupt):
+    """Calls `interrupt` at Ctrl-C, and at SIGTERM (a job's time is over, a machine is taken away).
 
-    def interrupt(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the saving
-        raise KeyboardInterrupt(*SIGTERM_REASON)
+    Args:
+        interrupt: Function that is called with "SIGTERM" at the first one, later ones must not stop the
+            saving; and without arguments at each Ctrl-C.
+    """
+
+    def call(number, frame):
+        if number == signal.SIGINT:
+            interrupt()
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            interrupt(*SIGTERM_REASON)
 
     if threading.current_thread() is not threading.main_thread():  # only there Python hears of signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, call) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def plan_rounds(steps: int, evaluate_every: int) -> int:
@@ -343,6 +442,19 @@ def _load_weights(model, path):
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     model.load_weights(path)
+
+
+def _list_seeds(model):
+    """Returns the states of the model's random number generators, which are no weights to Keras."""
+    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
+
+
+def _assign_seeds(model, values):
+    seeds = _list_seeds(model)
+    if len(seeds) != len(values):
+        raise ValueError(f"it holds {len(values)} random number generators, and the model has {len(seeds)}")
+    for seed, value in zip(seeds, values, strict=True):
+        seed.assign(np.array(value, seed.dtype))
 
 
 def _say(text):
