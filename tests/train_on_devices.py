@@ -2,16 +2,17 @@
 
     python tests/train_on_devices.py HEAD NUM_DEVICES NUM_PICTURES FILE
 
-A script, because the number of logical devices is a setting of the process.
+Devices are logical ones of TensorFlow or JAX; on PyTorch they are processes, each of which runs this script
+with RANK and WORLD_SIZE in its environment. A script, because devices are a setting of the process.
 """
 
 import contextlib
+import os
 import sys
 
 import contracts
 import keras
 import numpy as np
-import tensorflow as tf
 from detection_reference import take_first
 
 import heads
@@ -71,27 +72,79 @@ def make_targets(head, with_masks):
     return {"boxes": boxes, "labels": labels, **({"masks": masks} if with_masks else {})}
 
 
-def main(head, num_devices, num_pictures, path):
+def share_out(num_devices):
+    """Returns the scope of a model on several devices of this process."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        devices = [f"cpu:{device.id}" for device in jax.devices()[:num_devices]]
+        return keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False).scope()
+    import tensorflow as tf
+
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_devices)
-    names = [f"CPU:{device}" for device in range(num_devices)]
-    is_shared = num_devices > 1
-    scope = tf.distribute.MirroredStrategy(names).scope() if is_shared else contextlib.nullcontext()
-    with scope:
-        keras.utils.set_random_seed(0)
-        backbone = VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.0)
-        model = getattr(heads, head)(backbone, **OPTIONS[head])
-        contracts.shake_weights(model)
-        model.draw_priorities, model.draw_points = take_first, draw_points
-        model.compile(keras.optimizers.SGD(0.001))
+    return tf.distribute.MirroredStrategy([f"CPU:{device}" for device in range(num_devices)]).scope()
+
+
+def make_model(head):
+    """Returns a head on a small VAN, whose weights and random parts are always the same."""
+    keras.utils.set_random_seed(0)
+    backbone = VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.0)
+    model = getattr(heads, head)(backbone, **OPTIONS[head])
+    contracts.shake_weights(model)
+    model.draw_priorities, model.draw_points = take_first, draw_points
+    return model
+
+
+def train_in_process(model, images, targets, rank, num_processes):
+    """Trains with PyTorch's DistributedDataParallel, as in Keras's guide; returns the losses of each step."""
+    import torch
+    from torch import distributed
+
+    def read_share(array):
+        return torch.as_tensor(array[rank * len(images) // num_processes :][: len(images) // num_processes])
+
+    images, targets = read_share(images), keras.tree.map_structure(read_share, targets)
+    network = model
+    if num_processes > 1:
+        distributed.init_process_group("gloo")
+        network = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 0.001)
+    history = []
+    for _ in range(3):
+        losses = model.compute_losses(targets, network(images, training=True))
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        step = torch.stack([sum(losses.values()), *losses.values()]).detach()
+        if num_processes > 1:
+            distributed.all_reduce(step)
+        history.append(step.numpy() / num_processes)
+    return dict(zip(["loss", *losses], np.transpose(history), strict=True))
+
+
+def main(head, num_devices, num_pictures, path):
     images = np.random.default_rng(0).uniform(0, 255, (num_pictures, *SIZE, 3)).astype("float32")
-    targets = make_targets(head, model.with_masks)
+    targets = make_targets(head, getattr(heads, head).with_masks)
     if num_pictures > 4:  # a last batch, of which the second device gets less
         targets = keras.tree.map_structure(lambda array: array[np.arange(num_pictures) % 4], targets)
-    options = {"batch_size": 4, "epochs": 3, "shuffle": False, "verbose": 0}
-    history = model.fit(images, targets, **options).history
-    weights = {weight.path: np.asarray(weight) for weight in model.weights if weight.dtype == "float32"}
-    np.savez(path, **{f"history/{name}": values for name, values in history.items()}, **weights)
+    if keras.backend.backend() == "torch":
+        model = make_model(head)
+        history = train_in_process(model, images, targets, int(os.environ.get("RANK", 0)), num_devices)
+    else:
+        with share_out(num_devices) if num_devices > 1 else contextlib.nullcontext():
+            model = make_model(head)
+            model.compile(keras.optimizers.SGD(0.001))
+            options = {"batch_size": 4, "epochs": 3, "shuffle": False, "verbose": 0}
+            history = model.fit(images, targets, **options).history
+        if keras.backend.backend() == "jax":
+            assert len(model.weights[0].value.devices()) == num_devices
+    arrays = {f"history/{name}": values for name, values in history.items()}
+    for weight in model.weights:
+        if weight.dtype == "float32":
+            arrays[weight.path] = keras.ops.convert_to_numpy(weight)
+    if int(os.environ.get("RANK", 0)) == 0:
+        np.savez(path, **arrays)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,71 @@
 """Batches over several devices: what the statistics of all of them are."""
 
+import functools
+
 import keras
+from keras import ops
 
 
-def count_devices() -> int:
-    """Returns how many devices share the batch under tf.distribute: 1 without it.
+def find_device_sum():
+    """Returns a function that sums a value over the devices that share the batch; None where there is one.
 
-    On JAX a batch over many devices is one array, whose sums are those of all devices already.
+    The devices of tf.distribute, and on PyTorch the processes of `torch.distributed`. On JAX a batch over
+    many devices is one array, whose sums are those of all devices already.
     """
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
 
-    replica = tf.distribute.get_replica_context()
-    return 1 if replica is None else replica.num_replicas_in_sync
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            return functools.partial(replica.all_reduce, "SUM")
+    if backend == "torch":
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            return _make_process_sum().apply
+    return None
+
+
+@functools.cache
+def _make_process_sum():
+    """Returns a sum over processes whose gradient is the sum of their gradients; PyTorch's own has none."""
+    import torch
+    from torch import distributed
+
+    class ProcessSum(torch.autograd.Function):
+        @staticmethod
+        def forward(context, value):
+            total = value.detach().clone()
+            distributed.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(context, gradient):
+            total = gradient.clone()
+            distributed.all_reduce(total)
+            return total
+
+    return ProcessSum
 
 
 def join_moments(mean, variance, count):
-    """Returns the moments of the joint batch of all devices: (mean, variance, count).
+    """Returns the moments of the joint batch of all devices.
 
     Args:
         mean: (channels,), of this device's share.
         variance: (channels,), biased.
         count: how many values of a channel they are of.
-    """
-    if count_devices() == 1:
-        return mean, variance, count
-    import tensorflow as tf
 
-    add = tf.distribute.get_replica_context().all_reduce
-    total = add("SUM", count)
+    Returns:
+        (mean, variance, count) of the joint batch; the arguments themselves where there is one device.
+    """
+    add = find_device_sum()
+    if add is None:
+        return mean, variance, count
+    total = add(count)
     # A device may have got nothing of a last batch, and has no moments then.
-    mean, variance = (keras.ops.where(count > 0, value, 0.0) for value in (mean, variance))
-    joint_mean = add("SUM", mean * count) / total
+    mean, variance = (ops.where(count > 0, value, 0.0) for value in (mean, variance))
+    joint_mean = add(mean * count) / total
     # About the joint mean, and not as a difference of squares, which would lose digits.
-    return joint_mean, add("SUM", (variance + (mean - joint_mean) ** 2) * count) / total, total
+    return joint_mean, add((variance + (mean - joint_mean) ** 2) * count) / total, total

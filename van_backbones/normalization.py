@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from van_backbones.cpu_kernels import normalize_in_one_pass
-from van_backbones.devices import count_devices, join_moments
+from van_backbones.devices import find_device_sum, join_moments
 
 
 @keras.saving.register_keras_serializable(package="van_backbones")
@@ -43,7 +43,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         dtype = keras.backend.result_type(self.compute_dtype, "float32")
         gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
         is_half = self.compute_dtype in ("float16", "bfloat16")
-        if keras.backend.backend() == "tensorflow" and is_half and count_devices() == 1:
+        if keras.backend.backend() == "tensorflow" and is_half and find_device_sum() is None:
             outputs, *statistics = normalize_in_one_pass(inputs, gamma, beta, self.epsilon)
         else:
             outputs, *statistics = _normalize(inputs, gamma, beta, self.epsilon)

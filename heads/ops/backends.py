@@ -1,5 +1,7 @@
 """What every backend of Keras does in its own way: calls to the host, sums over devices."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -29,14 +31,43 @@ def call_on_host(function, arrays, shape, dtype: str):
 
 
 def sum_over_devices(value):
-    """Returns the sum of a scalar over the devices that share a batch (tf.distribute), and their number.
+    """Returns the sum of a value over the devices that share a batch, and their number.
 
-    On JAX a batch over many devices is one array, whose sums are those of all devices already.
+    Those of tf.distribute, and on PyTorch the processes of `torch.distributed`. On JAX a batch over many
+    devices is one array, whose sums are those of all devices already.
     """
-    if keras.backend.backend() == "tensorflow":
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
         import tensorflow as tf
 
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
             return replica.all_reduce("SUM", value), replica.num_replicas_in_sync
+    if backend == "torch":
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            return _make_process_sum().apply(value), distributed.get_world_size()
     return value, 1
+
+
+@functools.cache
+def _make_process_sum():
+    """Returns a sum over processes whose gradient is the sum of their gradients; PyTorch's own has none."""
+    import torch
+    from torch import distributed
+
+    class ProcessSum(torch.autograd.Function):
+        @staticmethod
+        def forward(context, value):
+            total = value.detach().clone()
+            distributed.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(context, gradient):
+            total = gradient.clone()
+            distributed.all_reduce(total)
+            return total
+
+    return ProcessSum
