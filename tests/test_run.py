@@ -5,8 +5,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -134,7 +132,7 @@ def test_an_epoch_that_cannot_be_saved_is_trained_again(trained, tmp_path, monke
 
 @pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b""), lambda path: path.unlink()])
 def test_a_broken_state_gives_way_to_the_one_before(trained, tmp_path, capsys, damage):
-    damage(trained.state_path)
+    damage(trained.states.latest)
     run = start(tmp_path, build_model())
     assert run.restore(run.model)
     assert (run.epoch, run.step, read_weight(run.model)) == (2, 4, 4)
@@ -145,7 +143,7 @@ def test_a_broken_state_gives_way_to_the_one_before(trained, tmp_path, capsys, d
 
 def test_a_state_that_only_hdf5_can_read_gives_way_too(trained, tmp_path, capsys):
     """One of Keras alone, as the version before wrote it: without epoch and step."""
-    trained.model.save_weights(trained.state_path)
+    trained.model.save_weights(trained.states.latest)
     run = start(tmp_path, build_model())
     run.restore(run.model)
     assert run.epoch == 2
@@ -153,8 +151,8 @@ def test_a_state_that_only_hdf5_can_read_gives_way_too(trained, tmp_path, capsys
 
 
 def test_no_state_that_is_whole_is_an_error(trained, tmp_path):
-    cut(trained.state_path)
-    cut(*trained.older_paths)
+    cut(trained.states.latest)
+    cut(*trained.states.older)
     with pytest.raises(RunError, match=r"(?s)no state that is whole.*latest.*step-.*without --resume"):
         start(tmp_path, build_model()).restore(build_model())
 
@@ -179,7 +177,7 @@ def test_the_log_is_that_of_the_state(trained, tmp_path, content):
 def test_a_long_log_fits_into_the_state(trained, tmp_path):
     """More than the 64 KiB that an HDF5 attribute of fixed length may have."""
     trained.rows += [{"epoch": epoch, "loss": 1 / 3, "val_score": 1 / 7} for epoch in range(3, 3000)]
-    trained._write_state(trained.state_path)
+    trained.save_state()
     run = start(tmp_path, build_model())
     run.restore(run.model)
     assert run.rows == trained.rows
@@ -337,13 +335,13 @@ def test_states_within_an_epoch(tmp_path):
         if step == 5:
             run.on_epoch_end(0, {"val_score": 0.1})
     # Steps 2, 4, 5 (the epoch), 6 and 8, of which the newest three are kept.
-    assert [path.name for path in run.older_paths] == [f"step-00000000{step}.weights.h5" for step in (6, 5)]
+    assert [path.name for path in run.states.older] == [f"step-00000000{step}.weights.h5" for step in (6, 5)]
     resumed = start(tmp_path, build_model(), steps=20)
     assert resumed.restore(resumed.model)
     assert (resumed.epoch, resumed.epoch_start, resumed.step) == (1, 5, 8)
     assert read_weight(resumed.model) == 8
     assert [epoch for epoch, _ in read_log(tmp_path)] == [0]
-    for path in (run.state_path, run.older_paths[0]):
+    for path in (run.states.latest, run.states.older[0]):
         cut(path)
     resumed = start(tmp_path, build_model(), steps=20)
     assert resumed.restore(resumed.model)
@@ -365,30 +363,7 @@ def test_fit_ends_at_the_last_step(tmp_path):
     assert plan["epochs"] == plan["initial_epoch"] == 2
 
 
-# What is not a number, and signals.
-
-
-# In a process of its own: Python hears of signals in the main thread alone, where pytest-xdist runs no test.
-SIGNALS = """
-import os, signal
-from heads.training import interrupt_on_signals
-
-def interrupt(*reason):
-    print("told", *reason)
-
-numbers = (signal.SIGTERM, signal.SIGINT)
-before = [signal.getsignal(number) for number in numbers]
-with interrupt_on_signals(interrupt):
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # no second SIGTERM
-        os.kill(os.getpid(), number)
-print([signal.getsignal(number) for number in numbers] == before)
-"""
-
-
-def test_signals_are_told():
-    done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["told", "told SIGTERM", "told", "True"]
+# Stops, and how a run begins.
 
 
 def test_a_step_ends_before_the_training_is_interrupted(trained):
@@ -428,10 +403,10 @@ def test_interrupted_models_are_saved(trained, tmp_path):
     assert left.value.code == 143
     assert read_saved(tmp_path / "interrupted.keras") == 6
     trained.on_train_batch_begin(0)
-    trained.state_path.unlink()
+    trained.states.latest.unlink()
     with pytest.raises(SystemExit):  # in a step that changes weights nothing says which step they are of
         trained.save_interrupted(KeyboardInterrupt("SIGTERM"))
-    assert not trained.state_path.exists()
+    assert not trained.states.latest.exists()
     trained.save_interrupted(KeyboardInterrupt())  # Ctrl-C ends without an error
 
 

@@ -3,7 +3,8 @@
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
 from heads.training.options import add_run_options, number, whole_number
-from heads.training.run import TrainingRun, interrupt_on_signals, plan_rounds, run_in_folder
+from heads.training.run import TrainingRun, plan_rounds, run_in_folder
+from heads.training.signals import interrupt_on_signals
 
 __all__ = [
     "RunError",

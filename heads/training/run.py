@@ -1,6 +1,5 @@
 """A training in a folder: its models, its log, and the state that it goes on from after a kill."""
 
-import contextlib
 import csv
 import io
 import json
@@ -8,12 +7,8 @@ import math
 import os
 import pathlib
 import signal
-import threading
 
-import h5py
 import keras
-import numpy as np
-from keras import ops
 
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import (
@@ -21,16 +16,16 @@ from heads.training.files import (
     RunError,
     check_finite,
     hold_folder,
-    replace_file,
     replace_text,
     save_model,
 )
+from heads.training.signals import SIGTERM_REASON, interrupt_on_signals
+from heads.training.states import States
 
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
 NOTES = ("settings.json",)
 # Made of the best model at the end.
 RESULTS = ("results.json", "predictions.png", "features.png", "confusion.png")
-SIGTERM_REASON = ("SIGTERM",)
 RECORDED = ("epoch", "step", "epoch_start", "best", "rows")
 # Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
 FREE_SETTINGS = {
@@ -84,20 +79,11 @@ class TrainingRun(keras.callbacks.Callback):
         self.steps = steps
         self.settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
         self.monitor = monitor
-        self.save_every, self.keep = save_every, keep
+        self.save_every = save_every
+        self.states = States(self.folder / "state", keep)
         self.epoch, self.step, self.epoch_start, self.best, self.rows = 0, 0, 0, None, []
-        self._saved_step = None  # of the latest state
         # Busy: weights, counts and files do not fit together before the step or the saving has ended.
         self._is_busy, self._stop_reason = False, None
-
-    @property
-    def state_path(self):
-        return self.folder / "state" / "latest.weights.h5"
-
-    @property
-    def older_paths(self):
-        """The states before the latest, the newest first."""
-        return sorted(self.folder.glob("state/step-*.weights.h5"), reverse=True)
 
     def restore(self, model) -> bool:
         """Fills a compiled model from the latest whole state, or says that there is none.
@@ -108,34 +94,15 @@ class TrainingRun(keras.callbacks.Callback):
         Raises:
             RunError: Where no state can be read, or it was trained with other settings.
         """
-        problems = []
-        for path in (self.state_path, *self.older_paths):
-            if not path.exists():
-                continue
-            try:
-                record = _read_record(path)
-                self._check_settings(record["settings"])
-                _load_weights(model, path)
-                _assign_seeds(model, record["seeds"])
-            except RunError:
-                raise
-            except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py and Keras raise
-                problems.append(f"{path} cannot be read: {str(error).strip().splitlines()[0]}")
-                _say(problems[-1])
-                continue
-            for name in RECORDED:
-                setattr(self, name, record[name])
-            self._saved_step = self.step if path == self.state_path else None
-            _say(f"--resume goes on after epoch {self.epoch}, step {self.step:,}, from {path}")
-            return True
-        if problems:
-            raise RunError(
-                "--resume found no state that is whole:\n"
-                + "\n".join(problems)
-                + f"\nStart anew without --resume: the files in {self.folder} are kept aside then."
-            )
-        _say(f"--resume found no state in {self.state_path.parent}: the training starts anew")
-        return False
+        restored = self.states.restore(model, self._check_settings, _say)
+        if restored is None:
+            _say(f"--resume found no state in {self.folder / 'state'}: the training starts anew")
+            return False
+        record, path = restored
+        for name in RECORDED:
+            setattr(self, name, record[name])
+        _say(f"--resume goes on after epoch {self.epoch}, step {self.step:,}, from {path}")
+        return True
 
     def begin(self):
         """Readies the folder, at the last moment before `fit`: until here it is as it was.
@@ -152,7 +119,7 @@ class TrainingRun(keras.callbacks.Callback):
                 self.best = None
         else:
             self._move_older_run()
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / "state").mkdir(parents=True, exist_ok=True)
         self._write_log()
         replace_text(self.folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
 
@@ -296,40 +263,20 @@ class TrainingRun(keras.callbacks.Callback):
         """Saves the state; with `is_best` the models and the log of a finished epoch, too."""
         check_finite(self.model)
         try:
-            # The state is written first, so that the disk has room for it, and renamed last.
-            with replace_file(self.state_path) as unfinished:
-                self._write_state(unfinished)
+            with self.states.write(self.model, self._describe()):
                 if is_best is not None:
                     save_model(self.model, self.folder / "last.keras")
                     if is_best:
                         save_model(self.model, self.folder / "best.keras")
                     self._write_log()
-                self._keep_older()
-            self._saved_step = self.step
         except OSError as error:
             raise RunError(
                 f"{what} could not be saved to {self.folder}. What was saved before is whole: "
                 f"make room there, and go on with --resume. Received: {error}"
             ) from error
 
-    def _write_state(self, path):
-        record = {name: getattr(self, name) for name in (*RECORDED, "settings")}
-        record["seeds"] = [ops.convert_to_numpy(seed).tolist() for seed in _list_seeds(self.model)]
-        self.model.save_weights(path)
-        with h5py.File(path, "r+") as file:
-            file.attrs["training"] = json.dumps(record)  # a text has no limit of 64 KB
-
-    def _keep_older(self):
-        """Gives the latest state a second name before it is replaced: there is one at any moment."""
-        if self._saved_step is not None and self.state_path.exists():
-            path = self.state_path.with_name(f"step-{self._saved_step:09d}.weights.h5")
-            path.unlink(missing_ok=True)
-            try:
-                os.link(self.state_path, path)
-            except OSError:  # no hard links here
-                os.replace(self.state_path, path)
-        for path in self.older_paths[self.keep - 1 :]:
-            path.unlink()
+    def _describe(self):
+        return {name: getattr(self, name) for name in (*RECORDED, "settings")}
 
     def _write_log(self):
         """Writes the whole log anew, which leaves each epoch in it once."""
@@ -341,8 +288,9 @@ class TrainingRun(keras.callbacks.Callback):
         writer.writerows(self.rows)
         replace_text(self.folder / "log.csv", text.getvalue())
 
-    def _check_settings(self, trained):
-        """Raises RunError at settings that the state does not go with; says which others have changed."""
+    def _check_settings(self, record):
+        """Raises RunError at settings that a state does not go with; says which others have changed."""
+        trained = record["settings"]
         changes = {
             name: f"{name.replace('_', '-')} {trained[name]!r} became {self.settings[name]!r}"
             for name in self.settings
@@ -398,63 +346,10 @@ def run_in_folder(function, arguments):
         raise SystemExit(f"\n{error}") from error
 
 
-@contextlib.contextmanager
-def interrupt_on_signals(interrupt):
-    """Calls `interrupt` at Ctrl-C, and at SIGTERM (a job's time is over, a machine is taken away).
-
-    Args:
-        interrupt: Function that is called with "SIGTERM" at the first one, later ones must not stop the
-            saving; and without arguments at each Ctrl-C.
-    """
-
-    def call(number, frame):
-        if number == signal.SIGINT:
-            interrupt()
-        else:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            interrupt(*SIGTERM_REASON)
-
-    if threading.current_thread() is not threading.main_thread():  # only there Python hears of signals
-        yield
-        return
-    before = {number: signal.signal(number, call) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def plan_rounds(steps: int, evaluate_every: int) -> int:
     """Steps between two scores: at most `evaluate_every`, and of equal rounds as far as the steps divide."""
     rounds = -(-steps // evaluate_every)
     return -(-steps // rounds)
-
-
-def _read_record(path):
-    with h5py.File(path) as file:
-        if "training" not in file.attrs:
-            raise ValueError("it holds no epoch and no step; an earlier version may have written it")
-        return json.loads(file.attrs["training"])
-
-
-def _load_weights(model, path):
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    model.load_weights(path)
-
-
-def _list_seeds(model):
-    """Returns the states of the model's random number generators, which are no weights to Keras."""
-    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
-
-
-def _assign_seeds(model, values):
-    seeds = _list_seeds(model)
-    if len(seeds) != len(values):
-        raise ValueError(f"it holds {len(values)} random number generators, and the model has {len(seeds)}")
-    for seed, value in zip(seeds, values, strict=True):
-        seed.assign(np.array(value, seed.dtype))
 
 
 def _say(text):

@@ -1,0 +1,126 @@
+"""The states of a run: files that its training goes on from."""
+
+import contextlib
+import json
+import os
+import pathlib
+
+import h5py
+import numpy as np
+from keras import ops
+
+from heads.training.files import RunError, replace_file
+
+
+class States:
+    """The latest state of a run, `latest.weights.h5`, and those before it, `step-*.weights.h5`: whole files.
+
+    A state holds the weights of a model and its optimizer, the state of every random number generator of the
+    model, and a record.
+
+    Args:
+        folder: Where the files lie.
+        keep: How many are kept, the latest among them.
+    """
+
+    def __init__(self, folder, keep: int):
+        self.latest = pathlib.Path(folder) / "latest.weights.h5"
+        self.keep = keep
+        self._latest_step = None
+
+    @property
+    def older(self):
+        """The paths of the states before the latest, the newest first."""
+        return sorted(self.latest.parent.glob("step-*.weights.h5"), reverse=True)
+
+    def restore(self, model, check, say):
+        """Fills a compiled model from the newest state that is whole.
+
+        Args:
+            model: The model.
+            check: Function of a record that raises RunError where the model cannot go on from it.
+            say: Function of a text, which is told what cannot be read.
+
+        Returns:
+            (record, path); None where there is no state.
+
+        Raises:
+            RunError: Where no state can be read.
+        """
+        run, problems = self.latest.parent.parent, []
+        for path in (self.latest, *self.older):
+            if not path.exists():
+                continue
+            try:
+                record = _read_record(path)
+                check(record)
+                _fill(model, path, record)
+            except RunError:
+                raise
+            except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py and Keras raise
+                problems.append(f"{path} cannot be read: {str(error).strip().splitlines()[0]}")
+                say(problems[-1])
+                continue
+            self._latest_step = record["step"] if path == self.latest else None  # a broken one is not kept
+            return record, path
+        if problems:
+            raise RunError(
+                "--resume found no state that is whole:\n"
+                + "\n".join(problems)
+                + f"\nStart anew without --resume: the files in {run} are kept aside then."
+            )
+        return None
+
+    @contextlib.contextmanager
+    def write(self, model, record):
+        """Makes a state the latest when the block ends, in which what belongs to it is written.
+
+        Args:
+            model: The model.
+            record: JSON dict, with a "step".
+        """
+        # The state is written first, so that the disk has room for it, and renamed last.
+        with replace_file(self.latest) as unfinished:
+            model.save_weights(unfinished)
+            seeds = [ops.convert_to_numpy(seed).tolist() for seed in _list_seeds(model)]
+            with h5py.File(unfinished, "r+") as file:
+                # A text has no limit of 64 KB.
+                file.attrs["training"] = json.dumps({**record, "seeds": seeds})
+            yield
+            self._keep_latest()
+        self._latest_step = record["step"]
+
+    def _keep_latest(self):
+        """Gives the latest state a second name before it is replaced: there is one at any moment."""
+        if self._latest_step is not None and self.latest.exists():
+            path = self.latest.with_name(f"step-{self._latest_step:09d}.weights.h5")
+            path.unlink(missing_ok=True)
+            try:
+                os.link(self.latest, path)
+            except OSError:  # no hard links here
+                os.replace(self.latest, path)
+        for path in self.older[self.keep - 1 :]:
+            path.unlink()
+
+
+def _read_record(path):
+    with h5py.File(path) as file:
+        if "training" not in file.attrs:
+            raise ValueError("it holds no epoch and no step; an earlier version may have written it")
+        return json.loads(file.attrs["training"])
+
+
+def _fill(model, path, record):
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    seeds, values = _list_seeds(model), record["seeds"]
+    if len(seeds) != len(values):
+        raise ValueError(f"it holds {len(values)} random number generators, and the model has {len(seeds)}")
+    model.load_weights(path)
+    for seed, value in zip(seeds, values, strict=True):
+        seed.assign(np.array(value, seed.dtype))
+
+
+def _list_seeds(model):
+    """Returns the states of the model's random number generators, which are no weights to Keras."""
+    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
