@@ -106,9 +106,10 @@ class OneStageDetector(DenseModel):
 
     def predict_boxes(self, features):
         """Returns the map of box outputs of each level, from what the box tower gave."""
-        maps = [self.box_output(level) for level in features]
-        scales = self.scales or [1.0] * len(maps)
-        return [scale * ops.cast(level, "float32") for scale, level in zip(scales, maps, strict=True)]
+        maps = [ops.cast(self.box_output(level), "float32") for level in features]
+        if not self.scales:
+            return maps
+        return [scale * level for scale, level in zip(self.scales, maps, strict=True)]
 
     def decode(self, predictions):
         """Returns detections of raw predictions.
