@@ -6,6 +6,7 @@ from golden_reference import load
 
 from heads.ops.losses import (
     average_losses,
+    average_values,
     binary_cross_entropy,
     distribution_focal_loss,
     giou_loss,
@@ -255,3 +256,9 @@ def test_elementwise_losses_of_half_precision_are_float32(loss):
     assert keras.backend.standardize_dtype(found.dtype) == "float32"
     np.testing.assert_array_equal(found, loss(targets, keras.ops.cast(half, "float32")))
     assert loss(targets[:0], logits[:0]).shape == (0, 5)
+
+
+def test_the_mean_of_losses():
+    losses = tf.constant(np.array([[1.0, 2.0], [3.0, 6.0], [0.0, 0.0]], "float32"))
+    assert float(average_values(losses)) == 2.0
+    assert float(average_values(losses[:0])) == 0.0

@@ -21,11 +21,12 @@ def measure_moments(inputs, mask=None):
     if mask is None:
         mean, variance = ops.moments(inputs, axes)
     else:
-        weights = ops.cast(mask, inputs.dtype)[..., None]
-        count = count * ops.mean(weights)
+        counts = ops.expand_dims(mask, -1)
+        count = count * ops.mean(ops.cast(counts, inputs.dtype))
         divisor = ops.maximum(count, 1.0)
-        mean = ops.sum(weights * inputs, axes) / divisor
-        variance = ops.sum(weights * (inputs - mean) ** 2, axes) / divisor
+        # Not as products with 0: what does not count may be NaN.
+        mean = ops.sum(ops.where(counts, inputs, 0.0), axes) / divisor
+        variance = ops.sum(ops.where(counts, (inputs - mean) ** 2, 0.0), axes) / divisor
     total, num_devices = sum_over_devices(count)
     if num_devices == 1:
         return mean, variance, count
