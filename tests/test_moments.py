@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from heads.ops.moments import measure_moments
 
@@ -27,6 +28,15 @@ def test_positions_that_count(shape):
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-6)
     np.testing.assert_allclose(variance, values.var(0), rtol=1e-5)
     assert float(count) == pytest.approx(len(values))
+
+
+def test_what_does_not_count_has_no_gradient():
+    inputs = tf.constant([[1.0], [np.nan], [3.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        mean, variance, _ = measure_moments(inputs, np.array([True, False, True]))
+        loss = mean[0] + variance[0]
+    np.testing.assert_allclose(tape.gradient(loss, inputs), [[0.5 - 1.0], [0.0], [0.5 + 1.0]])
 
 
 def test_no_position_counts():

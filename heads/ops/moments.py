@@ -24,9 +24,9 @@ def measure_moments(inputs, mask=None):
         counts = ops.expand_dims(mask, -1)
         count = count * ops.mean(ops.cast(counts, inputs.dtype))
         divisor = ops.maximum(count, 1.0)
-        # Not as products with 0: what does not count may be NaN.
+        # Not as products with 0: what does not count may be NaN, and has a gradient of 0.
         mean = ops.sum(ops.where(counts, inputs, 0.0), axes) / divisor
-        variance = ops.sum(ops.where(counts, (inputs - mean) ** 2, 0.0), axes) / divisor
+        variance = ops.sum(ops.where(counts, inputs - mean, 0.0) ** 2, axes) / divisor
     total, num_devices = sum_over_devices(count)
     if num_devices == 1:
         return mean, variance, count
