@@ -13,7 +13,8 @@ DEMO_segmentation := finetune_segmentation.py --output runs/demo $(if $(DATA),\
 	--crop-size 128 128 --batch-size 8 --steps 400 --evaluate-every 100)
 DEMO_detection := train_detection.py --output runs/demo-$(HEAD) --head $(HEAD) --channels 64 \
 	$(if $(filter retinanet gfl atss,$(HEAD)),--num-convs 1) \
-	$(if $(filter faster_rcnn mask_rcnn cascade_mask_rcnn,$(HEAD)),--num-proposals 200 --num-samples 64) $(if $(DATA),\
+	$(if $(filter faster_rcnn mask_rcnn cascade_mask_rcnn,$(HEAD)),--num-proposals 200 --num-samples 64) \
+	$(if $(filter sparse_rcnn,$(HEAD)),--num-proposals 30 --learning-rate 5e-4) $(if $(DATA),\
 	--data $(DATA) --image-size 256 --scale-range 0.8 1.25 --batch-size 4 --steps 1000 --evaluate-every 500,\
 	--image-size 128 --scale-range 1 1 --batch-size 4 --steps 1000 --evaluate-every 250)
 DEMO_pose := train_pose.py --output runs/demo-pose --channels 64 --rotation 30 --scale-range 0.75 1.25 $(if $(DATA),\
