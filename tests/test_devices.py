@@ -62,7 +62,8 @@ def test_two_devices_equal_one(head, tmp_path):
 def test_two_devices_of_other_backends(head, backend, tmp_path):
     pytest.importorskip(backend)
     results = [train(head, num_devices, 4, tmp_path, backend) for num_devices in (1, 2)]
-    compare(*results, tolerance=1e-4 if head == "EDN" else 1e-5)  # its rounding grows through 60 layers
+    # Rounding grows through the 60 layers of EDN: also on JAX, where no sum over devices is ours.
+    compare(*results, tolerance=1e-3 if head == "EDN" else 1e-5)
 
 
 # Semantic segmenters average over pixels, detectors over objects.
