@@ -1,6 +1,6 @@
 """Trains a small head for a few steps on one or two devices, for test_devices.py.
 
-    python tests/train_on_devices.py HEAD NUM_DEVICES NUM_PICTURES FILE
+    python tests/train_on_devices.py HEAD NUM_DEVICES NUM_PICTURES NUM_EPOCHS FILE
 
 Devices are logical ones of TensorFlow or JAX; on PyTorch they are processes, each of which runs this script
 with RANK and WORLD_SIZE in its environment. A script, because devices are a setting of the process.
@@ -96,7 +96,7 @@ def make_model(head):
     return model
 
 
-def train_in_process(model, images, targets, rank, num_processes):
+def train_in_process(model, images, targets, num_steps, rank, num_processes):
     """Trains with PyTorch's DistributedDataParallel, as in Keras's guide; returns the losses of each step."""
     import torch
     from torch import distributed
@@ -111,7 +111,7 @@ def train_in_process(model, images, targets, rank, num_processes):
         network = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 0.001)
     history = []
-    for _ in range(3):
+    for _ in range(num_steps):
         losses = model.compute_losses(targets, network(images, training=True))
         optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -123,19 +123,20 @@ def train_in_process(model, images, targets, rank, num_processes):
     return dict(zip(["loss", *losses], np.transpose(history), strict=True))
 
 
-def main(head, num_devices, num_pictures, path):
+def main(head, num_devices, num_pictures, num_epochs, path):
     images = np.random.default_rng(0).uniform(0, 255, (num_pictures, *SIZE, 3)).astype("float32")
     targets = make_targets(head, getattr(heads, head).with_masks)
     if num_pictures > 4:  # a last batch, of which the second device gets less
         targets = keras.tree.map_structure(lambda array: array[np.arange(num_pictures) % 4], targets)
     if keras.backend.backend() == "torch":
         model = make_model(head)
-        history = train_in_process(model, images, targets, int(os.environ.get("RANK", 0)), num_devices)
+        rank = int(os.environ.get("RANK", 0))
+        history = train_in_process(model, images, targets, num_epochs, rank, num_devices)
     else:
         with share_out(num_devices) if num_devices > 1 else contextlib.nullcontext():
             model = make_model(head)
             model.compile(keras.optimizers.SGD(0.001))
-            options = {"batch_size": 4, "epochs": 3, "shuffle": False, "verbose": 0}
+            options = {"batch_size": 4, "epochs": num_epochs, "shuffle": False, "verbose": 0}
             history = model.fit(images, targets, **options).history
         if keras.backend.backend() == "jax":
             assert len(model.weights[0].value.devices()) == num_devices
@@ -148,4 +149,4 @@ def main(head, num_devices, num_pictures, path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4])
+    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])

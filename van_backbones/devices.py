@@ -23,30 +23,10 @@ def find_device_sum():
         from torch import distributed
 
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            return _make_process_sum().apply
+            from torch.distributed.nn.functional import all_reduce  # unlike `distributed`'s, with a gradient
+
+            return all_reduce
     return None
-
-
-@functools.cache
-def _make_process_sum():
-    """Returns a sum over processes whose gradient is the sum of their gradients; PyTorch's own has none."""
-    import torch
-    from torch import distributed
-
-    class ProcessSum(torch.autograd.Function):
-        @staticmethod
-        def forward(context, value):
-            total = value.detach().clone()
-            distributed.all_reduce(total)
-            return total
-
-        @staticmethod
-        def backward(context, gradient):
-            total = gradient.clone()
-            distributed.all_reduce(total)
-            return total
-
-    return ProcessSum
 
 
 def join_moments(mean, variance, count):

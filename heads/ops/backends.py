@@ -1,7 +1,5 @@
 """What every backend of Keras does in its own way: calls to the host, sums over devices."""
 
-import functools
-
 import keras
 import numpy as np
 from keras import ops
@@ -47,27 +45,7 @@ def sum_over_devices(value):
         from torch import distributed
 
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            return _make_process_sum().apply(value), distributed.get_world_size()
+            from torch.distributed.nn.functional import all_reduce  # unlike `distributed`'s, with a gradient
+
+            return all_reduce(value), distributed.get_world_size()
     return value, 1
-
-
-@functools.cache
-def _make_process_sum():
-    """Returns a sum over processes whose gradient is the sum of their gradients; PyTorch's own has none."""
-    import torch
-    from torch import distributed
-
-    class ProcessSum(torch.autograd.Function):
-        @staticmethod
-        def forward(context, value):
-            total = value.detach().clone()
-            distributed.all_reduce(total)
-            return total
-
-        @staticmethod
-        def backward(context, gradient):
-            total = gradient.clone()
-            distributed.all_reduce(total)
-            return total
-
-    return ProcessSum
