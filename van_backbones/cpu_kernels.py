@@ -7,6 +7,8 @@ import math
 import keras
 from keras import ops
 
+from van_backbones.depthwise import convolve_depthwise
+
 
 class PointwiseConvolution(keras.layers.Conv2D):
     """A 1 x 1 convolution with a bias: `kernel_size=1`, and the defaults of `keras.layers.Conv2D`.
@@ -25,10 +27,14 @@ class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
     """A depthwise convolution with a bias, of an odd kernel size, `padding="same"` and strides of 1.
 
     oneDNN's quick kernel gradient is for kernels of up to three columns; that of a wider one takes up to ten
-    times as long. On CPUs, wider kernels get theirs three columns at a time.
+    times as long. On CPUs, wider kernels get theirs three columns at a time. JAX and PyTorch have their own
+    forms (`van_backbones/depthwise.py`).
     """
 
     def call(self, inputs):
+        if keras.backend.backend() != "tensorflow":
+            kernel = ops.convert_to_tensor(self.kernel)
+            return ops.add(convolve_depthwise(inputs, kernel, self.dilation_rate[0]), self.bias)
         if not _runs_on_cpu():
             return super().call(inputs)
         return _convolve_depthwise(inputs, *_read_variables(self.kernel, self.bias), self.dilation_rate[0])
