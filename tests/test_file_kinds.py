@@ -1,11 +1,13 @@
 """What files are that hold no weights."""
 
+import json
 import zipfile
 
 import numpy as np
 import pytest
 
 from van_backbones import load_checkpoint
+from van_backbones.checkpoints.file_kinds import describe_file
 from van_backbones.checkpoints.formats import read_state_dict
 
 
@@ -33,6 +35,20 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, other_segmenter, c
     assert name in str(caught.value)
     for one, two in zip(before, other_segmenter.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("first", [b"\x80", b"{", b"PK", b"\x1f\x8b"])
+def test_safetensors_whose_length_looks_like_another_format(tmp_path, first):
+    # A file starts with the length of its header, in which any two bytes may come first.
+    header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    length = int.from_bytes(first.ljust(2, b"\x01"), "little")
+    text = json.dumps(header).ljust(length).encode()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + np.float32(1).tobytes())
+    assert path.read_bytes().startswith(first)
+    assert describe_file(path) is None
+    with pytest.raises(ValueError, match="holds no VAN weights"):
+        read_state_dict(path)
 
 
 def test_zip_files_of_others(tmp_path):

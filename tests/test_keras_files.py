@@ -76,6 +76,32 @@ def test_links_to_other_files_are_refused(tmp_path, segmenter_files, other_segme
         load_checkpoint(other_segmenter, path)
 
 
+def test_an_archive_is_not_read_again_for_each_array(monkeypatch, segmenter_files, other_segmenter):
+    # HDF5's steps back made large heads take minutes.
+    taken = []
+    read = zipfile.ZipExtFile.read
+
+    def count(member, *arguments):
+        data = read(member, *arguments)
+        taken.append(len(data))
+        return data
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", count)
+    load_checkpoint(other_segmenter, segmenter_files[".keras"])
+    assert sum(taken) <= segmenter_files[".keras"].stat().st_size
+
+
+def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path, other_segmenter):
+    path = tmp_path / "bomb.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}")
+        with archive.open("model.weights.h5", "w") as member:
+            for _ in range(2**5):
+                member.write(bytes(2**24))
+    with pytest.raises(ValueError, match=r"unpacks to more than .*bomb\.keras"):
+        load_checkpoint(other_segmenter, path)
+
+
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras", ".safetensors"])
 def test_damaged_files(tmp_path, segmenter_files, other_segmenter, suffix):
     content, random = segmenter_files[suffix].read_bytes(), np.random.default_rng(0)

@@ -17,6 +17,9 @@ def describe_file(path):
     """
     with open(path, "rb") as file:
         start = file.read(512)
+    header_size = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and 8 + header_size <= os.path.getsize(path):
+        return None  # safetensors, whose first bytes are a length, and perhaps those of another kind
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
         return "is empty, 0 bytes: download or copy it again"

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import re
+import shutil
+import tempfile
 import zipfile
 
 import h5py
@@ -87,10 +90,26 @@ def open_keras_file(path):
             if not h5py.is_hdf5(path):
                 archive = stack.enter_context(zipfile.ZipFile(path))
                 config = json.loads(archive.open("config.json").read(2**26))
-                opened = KerasFile(stack.enter_context(h5py.File(archive.open(MEMBER))), config)
+                extracted = stack.enter_context(_extract(archive, os.path.getsize(path)))
+                opened = KerasFile(stack.enter_context(h5py.File(extracted)), config)
             else:
                 opened = KerasFile(stack.enter_context(h5py.File(path)))
         yield opened
+
+
+@contextlib.contextmanager
+def _extract(archive, size):
+    """Gives the arrays of a `.keras` archive of `size` bytes as a temporary file.
+
+    HDF5 jumps to and fro, and inside of an archive each step back reads all from the start: half a minute for
+    a small Sparse R-CNN.
+    """
+    limit = 8 * size + 2**28  # as for PyTorch's files; Keras does not compress
+    if archive.getinfo(MEMBER).file_size > limit:
+        raise ValueError(f"{MEMBER} unpacks to more than {limit} bytes")
+    with tempfile.TemporaryFile() as extracted, archive.open(MEMBER) as member:
+        shutil.copyfileobj(member, extracted, 2**20)
+        yield extracted
 
 
 @contextlib.contextmanager
