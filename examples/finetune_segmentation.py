@@ -34,7 +34,7 @@ from heads.training import (
     whole_number,
 )
 from van_backbones import VARIANTS, VANBackbone
-from van_backbones.checkpoints.releases import RELEASES, find_release
+from van_backbones.checkpoints.releases import RELEASES, SHORTHANDS, find_release
 from van_backbones.feature_maps import draw_feature_maps
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
@@ -136,7 +136,7 @@ def parse_arguments(argv):
 
 def check_weights(arguments):
     """Finds a mistyped --weights before the data is read."""
-    is_release = arguments.weights in (*RELEASES, "imagenet")
+    is_release = arguments.weights in (*RELEASES, *SHORTHANDS)
     if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
         try:
             find_release(arguments.weights, arguments.variant)

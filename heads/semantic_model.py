@@ -1,5 +1,6 @@
 """What semantic segmenters share: label maps, the running mean IoU, windows and several views."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -33,6 +34,25 @@ class SemanticModel(DenseModel):
     def __init__(self, backbone, levels, loss_names, arguments, **kwargs):
         super().__init__(backbone, levels, loss_names, arguments, **kwargs)
         self.mean_iou = MeanIoU(self.num_classes)
+
+    @classmethod
+    def from_release(cls, name: str, **kwargs):
+        """Returns a published model: its weights, class names and how pictures are resized.
+
+        The releases come with the package of their backbone. Import it before, as for `load_model`, which
+        finds the classes of a file in the same way, through Keras.
+
+        Args:
+            name: such as "upernet_b2_ade20k"; `python -m van_backbones.checkpoints list` lists all.
+            **kwargs: arguments of the head, and `backbone`: see `van_backbones.load_release`.
+
+        Raises:
+            ValueError: where `van_backbones` was not imported, or the name is no release of this head.
+        """
+        load_release = keras.saving.get_registered_object("van_backbones>load_release")
+        if load_release is None:
+            raise ValueError(f"`import van_backbones` before, which brings the releases. Received: {name!r}")
+        return load_release(name, cls, **kwargs)
 
     def decode(self, predictions):
         """Returns label maps, int32 (batch, height, width), of what `call` returned."""

@@ -8,8 +8,11 @@ import keras
 import numpy as np
 from checkpoint_models import assert_equal_weights, randomize, write_torch
 from conftest import build_segmenter
+from small_models import SMALL, build
 
-from van_backbones import VANClassifier, load_checkpoint
+from heads import RetinaNet
+from van_backbones import VANBackbone, VANClassifier, load_checkpoint
+from van_backbones.checkpoints import RELEASES
 from van_backbones.checkpoints.__main__ import main
 from van_backbones.checkpoints.loading import to_state_dict
 
@@ -91,6 +94,26 @@ def test_command_line(tmp_path, capsys):
 
 def test_command_line_as_a_module():
     command = [sys.executable, "-m", "van_backbones.checkpoints", "list"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "b0_imagenet" in listed
-    assert "75.4" in listed
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(RELEASES)
+    assert any(line.startswith("b0_imagenet ") and "ImageNet-1k, top-1 75.4 " in line for line in lines)
+    assert any(line.startswith("b4_imagenet22k ") and "b4  ImageNet-22k  " in line for line in lines)
+    (line,) = (line for line in lines if line.startswith("upernet_b2_ade20k "))
+    assert "ADE20K, mIoU 49.35 " in line
+    assert line.endswith("-19c58aee.pth")
+
+
+def test_the_file_of_a_detector(tmp_path, capsys):
+    model = build(RetinaNet, num_classes=3, channels=8)
+    model.compile("adamw")
+    path, out = tmp_path / "best.keras", tmp_path / "best.safetensors"
+    model.save(path)
+    assert main(["inspect", str(path)]) == 0
+    assert "format: Keras" in capsys.readouterr().out
+    assert main(["export", str(path), str(out)]) == 0
+    again = build(RetinaNet, num_classes=3, channels=8)
+    load_checkpoint(again, out)
+    assert_equal(again, model)
+    assert_equal(VANBackbone("b0", weights=path, **SMALL), model.backbone)

@@ -85,15 +85,27 @@ def test_preprocessing_of_a_single_image_gives_a_batch_of_one():
             preprocess_images(np.zeros(shape))
 
 
-def test_decode_predictions_names_the_best(monkeypatch):
-    names = {str(index): [f"n{index:08d}", f"class {index}"] for index in range(1000)}
-    monkeypatch.setattr(keras.src.applications.imagenet_utils, "CLASS_INDEX", names)
-    logits = np.zeros((1, 1000), "float32")
+def test_decode_predictions_names_the_best():
+    logits = np.zeros((2, 1000), "float32")
     logits[0, 7], logits[0, 3] = 9.0, 8.0
-    (best, second), *_ = decode_predictions(logits, top=2)
-    assert best[:2] == ("n00000007", "class 7")
-    assert second[:2] == ("n00000003", "class 3")
-    assert best[2] > second[2] > 0
+    logits[1, 999] = 1.0
+    (best, second), (other, _) = decode_predictions(logits, top=2)
+    assert best[:2] == ("n01514668", "cock")
+    assert second[:2] == ("n01491361", "tiger_shark")
+    assert other[:2] == ("n15075141", "toilet_tissue")
+    total = np.exp(9.0) + np.exp(8.0) + 998
+    np.testing.assert_allclose([best[2], second[2]], np.exp([9.0, 8.0]) / total, rtol=1e-5)
+    assert len(decode_predictions(logits)[0]) == 5
+    assert decode_predictions(logits[:0]) == []
+
+
+def test_decode_predictions_refuses_other_classes():
+    with pytest.raises(ValueError, match=r"logits must be \(batch, 1000\)\. Received: shape \(2, 10\)"):
+        decode_predictions(np.zeros((2, 10)))
+    with pytest.raises(ValueError, match=r"\(batch, 1000\)\. Received: shape \(1000,\)"):
+        decode_predictions(np.zeros(1000))
+    with pytest.raises(ValueError, match=r"top must be at least 1\. Received: 0"):
+        decode_predictions(np.zeros((1, 1000)), top=0)
 
 
 @pytest.mark.slow

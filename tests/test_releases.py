@@ -1,4 +1,4 @@
-"""The table of published checkpoints, and their download from a small hub on loopback."""
+"""The table of published checkpoints, and their download from a small server on loopback."""
 
 import dataclasses
 import hashlib
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.parse
+import warnings
 
 import numpy as np
 import pytest
@@ -37,8 +38,11 @@ time.sleep = lambda seconds: sleep(min(seconds, 0.05))
 specification = importlib.util.spec_from_file_location("releases", sys.argv[1])
 releases = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(releases)
+release = releases.find_release(sys.argv[2])
+if sys.argv[3:]:
+    release = release._replace(sha256=sys.argv[3])
 try:
-    print(releases.download(releases.find_release(sys.argv[2])))
+    print(releases.download(release))
 except releases.DownloadError as error:
     print(error)
     sys.exit(3)
@@ -58,7 +62,9 @@ class Hub:
     pause: float = 0  # seconds before each eighth of the body
     stalls: bool = False  # sends half of the body, and then nothing
     redirects: bool = False  # to another host, as for large files
+    ignores_range: bool = False
     requests: list = dataclasses.field(default_factory=list)  # (method, path, Range)
+    tokens: list = dataclasses.field(default_factory=list)  # what requests were authorised by
     closing: threading.Event = dataclasses.field(default_factory=threading.Event)
     port: int = 0
     storage_port: int = 0
@@ -72,7 +78,7 @@ class Hub:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves one file in the hub's layout; the subclass of a test has its `hub`."""
+    """Serves one file at any address, as the hub does; the subclass of a test has its `hub`."""
 
     def log_message(self, *arguments):
         pass
@@ -80,6 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         hub = self.hub
         hub.requests.append((self.command, urllib.parse.unquote(self.path), self.headers["Range"]))
+        hub.tokens.append(self.headers["Authorization"])
         if hub.status != 200:
             return self.send(hub.status, {"X-Error-Code": hub.error_code, "Content-Length": "0"})
         headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{hub.etag}"', "ETag": f'"{hub.etag}"'}
@@ -90,7 +97,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             target = f"http://127.0.0.1:{hub.storage_port}/storage/{hub.etag}"
             return self.send(302, {**headers, "ETag": '"another"', "Location": target, "Content-Length": "0"})
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "bytes=0-")[1])
+        start = 0 if hub.ignores_range else start
         length = len(hub.content)
+        if start >= length:
+            return self.send(416, {"Content-Range": f"bytes */{length}", "Content-Length": "0"})
         if start > 0:
             headers["Content-Range"] = f"bytes {start}-{length - 1}/{length}"
         self.send(206 if start else 200, {**headers, "Content-Length": str(length - start)})
@@ -142,17 +152,18 @@ def serve():
         server.server_close()
 
 
-def start_download(port, home, name="b0_imagenet", **settings):
+def start_download(port, home, *arguments, **settings):
     environment = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
     environment |= {
         "HOME": str(home),
         "HF_HOME": str(home),
         "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OPENMMLAB_ENDPOINT": f"http://127.0.0.1:{port}",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
         **settings,
     }
-    command = [sys.executable, "-c", DOWNLOAD, str(MODULE), name]
+    command = [sys.executable, "-c", DOWNLOAD, str(MODULE), *(arguments or ["b0_imagenet"])]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe)
 
@@ -177,9 +188,27 @@ def fail(*arguments, **settings):
     """Returns the message of the DownloadError that a download in its own process came to."""
     output, errors, code = finish(start_download(*arguments, **settings))
     assert code == 3, output + errors
-    ways_out = "No weights were loaded.*HF_ENDPOINT.*HF_HOME.*HF_HUB_OFFLINE.*weights='path/to/"
+    mirror = "OPENMMLAB_ENDPOINT" if OPENMMLABS[0] in arguments else "HF_ENDPOINT"
+    ways_out = f"No weights were loaded.*set {mirror}.*HF_HOME.*HF_HUB_OFFLINE.*weights='path/to/"
     assert re.search(ways_out, output, re.DOTALL)
     return output
+
+
+# A release of OpenMMLab's, whose hash becomes that of the content; and where it lies on the server.
+OPENMMLABS = ("b4_imagenet22k", hashlib.sha256(CONTENT).hexdigest()[:8])
+ADDRESS = "mmsegmentation/v0.5/van_3rdparty/van-b4-in22k_3rdparty_20230522-5e31cafb.pth"
+
+
+def list_parts(home):
+    """Returns the paths of files of OpenMMLab's that are not whole."""
+    return list((home / "assets").rglob("*.incomplete"))
+
+
+def write_part(home, content):
+    """Leaves what a killed download would."""
+    folder = home / "assets" / "van_backbones" / "openmmlab" / "van_3rdparty"
+    folder.mkdir(parents=True)
+    (folder / f"{ADDRESS.rpartition('/')[2]}.incomplete").write_bytes(content)
 
 
 def list_files(home):
@@ -192,14 +221,57 @@ class TestFindRelease:
     def test_table(self):
         for name, release in releases.RELEASES.items():
             assert release.name == name
-            assert name.startswith(f"{release.variant}_imagenet")
-            assert (release.data, release.licence) == ("ImageNet-1k", "Apache-2.0")
-        accuracies = {(release.variant, release.top_1) for release in releases.RELEASES.values()}
+            assert release.licence == "Apache-2.0"
+            assert release.variant in name.split("_")
+            assert (release.head is None) == (release.mean_iou is None) == (release.data != "ADE20K")
+            assert (release.top_1 is None) == (release.data != "ImageNet-1k")
+        rows = releases.RELEASES.values()
+        accuracies = {(release.variant, release.top_1) for release in rows if release.top_1}
         assert accuracies == {("b0", 75.4), ("b1", 81.1), ("b2", 82.8), ("b3", 83.9)}
+
+    def test_what_openmmlab_serves(self):
+        rows = [release for release in releases.RELEASES.values() if not release.revision]
+        assert len([release for release in rows if release.head is None]) == 7
+        assert len([release for release in rows if release.head == "UPerNet"]) == 6
+        assert len([release for release in rows if release.head == "SemanticFPN"]) == 4
+        for release in rows:
+            assert re.fullmatch(r"van-b\d.*_3rdparty_.*20230522-[0-9a-f]{8}\.pth", release.file)
+            assert release.file.endswith(f"-{release.sha256}.pth")
+            assert re.match(f"van-{release.variant}[-_]", release.file)
+            assert ("in22k" in release.file) == ("imagenet22k" in release.name)
+            assert not release.head or ("_fpn_" in release.file) == (release.head == "SemanticFPN")
+        doubtful = [release.name for release in rows if release.doubt]
+        assert doubtful == ["upernet_b3_ade20k", "upernet_b4_ade20k"]
+        assert len({release.sha256 for release in rows}) == len(rows) - 1
+
+    def test_address(self, monkeypatch):
+        # The names as projects/van of mmsegmentation prints them.
+        folder = "https://download.openmmlab.com/mmsegmentation/v0.5/van_3rdparty"
+        monkeypatch.delenv("OPENMMLAB_ENDPOINT", raising=False)
+        address = releases.RELEASES["upernet_b2_ade20k"].address
+        assert address == f"{folder}/van-b2-in1kpre_upernet_3rdparty_512x512-ade20k_20230522-19c58aee.pth"
+        address = releases.RELEASES["b4_imagenet22k"].address
+        assert address == f"{folder}/van-b4-in22k_3rdparty_20230522-5e31cafb.pth"
+        monkeypatch.setenv("OPENMMLAB_ENDPOINT", "https://mirror.example/openmmlab/")
+        assert releases.RELEASES["b4_imagenet22k"].address == (
+            "https://mirror.example/openmmlab/mmsegmentation/v0.5/van_3rdparty/"
+            "van-b4-in22k_3rdparty_20230522-5e31cafb.pth"
+        )
+        monkeypatch.setenv("OPENMMLAB_ENDPOINT", "")
+        assert releases.find_openmmlab() == "https://download.openmmlab.com"
+
+    def test_score(self):
+        assert releases.RELEASES["b2_imagenet"].score == "top-1 82.8"
+        assert releases.RELEASES["upernet_b2_ade20k"].score == "mIoU 49.35"
+        assert releases.RELEASES["b4_imagenet22k"].score == ""
 
     @pytest.mark.parametrize("variant", ["b0", "b1", "b2", "b3"])
     def test_shorthand(self, variant):
         assert releases.find_release("imagenet", variant).name == f"{variant}_imagenet"
+
+    @pytest.mark.parametrize("variant", ["b4", "b5", "b6"])
+    def test_shorthand_of_the_large_variants(self, variant):
+        assert releases.find_release("imagenet22k", variant).name == f"{variant}_imagenet22k"
 
     def test_full_name(self):
         release = releases.find_release("b2_imagenet_safetensors", "b2")
@@ -207,18 +279,23 @@ class TestFindRelease:
         assert release[2:5] == ("Visual-Attention-Network/van-base", "model.safetensors", "refs/pr/1")
 
     def test_unknown_name(self):
-        with pytest.raises(ValueError, match=r"b0_imagenet_original.*b4 \.\. b6.*Received: 'ade20k'"):
+        with pytest.raises(ValueError, match=r"imagenet22k.*b0_imagenet_original.*Received: 'ade20k'"):
             releases.find_release("ade20k", "b0")
 
     @pytest.mark.parametrize("variant", [None, "b9"])
     def test_shorthand_without_variant(self, variant):
-        with pytest.raises(ValueError, match=r"one of \['b0', 'b1', 'b2', 'b3'\].*Received: variant="):
+        with pytest.raises(ValueError, match=r"one of \['b0', 'b1', 'b2', 'b3'\].*Received: name="):
             releases.find_release("imagenet", variant)
 
     @pytest.mark.parametrize("variant", ["b4", "b5", "b6"])
     def test_large_variant(self, variant):
-        with pytest.raises(ValueError, match=f"no release of {variant}.*cloud drives.*pass its path"):
+        with pytest.raises(ValueError, match=f"there is 'imagenet22k'.*pass the path.*variant='{variant}'"):
             releases.find_release("imagenet", variant)
+
+    def test_small_variant_of_the_large_release(self):
+        match = r"one of \['b4', 'b5', 'b6'\]; for the others there is 'imagenet',.*variant='b2'"
+        with pytest.raises(ValueError, match=match):
+            releases.find_release("imagenet22k", "b2")
 
     def test_other_variant(self):
         with pytest.raises(ValueError, match="holds weights of b2, not of b1"):
@@ -340,6 +417,169 @@ class TestDownload:
         assert list_files(tmp_path) == sorted([hub.etag, "pytorch_model.bin"])
 
 
+class TestOpenMMLab:
+    """Files that are not on the hub: at an address, named by the start of their SHA-256."""
+
+    def test_whole_file_then_cache(self, serve, tmp_path):
+        hub = serve()
+        settings = {"TQDM_POSITION": "-1", "HF_TOKEN": "hf_secret"}
+        output, errors, code = finish(start_download(hub.port, tmp_path, *OPENMMLABS, **settings))
+        assert code == 0, errors
+        path = pathlib.Path(output)
+        assert path.read_bytes() == CONTENT
+        assert path.is_relative_to(tmp_path)
+        assert "b4_imagenet22k: 100%" in errors
+        assert hub.requests == [("GET", f"/{ADDRESS}", None)]
+        assert hub.tokens == [None]  # the hub's token is not for others
+        assert download(hub.port, tmp_path, *OPENMMLABS, HF_HUB_OFFLINE="1") == path
+        assert download(hub.port, tmp_path, *OPENMMLABS) == path
+        assert len(hub.requests) == 1
+        assert list_parts(tmp_path) == []
+
+    def test_mirror(self, serve, tmp_path):
+        hub = serve()
+        mirror = f"http://127.0.0.1:{hub.port}/a/mirror/"
+        assert download(0, tmp_path, *OPENMMLABS, OPENMMLAB_ENDPOINT=mirror).read_bytes() == CONTENT
+        assert hub.requests == [("GET", f"/a/mirror/{ADDRESS}", None)]
+
+    def test_cut_and_resumed(self, serve, tmp_path):
+        content = random.Random(1).randbytes(24_000_000)
+        hub = serve(content=content, cut_after=12_000_000)
+        arguments = "b4_imagenet22k", hub.etag[:8]
+        output, errors, code = finish(start_download(hub.port, tmp_path, *arguments))
+        assert code in (0, 3), output + errors
+        if code == 3:  # before version 1 the client gives up, and resumes at the next call
+            assert "call again" in output
+            output = download(hub.port, tmp_path, *arguments)
+        assert pathlib.Path(output).read_bytes() == content
+        first, second = hub.bodies()
+        assert first is None
+        assert re.fullmatch(r"bytes=[1-9]\d*-", second)
+
+    def test_killed_and_resumed(self, serve, tmp_path):
+        content = random.Random(2).randbytes(24_000_000)
+        hub = serve(content=content, pause=0.3)
+        arguments = hub.port, tmp_path, "b4_imagenet22k", hub.etag[:8]
+        process = start_download(*arguments)
+        deadline = time.monotonic() + 40
+        while not any(path.stat().st_size for path in list_parts(tmp_path)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        hub.pause = 0
+        assert download(*arguments).read_bytes() == content
+        assert re.fullmatch(r"bytes=[1-9]\d*-", hub.bodies()[1])
+
+    def test_killed_when_all_was_there(self, serve, tmp_path):
+        hub = serve()
+        write_part(tmp_path, CONTENT)
+        assert download(hub.port, tmp_path, *OPENMMLABS).read_bytes() == CONTENT
+        assert hub.bodies() == [f"bytes={len(CONTENT)}-"]
+
+    def test_broken_part(self, serve, tmp_path):
+        hub = serve()
+        write_part(tmp_path, b"x" * 1000)
+        message = fail(hub.port, tmp_path, *OPENMMLABS)
+        assert f"the published name says {OPENMMLABS[1]}" in message
+        assert download(hub.port, tmp_path, *OPENMMLABS).read_bytes() == CONTENT
+        assert hub.bodies() == ["bytes=1000-", None]
+
+    def test_server_without_ranges(self, serve, tmp_path):
+        hub = serve(ignores_range=True)
+        write_part(tmp_path, CONTENT[:1000])
+        output, errors, code = finish(start_download(hub.port, tmp_path, *OPENMMLABS))
+        assert code in (0, 3), output + errors
+        if code == 3:  # before 0.36 the client puts the whole behind the part
+            assert "It was deleted: call again" in output
+            output = download(hub.port, tmp_path, *OPENMMLABS)
+        assert pathlib.Path(output).read_bytes() == CONTENT
+
+    def test_wrong_checksum(self, serve, tmp_path):
+        hub = serve()
+        message = fail(hub.port, tmp_path, "b4_imagenet22k", "0" * 8)
+        assert re.search(
+            r"5e31cafb\.pth is damaged: its SHA-256 is \w+, the published name says 0{8}", message
+        )
+        assert "It was deleted: call again" in message
+        assert download(hub.port, tmp_path, *OPENMMLABS).read_bytes() == CONTENT
+        assert hub.bodies() == [None, None]
+
+    def test_damaged_in_cache(self, serve, tmp_path):
+        hub = serve()
+        path = download(hub.port, tmp_path, *OPENMMLABS)
+        path.write_bytes(CONTENT[:-1])
+        assert "is damaged" in fail(hub.port, tmp_path, *OPENMMLABS, HF_HUB_OFFLINE="1")
+        assert not path.exists()
+        assert download(hub.port, tmp_path, *OPENMMLABS).read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("status", [403, 404, 500])
+    def test_error_status(self, serve, tmp_path, status):
+        hub = serve(status=status)
+        message = fail(hub.port, tmp_path, *OPENMMLABS)
+        assert f"could not download http://127.0.0.1:{hub.port}/{ADDRESS}: " in message
+        assert str(status) in message
+        assert f"set OPENMMLAB_ENDPOINT to a mirror (it is http://127.0.0.1:{hub.port})" in message
+        assert f"delete {tmp_path / 'assets' / 'van_backbones'}" in message
+
+    def test_stalled_server(self, serve, tmp_path):
+        message = fail(serve(stalls=True).port, tmp_path, *OPENMMLABS, HF_HUB_DOWNLOAD_TIMEOUT="1")
+        assert re.search("timed out|timeout", message, re.IGNORECASE)
+
+    def test_no_server(self, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        assert re.search("Connection refused|ConnectError", fail(port, tmp_path, *OPENMMLABS))
+
+    def test_offline_without_cache(self, serve, tmp_path):
+        hub = serve()
+        assert "OfflineModeIsEnabled" in fail(hub.port, tmp_path, *OPENMMLABS, HF_HUB_OFFLINE="1")
+        assert hub.requests == []
+
+    def test_cache_not_writable(self, serve, tmp_path):
+        (tmp_path / "assets").write_text("not a folder")
+        assert "because of an existing file" in fail(serve().port, tmp_path, *OPENMMLABS)
+
+    def test_two_processes_at_once(self, serve, tmp_path):
+        hub = serve(pause=0.15)
+        processes = [start_download(hub.port, tmp_path, *OPENMMLABS) for _ in range(2)]
+        results = [finish(process) for process in processes]
+        assert [code for _, _, code in results] == [0, 0], results
+        assert pathlib.Path(results[0][0]).read_bytes() == CONTENT
+        assert len(hub.bodies()) == 1
+
+
+class TestHashPrintedTwice:
+    """UPerNets of b3 and b4: one of the two names holds the other's hash."""
+
+    def download(self, monkeypatch, path):
+        monkeypatch.setattr(releases, "_fetch_from_openmmlab", lambda release: str(path))
+        return releases.download(releases.RELEASES["upernet_b4_ade20k"])
+
+    def test_a_checkpoint_of_another_hash_is_taken_with_a_warning(self, monkeypatch, tmp_path):
+        torch = pytest.importorskip("torch")
+        path = tmp_path / "weights.pth"
+        torch.save({"state_dict": {"a": torch.zeros(3)}}, path, _use_new_zipfile_serialization=False)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        with pytest.warns(UserWarning, match=f"is {found}, .* says 653bd6b7: OpenMMLab's README .* b4, so"):
+            assert self.download(monkeypatch, path) == str(path)
+        monkeypatch.setitem(
+            releases.RELEASES,
+            "upernet_b4_ade20k",
+            releases.RELEASES["upernet_b4_ade20k"]._replace(sha256=found[:8]),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert self.download(monkeypatch, path) == str(path)
+
+    def test_what_is_no_checkpoint_is_damaged(self, monkeypatch, tmp_path):
+        path = tmp_path / "weights.pth"
+        path.write_bytes(b"<!DOCTYPE html>")
+        with pytest.raises(releases.DownloadError, match=r"is damaged.*It was deleted"):
+            self.download(monkeypatch, path)
+        assert not path.exists()
+
+
 class TestCacheLayouts:
     """What no small hub gives: other layouts of the cache, other errors of the client."""
 
@@ -411,6 +651,49 @@ np.save(sys.argv[2], VANClassifier("b0", weights="imagenet")(images))
 VANBackbone("b0", weights="imagenet")
 sys.exit(main(["download", "b0_imagenet"]))
 """
+
+
+USE_SEGMENTER = """
+import sys
+import numpy as np
+from heads import SemanticFPN
+from van_backbones.checkpoints import releases
+name = "semantic_fpn_b0_ade20k"
+releases.RELEASES[name] = releases.RELEASES[name]._replace(sha256=sys.argv[3])
+model = SemanticFPN.from_release(name)
+np.save(sys.argv[2], model(np.load(sys.argv[1])))
+print(len(model.class_names), model.class_names[-1], model.backbone.layer_norm_epsilon)
+"""
+
+
+@pytest.mark.slow
+def test_from_the_server_to_the_segmenter(serve, tmp_path):
+    """`SemanticFPN.from_release`: OpenMMLab's file over HTTP, its weights, class names and epsilon."""
+    torch = pytest.importorskip("torch")
+    from contracts import shake_weights
+
+    from heads import SemanticFPN
+    from van_backbones import VANBackbone
+    from van_backbones.checkpoints import to_state_dict
+
+    model = SemanticFPN(VANBackbone("b0", layer_norm_epsilon=1e-5), num_classes=150)
+    shake_weights(model)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in to_state_dict(model).items()}
+    torch.save({"meta": {}, "state_dict": tensors}, tmp_path / "segmenter.pth")
+    images = np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3)).astype("float32")
+    np.save(tmp_path / "images.npy", images)
+    hub = serve(content=(tmp_path / "segmenter.pth").read_bytes())
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "OPENMMLAB_ENDPOINT": f"http://127.0.0.1:{hub.port}"}
+    arguments = [tmp_path / "images.npy", tmp_path / "logits.npy", hub.etag[:8]]
+    command = [sys.executable, "-c", USE_SEGMENTER, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.splitlines()[-1] == "150 flag 1e-05"
+    assert "van-b0-in1kpre_fpn_3rdparty_512x512-ade20k_20230522-75a76298.pth" in hub.requests[0][1]
+    expected = np.asarray(model(images))
+    difference = np.abs(np.load(tmp_path / "logits.npy") - expected).max()
+    assert difference <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.slow

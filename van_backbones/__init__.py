@@ -5,7 +5,17 @@ from van_backbones.checkpoints.loading import load_checkpoint
 from van_backbones.classifier import VANClassifier
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
+from van_backbones.pretrained import load_release
 from van_backbones.variants import VARIANTS, Variant
 
-__all__ = ["VARIANTS", "VANBackbone", "VANClassifier", "Variant", "deploy", "export", "load_checkpoint"]
+__all__ = [
+    "VARIANTS",
+    "VANBackbone",
+    "VANClassifier",
+    "Variant",
+    "deploy",
+    "export",
+    "load_checkpoint",
+    "load_release",
+]
 __version__ = "0.1.0"

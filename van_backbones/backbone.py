@@ -38,7 +38,8 @@ class VANBackbone(keras.Model):
         drop_path_rate: stochastic depth of the last block; rates rise linearly from 0. None gives the
             variant's.
         layer_norm_epsilon: 1e-6 as in the classification code; the segmentation code has 1e-5.
-        weights: None for a random start, "imagenet", a release's name or a checkpoint's path: see
+        weights: None for a random start, "imagenet" (b0 .. b3) or "imagenet22k" (b4 .. b6) for the release of
+            the variant, a release's name or a checkpoint's path: see
             `van_backbones.checkpoints.load_checkpoint`.
         widths: channels of the four stages, instead of the variant's.
         depths: blocks in the four stages, instead of the variant's.

@@ -4,10 +4,12 @@ import os
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from van_backbones.backbone import VANBackbone
 from van_backbones.checkpoints import load_checkpoint
+from van_backbones.class_names import read_imagenet_names
 from van_backbones.freezing import freeze_parts, list_frozen
 
 
@@ -21,7 +23,7 @@ class VANClassifier(keras.Model):
         variant: one of "b0" .. "b6".
         num_classes: number of classes. Where a checkpoint has another number, its last layer is left out,
             with a warning.
-        weights: None for a random start, "imagenet", a release's name or a checkpoint's path: see
+        weights: None for a random start, "imagenet" (b0 .. b3), a release's name or a checkpoint's path: see
             `van_backbones.checkpoints.load_checkpoint`.
         input_shape: (height, width, 3); height and width may be None.
         normalization: as in `VANBackbone`; "inception" is how the published weights were trained.
@@ -147,7 +149,19 @@ def decode_predictions(logits, top: int = 5):
         top: classes per image.
 
     Returns:
-        A list per image of (WordNet id, name, score).
+        A list per image of (WordNet id, name, score), the best first.
+
+    Raises:
+        ValueError: for another shape, or fewer than one class per image.
     """
+    names = read_imagenet_names()
+    if len(logits.shape) != 2 or logits.shape[1] != len(names):
+        raise ValueError(f"logits must be (batch, {len(names)}). Received: shape {tuple(logits.shape)}")
+    if top < 1:
+        raise ValueError(f"top must be at least 1. Received: {top}")
     scores = ops.convert_to_numpy(ops.softmax(ops.cast(logits, "float32"), axis=-1))
-    return keras.applications.imagenet_utils.decode_predictions(scores, top=top)
+    best = np.argsort(-scores, axis=-1, kind="stable")[:, :top]
+    return [
+        [(*names[label], float(row[label])) for label in labels]
+        for row, labels in zip(scores, best, strict=True)
+    ]

@@ -4,10 +4,11 @@
 """
 
 from van_backbones.checkpoints.loading import load_checkpoint, load_state_dict, save_state_dict, to_state_dict
-from van_backbones.checkpoints.releases import RELEASES, DownloadError
+from van_backbones.checkpoints.releases import RELEASES, SHORTHANDS, DownloadError
 
 __all__ = [
     "RELEASES",
+    "SHORTHANDS",
     "DownloadError",
     "load_checkpoint",
     "load_state_dict",

@@ -53,8 +53,8 @@ def main(argv=None):
 def list_releases():
     """Prints the table of releases."""
     for release in releases.RELEASES.values():
-        source = f"{release.repository}/{release.file}"
-        print(f"{release.name:24} {release.variant}  {release.data}, top-1 {release.top_1}  {source}")
+        trained = ", ".join(text for text in (release.data, release.score) if text)
+        print(f"{release.name:29} {release.variant}  {trained:24}  {release.address}")
 
 
 def download(name):

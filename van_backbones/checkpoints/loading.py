@@ -20,7 +20,7 @@ from van_backbones.checkpoints.keras_files import (
     read_array,
 )
 from van_backbones.checkpoints.layouts import name_parts, name_variables, to_keras, to_torch
-from van_backbones.checkpoints.releases import RELEASES, download, find_release
+from van_backbones.checkpoints.releases import RELEASES, SHORTHANDS, download, find_release
 from van_backbones.variants import VARIANTS
 
 
@@ -36,9 +36,9 @@ def load_checkpoint(model, path):
 
     Args:
         model: a built Keras model: ours with `reference_layers()`, or any for Keras's own files.
-        path: a release's name (`van_backbones.checkpoints.RELEASES`), "imagenet" for the release of the
-            model's variant, a file, or a folder of Hugging Face's library. A file or folder that is called
-            like a release is "./imagenet".
+        path: a release's name (`van_backbones.checkpoints.RELEASES`), "imagenet" (b0 .. b3) or "imagenet22k"
+            (b4 .. b6) for the release of the model's variant, a file, or a folder of Hugging Face's library.
+            A file or folder that is called like a release is "./imagenet".
 
     Raises:
         ValueError: for a file that does not fit, is damaged, is none or holds values that are not finite;
@@ -48,7 +48,7 @@ def load_checkpoint(model, path):
     path = os.fspath(path)
     backbone = getattr(model, "backbone", model)
     is_name = not os.path.splitext(path)[1] and os.path.basename(path) == path
-    if path in (*RELEASES, "imagenet") or (is_name and not os.path.exists(path)):
+    if path in (*RELEASES, *SHORTHANDS) or (is_name and not os.path.exists(path)):
         release = find_release(path, getattr(backbone, "variant", None))
         _check_variant(release.variant, backbone, path)
         path = download(release)
