@@ -1,8 +1,9 @@
-"""Scores a detector on a folder of pictures with COCO annotations.
+"""Scores a detector on a folder of pictures with annotations, in COCO's or another tool's format.
 
     python examples/evaluate_detection.py runs/detection/best.keras --data path/to/data
     python examples/evaluate_detection.py mask_rcnn_van_b0.pth --head mask_rcnn --variant b0 \
-        --data path/to/coco --split val2017 --images "{split}"
+        --data path/to/coco --split val2017
+    python examples/evaluate_detection.py runs/detection/best.keras --data path/to/yolo --val-share 0.2
 
 The model is a .keras file, or a checkpoint in mmdetection's or our own format together with --head and
 --variant. The pictures get the sizes that are in the model's file, or, of a checkpoint, the paper's; its
@@ -15,38 +16,40 @@ import sys
 
 import keras
 from detect import add_sizes, check_sizes, choose_resizing
-from train_detection import HEADS
+from train_detection import HEADS, check_val_share, hold_out, open_split
 
 from heads import Resizing
-from heads.data import CocoDataset, detection_evaluation_batches
+from heads.data import detection_evaluation_batches
 from heads.metrics import evaluate_coco, format_coco_scores, predict_coco_results, save_results
-from heads.training import whole_number
+from heads.training import RunError, number, whole_number
 from van_backbones import VARIANTS, VANBackbone, load_checkpoint
 
 
 def main(argv=None):
     """Scores the model and saves its results."""
     parser, arguments = parse_arguments(argv)
-    annotations = arguments.data / arguments.annotations.format(split=arguments.split)
-    dataset = CocoDataset(annotations, arguments.data / arguments.images.format(split=arguments.split))
-    if arguments.head is None:
-        model = keras.saving.load_model(arguments.model, compile=False)
-    else:
+    model = None if arguments.head else keras.saving.load_model(arguments.model, compile=False)
+    has_masks = getattr(HEADS[arguments.head] if arguments.head else model, "with_masks", False)
+    kinds = arguments.kinds or (["bbox", "segm"] if has_masks else ["bbox"])
+    if "segm" in kinds and not has_masks:
+        parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")
+    try:
+        dataset = open_data(arguments, with_masks="segm" in kinds)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    if model is None:
         model = HEADS[arguments.head](VANBackbone(arguments.variant or "b0"), dataset.num_classes)
         load_checkpoint(model, arguments.model)
         model.resizing = Resizing(short_side=800, long_side=1333)  # the paper's
     if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
-        parser.error(f"the model must be a detector of the {dataset.num_classes} classes of {annotations}")
+        parser.error(f"the model must be a detector of the {dataset.num_classes} classes of {dataset.path}")
     category_ids = match_categories(model, dataset)
-    has_masks = model.with_masks
-    kinds = arguments.kinds or (["bbox", "segm"] if has_masks else ["bbox"])
-    if "segm" in kinds and not has_masks:
-        parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")
 
-    truth, limits = dataset.to_coco(), (1, 10, model.max_detections)
+    limits = (1, 10, model.max_detections)
     try:
         if not dataset.check().any():
-            raise ValueError(f"{annotations} has no annotations of objects, so there is nothing to score")
+            raise ValueError(f"{dataset.path} has no annotations of objects, so there is nothing to score")
+        truth = dataset.to_coco()
         evaluate_coco(truth, [], kinds, limits)  # finds faults of the truth now, and not after hours
     except ValueError as error:
         raise SystemExit(str(error)) from error
@@ -67,9 +70,11 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file, or a checkpoint with --head and --variant")
     add("--data", type=pathlib.Path, required=True, help="folder of pictures and annotations")
-    add("--split", default="val")
-    add("--annotations", default="annotations/instances_{split}.json", help="where in --data")
-    add("--images", default="images/{split}", help="where in --data")
+    add("--split", help="default: val")
+    add("--val-share", type=number(above=0), help="of a training with this option: score what it held out")
+    add("--seed", type=whole_number(0), default=0, help="of that training, for --val-share")
+    add("--annotations", help="COCO's file in --data, as annotations/instances_{split}.json; default: found")
+    add("--images", help="its pictures in --data; default: found, or images/{split} with --annotations")
     add("--head", choices=list(HEADS), help="of a checkpoint")
     add("--variant", choices=list(VARIANTS), help="of a checkpoint's backbone; default: b0")
     add(
@@ -83,6 +88,11 @@ def parse_arguments(argv):
     add("--output", type=pathlib.Path, default=pathlib.Path("runs/results.json"), help="COCO's results")
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
+    arguments.splits = arguments.split
+    try:
+        check_val_share(arguments)
+    except RunError as error:
+        parser.error(str(error).replace("--splits", "--split"))
     if not arguments.model.is_file():
         parser.error(f"there is no model {arguments.model}")
     if (arguments.model.suffix == ".keras") == (arguments.head is not None):
@@ -93,6 +103,13 @@ def parse_arguments(argv):
         parser.error(f"--output must be a file. Received: the folder {arguments.output}")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     return parser, arguments
+
+
+def open_data(arguments, with_masks):
+    """Returns the pictures to score."""
+    if arguments.val_share:
+        return hold_out(arguments, with_masks)[1]
+    return open_split(arguments, arguments.split or "val", with_masks)
 
 
 def match_categories(model, dataset):

@@ -2,9 +2,9 @@
 
     python examples/train_detection.py --data path/to/data --variant b0 --weights imagenet
 
-The data folder holds `images/<split>` and `annotations/instances_<split>.json` in COCO's format, for the
-splits train and val; for COCO itself add `--splits train2017 val2017 --images "{split}"`. Without --data the
-embedded, synthetic data set is used. The defaults are the paper's settings for COCO.
+The data folder is in COCO's, YOLO's, Pascal VOC's or labelme's format, with the splits train and val; of one
+without splits, `--val-share 0.2` holds out a fifth of each class. Without --data the embedded, synthetic data
+set is used. The defaults are the paper's settings for COCO.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from heads.data import (
     detection_evaluation_batches,
     detection_training_batches,
     find_training_pictures,
+    open_detection_folder,
 )
 from heads.drawing import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
@@ -119,8 +120,9 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--data", help="folder of pictures and annotations; default: the embedded data set")
     add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--annotations", help="where in --data; default: annotations/instances_{split}.json")
-    add("--images", help="where in --data; default: images/{split}")
+    add("--val-share", type=number(above=0), help="hold out this share of each class, chosen by --seed")
+    add("--annotations", help="COCO's file in --data, as annotations/instances_{split}.json; default: found")
+    add("--images", help="its pictures in --data; default: found, or images/{split} with --annotations")
     add("--head", default="retinanet", choices=list(HEADS))
     add("--variant", default="b0", choices=list(VARIANTS))
     add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
@@ -168,6 +170,7 @@ def check_arguments(arguments):
             raise RunError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
     if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
         raise RunError("--splits, --annotations and --images need --data: they are places in it")
+    check_val_share(arguments)
     is_square = arguments.image_size or (arguments.data is None and not arguments.short_sides)
     if is_square and arguments.long_side:
         raise RunError("--long-side must not be given where the pictures are square (--image-size)")
@@ -181,6 +184,15 @@ def check_arguments(arguments):
         raise RunError(f"--short-sides must not be above --long-side, {long_side}. Received: {short_sides}")
 
 
+def check_val_share(arguments):
+    """Raises RunError at a --val-share that makes no sense."""
+    if arguments.val_share is not None:
+        if arguments.data is None or getattr(arguments, "splits", None):
+            raise RunError("--val-share splits the pictures of --data: it needs that, and no --splits")
+        if arguments.val_share >= 1:
+            raise RunError(f"--val-share must be below 1. Received: {arguments.val_share}")
+
+
 def list_options(head):
     """Returns the names of a head's arguments, those of the head that it is built on, too."""
     bases = [base for base in head.mro() if issubclass(base, DenseModel) and base is not DenseModel]
@@ -190,8 +202,6 @@ def list_options(head):
 def fill_defaults(arguments):
     """Returns the arguments with the defaults that depend on others."""
     arguments.splits = arguments.splits or ("train", "val")
-    arguments.annotations = arguments.annotations or "annotations/instances_{split}.json"
-    arguments.images = arguments.images or "images/{split}"
     arguments.long_side = arguments.long_side or LONG_SIDE
     arguments.scale_range = arguments.scale_range or (0.1, 2.0)
     if arguments.data is None and not arguments.short_sides:
@@ -205,12 +215,12 @@ def open_data(arguments):
     if arguments.data is None:
         size = (arguments.image_size or 128,) * 2
         return [DetectionShapes(number, size, seed, with_masks) for number, seed in ((2000, 0), (100, 1))]
-    datasets = []
-    for split in arguments.splits:
-        data = pathlib.Path(arguments.data)
-        annotations = data / arguments.annotations.format(split=split)
-        datasets.append(CocoDataset(annotations, data / arguments.images.format(split=split), with_masks))
-        datasets[-1].check()
+    if arguments.val_share:
+        datasets = hold_out(arguments, with_masks)
+    else:
+        datasets = [open_split(arguments, split, with_masks) for split in arguments.splits]
+        for dataset in datasets:
+            dataset.check()
     if datasets[0].class_names != datasets[1].class_names:
         raise SystemExit(f"Both splits must have the same classes: {[data.class_names for data in datasets]}")
     for dataset in datasets:
@@ -219,6 +229,32 @@ def open_data(arguments):
                 f"{dataset.path} has no annotations of objects: nothing to learn or to score. Label some of "
                 "its pictures, or name other --splits"
             )
+    return datasets
+
+
+def open_split(arguments, split, with_masks):
+    """Returns a split of --data, or where `split` is None what --val-share is taken from."""
+    data = pathlib.Path(arguments.data)
+    if arguments.annotations or arguments.images:
+        annotations = arguments.annotations or "annotations/instances_{split}.json"
+        images = arguments.images or "images/{split}"
+        split = split or "train"
+        return CocoDataset(
+            data / annotations.format(split=split), data / images.format(split=split), with_masks
+        )
+    dataset = open_detection_folder(data, split, with_masks)
+    print(f"Found {dataset.format}'s format: {len(dataset)} pictures by {dataset.path}", flush=True)
+    return dataset
+
+
+def hold_out(arguments, with_masks):
+    """Returns what is trained on and what is held out of the pictures of --data, checked."""
+    whole = open_split(arguments, None, with_masks)
+    whole.check()
+    datasets = whole.split(arguments.val_share, arguments.seed)
+    print(
+        f"{len(datasets[1])} of {len(whole)} pictures are held out to score (--val-share, --seed)", flush=True
+    )
     return datasets
 
 

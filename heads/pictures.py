@@ -1,7 +1,9 @@
 """Picture files to RGB pixels: the one reader of training, checks, scores, predictions and drawings."""
 
+import base64
 import contextlib
 import io
+import json
 import os
 import pathlib
 import typing
@@ -103,9 +105,21 @@ def decode_picture(
     return Picture(np.asarray(rgb.transpose(upright_move) if is_turned else rgb), is_turned, orientation)
 
 
+def read_upright_size(path) -> tuple[int, int]:
+    """The (height, width) of a picture file as viewers show it, from its header; the pixels are not decoded.
+
+    Raises:
+        ValueError: If the file is missing or no picture. The message starts with the path.
+    """
+    with named_faults(path), _open_file(path) as file, Image.open(file) as picture:
+        size = (picture.height, picture.width)
+        return size[::-1] if read_orientation(picture) in TURNED_ORIENTATIONS else size
+
+
 def open_picture(path, formats: tuple[str, ...] | None = None) -> Image.Image:
     """A picture of Pillow, not decoded yet; a PNG's checksums are right. Call it within `named_faults`."""
-    data = pathlib.Path(os.fsdecode(path)).read_bytes()
+    with _open_file(path) as file:
+        data = file.read()
     picture = Image.open(io.BytesIO(data))
     if formats is not None and picture.format not in formats:
         raise ValueError(f"the format must be one of {', '.join(formats)}. Received: {picture.format}")
@@ -136,6 +150,14 @@ def named_faults(path):
 def show_path(path) -> str:
     """The path as text that can be printed, whatever bytes the file system holds."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _open_file(path):
+    """The bytes of a picture as an open file; labelme's JSON files hold theirs as text."""
+    path = pathlib.Path(os.fsdecode(path))
+    if path.suffix.lower() != ".json":
+        return path.open("rb")
+    return io.BytesIO(base64.b64decode(json.loads(path.read_bytes())["imageData"]))
 
 
 def _convert_to_rgb(picture):

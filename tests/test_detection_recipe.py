@@ -1,6 +1,7 @@
 """The settings of train_detection.py: nothing is trained here."""
 
 import functools
+import json
 import pathlib
 import sys
 
@@ -9,7 +10,9 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
+import evaluate_detection
 import train_detection
+from format_folders import draw_shapes, write_yolo
 
 from heads import FasterRCNN, RetinaNet
 from van_backbones import VANBackbone
@@ -173,3 +176,62 @@ def test_pictures_of_an_unsure_model_show_as_many_detections_as_objects():
     assert train_detection.choose_threshold(truths, sure) == 0.4
     nothing = [{"labels": np.array([-1])}]
     assert train_detection.choose_threshold(nothing, [{"scores": np.array([0.3, 0.1])}]) == 0.3
+
+
+# Data.
+
+
+def write_flat_yolo(root):
+    """Twelve pictures in YOLO's format, without splits; the objects of the embedded data."""
+    content, pixels = draw_shapes(12, with_masks=False)[1:]
+    write_yolo(root / "splits", content, pixels)
+    for kind in ("images", "labels"):
+        (root / "splits" / kind / "train").rename(root / kind)
+    (root / "splits/classes.txt").rename(root / "classes.txt")
+
+
+def test_the_format_is_found_and_a_share_held_out(tmp_path, capsys):
+    write_flat_yolo(tmp_path)
+    options = ["--data", str(tmp_path), "--val-share", "0.25", "--seed", "4"]
+    train, val = train_detection.open_data(train_detection.parse_arguments(options))
+    assert len(train) + len(val) == 12
+    assert 2 <= len(val) <= 5
+    assert not {*train.image_ids} & {*val.image_ids}
+    printed = capsys.readouterr().out
+    assert "Found YOLO's format: 12 pictures by" in printed
+    assert f"{len(val)} of 12 pictures are held out to score" in printed
+
+    # The evaluation scores the same pictures.
+    model = tmp_path / "model.keras"
+    RetinaNet(TinyVAN("b0"), train.num_classes, channels=8, num_convs=1).save(model)
+    options = [str(model), *options, "--image-size", "32", "--output", str(tmp_path / "results.json")]
+    evaluate_detection.main(options)
+    assert f"detections on {len(val)} pictures" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {result["image_id"] for result in results} <= {*val.image_ids}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--val-share", "0.2"], "it needs that, and no --splits"),
+        (["--data", "mine", "--splits", "a", "b", "--val-share", "0.2"], "it needs that, and no --splits"),
+        (["--data", "mine", "--val-share", "1"], "--val-share must be below 1. Received: 1.0"),
+        (["--data", "mine", "--val-share", "0"], "argument --val-share: must be a number, above 0"),
+    ],
+)
+def test_shares_that_make_no_sense(options, message, capsys):
+    with pytest.raises(SystemExit):
+        train_detection.parse_arguments(options)
+    assert message in capsys.readouterr().err
+
+
+def test_the_evaluation_refuses_data_that_it_cannot_read(tmp_path, capsys):
+    model = tmp_path / "model.keras"
+    RetinaNet(TinyVAN("b0"), 2, channels=8, num_convs=1).save(model)
+    options = [str(model), "--data", str(tmp_path), "--output", str(tmp_path / "out/results.json")]
+    with pytest.raises(SystemExit, match="holds no objects in a known format"):
+        evaluate_detection.main(options)
+    with pytest.raises(SystemExit):
+        evaluate_detection.main([*options, "--split", "val", "--val-share", "0.2"])
+    assert "and no --split" in capsys.readouterr().err

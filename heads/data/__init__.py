@@ -11,6 +11,8 @@ from heads.data.coco import CocoDataset
 from heads.data.coco_keypoints import CocoKeypoints
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
 from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
+from heads.data.held_out import choose_held_out
+from heads.data.object_folder import ObjectFolder, open_detection_folder
 from heads.data.order import find_training_pictures
 from heads.data.panoptic import PanopticDataset
 from heads.data.panoptic_batches import panoptic_evaluation_batches, panoptic_training_batches
@@ -43,6 +45,7 @@ __all__ = [
     "DetectionShapes",
     "KeypointShapes",
     "Move",
+    "ObjectFolder",
     "PanopticDataset",
     "PanopticShapes",
     "PersonMove",
@@ -53,6 +56,7 @@ __all__ = [
     "SemanticAugmentation",
     "SemanticFolder",
     "SemanticShapes",
+    "choose_held_out",
     "class_training_batches",
     "detection_evaluation_batches",
     "detection_training_batches",
@@ -61,6 +65,7 @@ __all__ = [
     "move_boxes",
     "move_image",
     "move_person",
+    "open_detection_folder",
     "panoptic_evaluation_batches",
     "panoptic_training_batches",
     "photometric_distortion",

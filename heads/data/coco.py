@@ -4,6 +4,7 @@ Boxes are xyxy in continuous pixels, `*_size` = (height, width). What a data set
 described there.
 """
 
+import copy
 import os
 import pathlib
 from collections import Counter
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from heads.coco.annotations import clip_box, judge_boxes, read_annotations
 from heads.coco.entries import is_side, list_briefly, read_entries, read_json, show
 from heads.coco.segmentations import _decode_counts  # noqa: F401  a case of issue 11 times it by this name
+from heads.data.held_out import choose_held_out
 from heads.ops.labels import CROWD_LABEL
 from heads.pictures import DATA_FORMATS, decode_picture, read_picture
 
@@ -38,6 +40,7 @@ class CocoDataset:
         with_masks: Whether to read the segmentations; they stay polygons or run lengths in memory.
 
     Attributes:
+        format: Name of the format.
         path: Path of the JSON file.
         class_names: Names of the classes, in the order of the labels.
         num_classes: Their number.
@@ -55,19 +58,23 @@ class CocoDataset:
             if masks are wanted and no annotation has a segmentation.
     """
 
+    format = "COCO"
+    _kept_ids = None  # of the pictures, where it is a part of a data set
+
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike, with_masks: bool = False):
         self.path = pathlib.Path(annotations)
-        self.with_masks = with_masks
-        content = self.to_coco()
+        self._read_content(self.to_coco(), pathlib.Path(images), with_masks)
+
+    def _read_content(self, content, folder, with_masks):
+        """Sets everything from the content of a COCO file."""
+        self._folder, self.with_masks = folder, with_masks
         categories = read_entries(content, "categories", find_category_problem, self.path)
         pictures = read_entries(content, "images", find_picture_problem, self.path)
         self.category_ids = tuple(sorted(categories))
         self.class_names = tuple(categories[key]["name"] for key in self.category_ids)
         self.num_classes = len(self.class_names)
         self.image_ids = list(pictures)
-        self.image_paths = [
-            find_path(pathlib.Path(images), picture["file_name"]) for picture in pictures.values()
-        ]
+        self.image_paths = [find_path(folder, picture["file_name"]) for picture in pictures.values()]
         sizes = [(int(picture["height"]), int(picture["width"])) for picture in pictures.values()]
         self.image_sizes = np.array(sizes, np.int32)
         self._read_annotations(content.get("annotations"), dict(zip(pictures, sizes, strict=True)))
@@ -76,11 +83,46 @@ class CocoDataset:
         return len(self.image_ids)
 
     def to_coco(self) -> dict:
-        """The content of the JSON file, as it is (for the evaluator)."""
+        """The content of the JSON file, as it is (for the evaluator); of a part, that of its pictures."""
+        content = self._load_content()
+        if self._kept_ids is None:
+            return content
+        pictures = [entry for entry in content["images"] if entry["id"] in self._kept_ids]
+        entries = content.get("annotations") or []
+        entries = [entry for entry in entries if entry["image_id"] in self._kept_ids]
+        return {**content, "images": pictures, "annotations": entries}
+
+    def _load_content(self):
         content = read_json(self.path, "annotations")
         if not isinstance(content, dict):
             raise ValueError(f"annotations must hold a JSON object. Received: {self.path}")
         return content
+
+    def split(self, share: float, seed: int = 0) -> tuple["CocoDataset", "CocoDataset"]:
+        """Returns two parts, one to train on and one that is held out: see `choose_held_out`.
+
+        Args:
+            share: Share of the pictures of each class that is held out.
+            seed: Of the choice; the same gives the same pictures.
+
+        Raises:
+            ValueError: For a share that is not below 1, where no class is on two pictures, or where
+                annotations are faulty: `check` lists them.
+        """
+        if self._problems:
+            raise ValueError(f"{self.path} has {len(self._problems)} faulty annotations: see `check`")
+        is_on = np.zeros((len(self), self.num_classes), bool)
+        for position, labels in enumerate(self.labels):
+            is_on[position, labels[labels >= 0]] = True
+        is_held_out = choose_held_out(is_on, self.image_ids, share, seed, self.path)
+        return self._select(~is_held_out), self._select(is_held_out)
+
+    def _select(self, is_kept):
+        """Returns the part with some of the pictures."""
+        part = copy.copy(self)
+        part._kept_ids = {self.image_ids[place] for place in np.flatnonzero(is_kept)}
+        part._read_content(part.to_coco(), self._folder, self.with_masks)
+        return part
 
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
         """Decodes every picture, counts the objects of each class, and prints what is unusual.

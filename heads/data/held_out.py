@@ -1,0 +1,64 @@
+"""Which pictures are held out of a data set that has no splits of its own."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from heads.arguments import read_seed, read_share
+from heads.pictures import show_path
+
+
+def choose_held_out(is_on: np.ndarray, keys: Sequence, share: float, seed: int, path) -> np.ndarray:
+    """Which pictures are held out, so that each class is on the same share of both parts where it can be.
+
+    The choice follows from the names and the seed alone, not from the order of the files or the machine. As
+    far as the classes that share pictures allow, a class on two pictures or more is in both parts, and one on
+    a single picture is trained on. Pictures without any class are shared out like a class of their own.
+
+    Args:
+        is_on: Bool (pictures, classes), whether a class is on a picture.
+        keys: A name of each picture that is the same on every machine.
+        share: Share that is held out, above 0 and below 1.
+        seed: Of the choice.
+        path: Of the data, for messages.
+
+    Returns:
+        Bool (pictures,).
+
+    Raises:
+        ValueError: For a share that is not below 1, or where no class is on two pictures.
+
+    Reference:
+        - Sechidis et al., "On the Stratification of Multi-Label Data", ECML 2011, algorithm 1.
+    """
+    if read_share("share", share) == 1:
+        raise ValueError(f"share must be below 1, or nothing is left to train on. Received: {share!r}")
+    is_on = np.column_stack([is_on, ~is_on.any(axis=1)])
+    counts = is_on.sum(axis=0)
+    if counts.max(initial=0) < 2:
+        raise ValueError(
+            f"{show_path(path)} must have a class on two pictures to hold some out. Received: none"
+        )
+    is_needed = is_on[:, counts == 1].any(axis=1)  # to train on the class that no other picture has
+    hashes = {place: _hash(read_seed(seed), key) for place, key in enumerate(keys)}
+    order = np.array(sorted(hashes, key=lambda place: (not is_needed[place], hashes[place])))
+    num_held_out = np.clip(np.round(share * counts), 1, np.maximum(counts - 1, 1))
+    wanted = np.stack([counts - num_held_out, num_held_out])  # (parts, classes): still to be shared out
+    places = np.array([1 - share, share]) * len(keys)
+    part, left = np.full(len(keys), -1), np.where(counts > 1, counts, 0)
+    while left.any():
+        label = int(np.argmin(np.where(left > 0, left, len(keys) + 1)))  # the rarest has the fewest chances
+        for place in order[(part[order] < 0) & is_on[order, label]]:
+            lacks = wanted[:, label]
+            chosen = int(np.argmax(places if lacks[0] == lacks[1] else lacks))
+            chosen = 0 if is_needed[place] and lacks[0] > 0 else chosen
+            part[place] = chosen
+            wanted[chosen, is_on[place]] -= 1
+            places[chosen] -= 1
+            left = np.maximum(left - is_on[place], 0)
+    return part == 1
+
+
+def _hash(seed, key):
+    return hashlib.sha256(f"{seed}/{key}".encode("utf-8", "backslashreplace")).digest()

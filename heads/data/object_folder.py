@@ -1,0 +1,107 @@
+"""Folders of pictures with objects in any format that is known: found by looking at them."""
+
+import os
+import pathlib
+
+from heads.coco.entries import list_briefly
+from heads.data.coco import CocoDataset
+from heads.data.formats import coco_layouts, labelme, pascal_voc, yolo
+from heads.data.formats.reading import SPLIT_NAMES, Reading
+from heads.pictures import show_path
+
+# Where several fit, the first counts: exports for YOLO often keep COCO's file.
+FORMATS = (coco_layouts, yolo, pascal_voc, labelme)
+
+
+class ObjectFolder(CocoDataset):
+    """The objects of a folder in a format other than COCO's, as a `CocoDataset`.
+
+    Nothing is converted on the disk: `to_coco` gives what COCO's file would hold, so that training and
+    scoring read the same objects. `open_detection_folder` makes it.
+
+    Args:
+        reading: What was read.
+        with_masks: Whether to keep the masks.
+
+    Raises:
+        ValueError: If no picture could be read, or masks are wanted and no object has one.
+    """
+
+    def __init__(self, reading: Reading, with_masks: bool = False):
+        self.path, self.format, self._reading = reading.path, reading.format, reading
+        if not reading.images:
+            problems = list_briefly(reading.problems) or ["there is none"]
+            raise ValueError(
+                f"{show_path(self.path)} must hold pictures with {self.format}'s labels:\n"
+                + "\n".join(problems)
+            )
+        self._read_content(reading.to_coco(), reading.folder, with_masks)
+        self._problems = [*reading.problems, *self._problems]
+
+    def _load_content(self):
+        if self._reading.problems:
+            problems = "\n".join(list_briefly(self._reading.problems))
+            raise ValueError(f"{show_path(self.path)} has faulty files or annotations:\n{problems}")
+        return self._reading.to_coco()
+
+    def _remark(self, counts, num_turned):
+        yield from self._reading.remarks
+        yield from super()._remark(counts, num_turned)
+
+
+def open_detection_folder(
+    path: str | os.PathLike, split: str | None = None, with_masks: bool = False
+) -> CocoDataset:
+    """The objects of a folder in COCO's, YOLO's, Pascal VOC's or labelme's format, whichever it is.
+
+    The attribute `format` of the result tells which. `docs/data.md` shows the layouts.
+
+    Args:
+        path: The folder.
+        split: Name of a split; "train", "val" and "test" also find "training", "valid", "validation",
+            "train2017" and the like. None: a folder without splits, the only split, or else "train".
+        with_masks: Whether to read the masks.
+
+    Returns:
+        A `CocoDataset`, or an `ObjectFolder`, which is one. Nothing is checked yet: see `CocoDataset.check`.
+
+    Raises:
+        ValueError: If the folder is missing, in no format that is known (the message lists what was looked
+            for), or has no such split.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise ValueError(f"path must be a folder that exists. Received: {show_path(path)}")
+    for each in FORMATS:
+        splits = each.list_splits(path)
+        if splits:
+            place = splits[_choose_split(path, split, splits, each.FORMAT)]
+            if each is coco_layouts:
+                return CocoDataset(*place, with_masks)
+            return ObjectFolder(each.read_split(path, place, with_masks), with_masks)
+    looked_for = [f"- {each.FORMAT}: {layout}" for each in FORMATS for layout in each.LAYOUTS]
+    found = ", ".join(sorted(each.name for each in path.iterdir())[:10]) or "nothing"
+    raise ValueError(
+        f"{show_path(path)} holds no objects in a known format. Looked for:\n"
+        + "\n".join(looked_for)
+        + f"\nReceived: {found}"
+    )
+
+
+def _choose_split(path, split, splits, format_name):
+    """Returns the key of the split in `splits`."""
+    if split is None and len(splits) == 1:
+        return next(iter(splits))
+    wanted = "train" if split is None else split
+    for name in (wanted, *SPLIT_NAMES.get(wanted, ())):
+        if name in splits:
+            return name
+    if None in splits:
+        raise ValueError(
+            f"{show_path(path)} ({format_name}) has no splits: open it without a name, and hold a part out "
+            f"(`split(0.2)`, or --val-share 0.2 of the scripts). Received: split={split!r}"
+        )
+    raise ValueError(
+        f"split must be one of {list(splits)}, those of the {format_name} data in {show_path(path)}. "
+        f"Received: {split!r}"
+    )
