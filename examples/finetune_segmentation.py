@@ -2,8 +2,9 @@
 
     python examples/finetune_segmentation.py --data path/to/data --variant b0 --weights imagenet
 
-The data folder holds `images/<split>`, `labels/<split>` and `classes.txt`, or ADE20K's layout. Without --data
-the embedded, synthetic data set is used.
+The data folder holds `images/<split>`, `labels/<split>` and `classes.txt` or a table of the labels' colours,
+or is in ADE20K's or Pascal VOC's layout; of one without splits, `--val-share 0.2` holds out a fifth. Without
+--data the embedded, synthetic data set is used.
 """
 
 import argparse
@@ -97,6 +98,8 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--data", help="folder of images and labels; default: the embedded data set")
     add("--class-names", help="text file with a class name per line, where the data has no classes.txt")
+    add("--class-colours", help="table of names and colours, where the labels are coloured; default: found")
+    add("--val-share", type=number(above=0), help="hold out this share of each class, chosen by --seed")
     add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
     add("--variant", default="b0", choices=list(VARIANTS))
     add("--head", default="semantic_fpn", choices=list(RECIPES))
@@ -129,6 +132,10 @@ def parse_arguments(argv):
         parser.error(
             "--class-names and --reduce-zero-label need --data: the embedded data has its own classes"
         )
+    if arguments.data is None and (arguments.class_colours or arguments.val_share):
+        parser.error("--class-colours and --val-share need --data: the embedded data has both")
+    if arguments.val_share is not None and arguments.val_share >= 1:
+        parser.error(f"--val-share must be below 1. Received: {arguments.val_share}")
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     return arguments
@@ -150,12 +157,18 @@ def open_data(arguments):
         return SemanticShapes(2000, arguments.crop_size, seed=0), SemanticShapes(
             100, arguments.crop_size, seed=1
         )
-    folders = [
-        SemanticFolder(arguments.data, split, arguments.class_names, arguments.reduce_zero_label)
-        for split in ("train", "val")
-    ]
+    options = arguments.class_names, arguments.reduce_zero_label, arguments.class_colours
+    splits = [None] if arguments.val_share else ["train", "val"]
+    folders = [SemanticFolder(arguments.data, split, *options) for split in splits]
+    print(f"Found the layout of {folders[0].layout}", flush=True)
     for folder in folders:
         folder.check()
+    if arguments.val_share:
+        total = len(folders[0])
+        folders = folders[0].split(arguments.val_share, arguments.seed)
+        print(
+            f"{len(folders[1])} of {total} pictures are held out to score (--val-share, --seed)", flush=True
+        )
     return folders
 
 

@@ -236,6 +236,9 @@ def test_recipe(options, learning_rate, weight_decay, power, warm_up):
         (["--seed", "-3"], "argument --seed: must be a whole number, 0 .. "),
         (["--reduce-zero-label"], "need --data"),
         (["--base-size", "512", "2048"], "--base-size must be LONG SHORT"),
+        (["--class-colours", "table.txt"], "--class-colours and --val-share need --data"),
+        (["--val-share", "0.2"], "--class-colours and --val-share need --data"),
+        (["--data", "mine", "--val-share", "1"], "--val-share must be below 1. Received: 1.0"),
     ],
 )
 def test_finetuning_refuses(options, message, capsys):
@@ -267,6 +270,32 @@ def test_validation_data_without_labels_is_refused(data_folder, tmp_path):
         Image.fromarray(np.full((48, 64), 255, "uint8")).save(path)
     with pytest.raises(ValueError, match="nothing to learn in 'val': no class occurs in its labels"):
         finetune_segmentation.open_data(arguments)
+
+
+def test_coloured_labels_without_splits(data_folder, tmp_path, capsys):
+    """The same labels in colours, six pictures in one folder: the same batches, and a third held out."""
+    colours = np.array([(200, 0, 0), (0, 200, 0), (0, 0, 200)], "uint8")
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for path in data_folder.glob(f"{kind}/*/*"):
+            pixels = np.asarray(Image.open(path))
+            if kind == "labels":
+                pixels = np.where((pixels == 255)[..., None], 0, colours[pixels % 255]).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / kind / f"{path.parent.name}_{path.stem}.png")
+    rows = [" ".join(map(str, (name, *colour))) for name, colour in zip(NAMES, colours, strict=True)]
+    (tmp_path / "table.txt").write_text("\n".join([*rows, "void 0 0 0"]))
+    options = ["--data", str(tmp_path), "--class-colours", str(tmp_path / "table.txt"), "--val-share", "0.34"]
+    train, val = finetune_segmentation.open_data(finetune_segmentation.parse_arguments(options))
+    assert train.class_names == NAMES
+    assert (len(train), len(val)) == (4, 2)
+    printed = capsys.readouterr().out
+    assert "Found the layout of images and labels" in printed
+    assert "2 of 6 pictures are held out to score" in printed
+    for part in (train, val):
+        for (image_path, _), (_, label) in zip(part.pairs, part.load(), strict=True):
+            split, name = image_path.stem.split("_")
+            wanted = np.asarray(Image.open(data_folder / "labels" / split / f"{name}.png"))
+            np.testing.assert_array_equal(label, wanted)
 
 
 def test_weight_decay_leaves_out_norms_and_biases():

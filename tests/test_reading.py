@@ -6,7 +6,6 @@ from heads.data.formats.reading import (
     Reading,
     find_class_list,
     find_first,
-    list_split_folders,
     walk_files,
 )
 from heads.pictures import read_upright_size
@@ -39,14 +38,6 @@ def test_names_of_files_elsewhere_stay_whole(tmp_path):
     reading = Reading("YOLO", tmp_path / "data", tmp_path / "data", ["cat"])
     assert reading.name(tmp_path / "a.png") == (tmp_path / "a.png").as_posix()
     assert reading.name(tmp_path / "data/b/a.png") == "b/a.png"
-
-
-def test_folders_of_splits(tmp_path):
-    for name in ("batch1", "extra", ".train"):
-        (tmp_path / name).mkdir()
-    assert list_split_folders(tmp_path) == {}
-    (tmp_path / "valid").mkdir()
-    assert list(list_split_folders(tmp_path)) == ["batch1", "extra", "valid"]
 
 
 def test_files_are_walked_in_order_without_hidden_ones(tmp_path):

@@ -94,7 +94,7 @@ def test_class_names_from_text_file(tmp_path):
 
 
 def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"images/<split>/.*nowhere"):
+    with pytest.raises(ValueError, match=r"path must be a folder that exists\. Received: .*nowhere"):
         SemanticFolder(tmp_path / "nowhere")
     write_folder(tmp_path, split="train")
     write_folder(tmp_path, split="val")

@@ -11,7 +11,6 @@ from heads.data.coco import CocoDataset
 from heads.data.coco_keypoints import CocoKeypoints
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
 from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
-from heads.data.held_out import choose_held_out
 from heads.data.object_folder import ObjectFolder, open_detection_folder
 from heads.data.order import find_training_pictures
 from heads.data.panoptic import PanopticDataset
@@ -35,6 +34,7 @@ from heads.data.shapes.keypoints import KeypointShapes
 from heads.data.shapes.panoptic import PanopticShapes
 from heads.data.shapes.saliency import SaliencyShapes
 from heads.data.shapes.semantic import SemanticShapes
+from heads.data.splits import choose_held_out
 
 __all__ = [
     "ClassAugmentation",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from heads.coco.annotations import clip_box, judge_boxes, read_annotations
 from heads.coco.entries import is_side, list_briefly, read_entries, read_json, show
 from heads.coco.segmentations import _decode_counts  # noqa: F401  a case of issue 11 times it by this name
-from heads.data.held_out import choose_held_out
+from heads.data.splits import choose_held_out
 from heads.ops.labels import CROWD_LABEL
 from heads.pictures import DATA_FORMATS, decode_picture, read_picture
 

@@ -10,43 +10,25 @@ from heads.pictures import show_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
+# The second is labelme's.
+CLASS_FILES = ("classes.txt", "class_names.txt")
 LABEL_FOLDERS = ("labels", "annotations", "masks")
 # Files with these lie in such folders too; they are named, not left out.
 OTHER_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".mpo", ".npy", ".tga", ".tif", ".tiff"),
     ".webp",
 )
-# ADE20K's folders spell the split's name out.
-LONG_SPLIT_NAMES = {"train": "training", "val": "validation"}
 MAX_LISTED = 20
-
-
-def find_split(path: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """The image folder and the label folder of a split."""
-    label_root = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
-    if label_root is None or not (path / "images").is_dir():
-        raise ValueError(
-            f"path must hold images/<split>/ with one of {', '.join(LABEL_FOLDERS)} and a <split>/ in it. "
-            f"Received: {path}"
-        )
-    for name in (split, LONG_SPLIT_NAMES.get(split, split)):
-        if (path / "images" / name).is_dir() and (label_root / name).is_dir():
-            return path / "images" / name, label_root / name
-    found = [folder.name for folder in (path / "images").iterdir() if (label_root / folder.name).is_dir()]
-    raise ValueError(
-        f"split must be one of {sorted(found)}, the folders in images/ and {label_root.name}/ of {path}. "
-        f"Received: {split!r}"
-    )
 
 
 def find_class_names(path: pathlib.Path, class_names, reduce_zero_label: bool) -> tuple[str, ...]:
     """The checked class names: as given, of a file, or of the folder's classes.txt."""
     if class_names is None:
-        class_names = path / "classes.txt"
-        if not class_names.is_file():
+        class_names = next((path / name for name in CLASS_FILES if (path / name).is_file()), None)
+        if class_names is None:
             raise ValueError(
                 f"class_names must be given (a sequence of names, or a text file with one name per line) "
-                f"where the folder has no classes.txt. Received: class_names=None for {path}"
+                f"where the folder has no {CLASS_FILES[0]}. Received: class_names=None for {path}"
             )
     if isinstance(class_names, str | os.PathLike):
         class_names = read_class_names(class_names)
@@ -73,11 +55,31 @@ def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
     Raises:
         ValueError: If the file is missing, in another encoding or has an empty line between the names.
     """
+    text = read_text(path, "class_names")
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if not all(names):
+        raise ValueError(
+            f"{show_path(path)} must hold non-empty names, one per line, for a gap would shift those that "
+            f"follow. Received: line {names.index('') + 1} is empty"
+        )
+    return names
+
+
+def read_text(path: str | os.PathLike, argument: str) -> str:
+    """The text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
+
+    Args:
+        path: Of the file.
+        argument: Name of the argument that it is for, for messages.
+
+    Raises:
+        ValueError: If the file is missing or in another encoding.
+    """
     try:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise ValueError(
-            f"class_names must be a text file with one name per line. "
+            f"{argument} must be a text file with one name per line. "
             f"Received: {show_path(path)} ({error.strerror})"
         ) from error
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -89,13 +91,7 @@ def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
         reason = "it holds NUL characters"
     if "\0" in text:
         raise ValueError(f"{show_path(path)} must be UTF-8 text; save it again as UTF-8. Received: {reason}")
-    names = tuple(line.strip() for line in text.rstrip().splitlines())
-    if not all(names):
-        raise ValueError(
-            f"{show_path(path)} must hold non-empty names, one per line, for a gap would shift those that "
-            f"follow. Received: line {names.index('') + 1} is empty"
-        )
-    return names
+    return text
 
 
 def pair_files(image_folder: pathlib.Path, label_folder: pathlib.Path) -> list[tuple]:

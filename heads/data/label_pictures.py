@@ -40,24 +40,35 @@ def decode_label_picture(path: str | bytes | os.PathLike) -> LabelPicture:
             orientation. The message starts with the path.
     """
     with named_faults(path):
-        picture = open_picture(path)
-        if picture.format != "PNG":
-            blurs = "; JPEG blurs class numbers" if picture.format in ("JPEG", "MPO") else ""
-            raise ValueError(f"the label picture must be PNG by content{blurs}. Received: {picture.format}")
+        picture = open_label_picture(path)
         if len(picture.getbands()) != 1:
             raise ValueError(
-                f"the label picture must have one channel or a palette; map its colours to class numbers and "
-                f"save it as 8-bit grey. Received: mode {picture.mode!r}"
+                f"the label picture must have one channel or a palette; map its colours to classes by "
+                f"class_colours, a table of them. Received: mode {picture.mode!r}"
             )
         grey_step = GREY_STEPS.get(picture.tile[0][3], 1)
         numbers = np.asarray(picture).astype("int32") // grey_step
-        if (orientation := read_orientation(picture)) != 1:
-            raise ValueError(
-                f"the label picture must have no EXIF orientation; save it upright, without. "
-                f"Received: orientation {orientation}"
-            )
+        refuse_turned(picture)
         palette = picture.getpalette("RGB") if picture.mode == "P" else None
     return LabelPicture(numbers, None if palette is None else np.array(palette, "uint8").reshape(-1, 3))
+
+
+def open_label_picture(path: str | bytes | os.PathLike):
+    """A label picture of Pillow, not decoded yet; a ValueError if it is no PNG. See `open_picture`."""
+    picture = open_picture(path)
+    if picture.format != "PNG":
+        blurs = "; JPEG blurs class numbers" if picture.format in ("JPEG", "MPO") else ""
+        raise ValueError(f"the label picture must be PNG by content{blurs}. Received: {picture.format}")
+    return picture
+
+
+def refuse_turned(picture):
+    """Raises a ValueError if a decoded label picture is turned by an EXIF orientation."""
+    if (orientation := read_orientation(picture)) != 1:
+        raise ValueError(
+            f"the label picture must have no EXIF orientation; save it upright, without. "
+            f"Received: orientation {orientation}"
+        )
 
 
 def shift_zero_label(label: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ import pathlib
 from heads.coco.entries import list_briefly
 from heads.data.coco import CocoDataset
 from heads.data.formats import coco_layouts, labelme, pascal_voc, yolo
-from heads.data.formats.reading import SPLIT_NAMES, Reading
+from heads.data.formats.reading import Reading
+from heads.data.splits import choose_split
 from heads.pictures import show_path
 
 # Where several fit, the first counts: exports for YOLO often keep COCO's file.
@@ -75,7 +76,7 @@ def open_detection_folder(
     for each in FORMATS:
         splits = each.list_splits(path)
         if splits:
-            place = splits[_choose_split(path, split, splits, each.FORMAT)]
+            place = splits[choose_split(path, split, splits, f"those of the {each.FORMAT} data in")]
             if each is coco_layouts:
                 return CocoDataset(*place, with_masks)
             return ObjectFolder(each.read_split(path, place, with_masks), with_masks)
@@ -85,23 +86,4 @@ def open_detection_folder(
         f"{show_path(path)} holds no objects in a known format. Looked for:\n"
         + "\n".join(looked_for)
         + f"\nReceived: {found}"
-    )
-
-
-def _choose_split(path, split, splits, format_name):
-    """Returns the key of the split in `splits`."""
-    if split is None and len(splits) == 1:
-        return next(iter(splits))
-    wanted = "train" if split is None else split
-    for name in (wanted, *SPLIT_NAMES.get(wanted, ())):
-        if name in splits:
-            return name
-    if None in splits:
-        raise ValueError(
-            f"{show_path(path)} ({format_name}) has no splits: open it without a name, and hold a part out "
-            f"(`split(0.2)`, or --val-share 0.2 of the scripts). Received: split={split!r}"
-        )
-    raise ValueError(
-        f"split must be one of {list(splits)}, those of the {format_name} data in {show_path(path)}. "
-        f"Received: {split!r}"
     )

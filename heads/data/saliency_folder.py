@@ -43,8 +43,9 @@ class SaliencyFolder(SemanticFolder):
         if not counts.all():
             occurs = self.class_names[int(counts.argmax())] if counts.any() else "nothing"
             raise ValueError(
-                f"{self.path} has nothing to learn in {self.split!r}: {occurs} alone occurs in its masks. "
-                f"An object must be 1 or white. Received: {counts.tolist()} pixels, {num_ignored} ignored"
+                f"{self.path} has nothing to learn in {self.split_name!r}: {occurs} alone occurs in its "
+                f"masks. An object must be 1 or white. Received: {counts.tolist()} pixels, "
+                f"{num_ignored} ignored"
             )
 
 

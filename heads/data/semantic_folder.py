@@ -3,19 +3,23 @@
 Label maps hold one class per pixel, int32; 255 is ignored. `*_size` = (height, width).
 """
 
+import copy
 import dataclasses
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from heads.data.label_folders import MAX_LISTED, find_class_names, find_split, list_briefly, pair_files
-from heads.data.label_pictures import decode_label_picture, find_other_order, map_numbers
+from heads.data.colour_tables import find_colours
+from heads.data.label_folders import MAX_LISTED, find_class_names, list_briefly
+from heads.data.label_layouts import VOC_CLASS_NAMES, find_pairs
+from heads.data.label_pictures import LabelPicture, decode_label_picture, find_other_order, map_numbers
+from heads.data.splits import choose_held_out
 from heads.ops.labels import IGNORED_LABEL
 from heads.pictures import DATA_FORMATS, decode_picture, show_path
 
@@ -23,19 +27,30 @@ from heads.pictures import DATA_FORMATS, decode_picture, show_path
 class SemanticFolder:
     """A folder of images and label pictures, paired by their names without suffix.
 
-    Two layouts are read: `images/<split>/` with `labels/<split>/`, and ADE20K's `images/training/` with
-    `annotations/training/`; sub-folders belong to the split. Images are JPEG or PNG, label pictures are
-    one-channel or palette PNG that hold the class numbers: of palettes the indices count. A number is the
-    line in `classes.txt`, from 0; 255 is ignored. Images are read as `heads.pictures.decode_picture`
+    These layouts are read: `images/<split>/` with `labels/<split>/`, or without splits; ADE20K's
+    `images/training/` with `annotations/training/`; and Pascal VOC's. Sub-folders belong to the split. Images
+    are JPEG or PNG, label pictures are one-channel or palette PNG that hold the class numbers: of palettes
+    the indices count. A number is the line in `classes.txt`, from 0; 255 is ignored. Coloured label pictures
+    need a table of the classes' colours. Images are read as `heads.pictures.decode_picture`
     says: the EXIF orientation is applied unless only the stored pixels have the size of the label.
 
     Args:
         path: The folder.
-        split: Name of the split; "train" and "val" also find "training" and "validation".
+        split: Name of the split; "train" and "val" also find "training", "valid", "validation" and the like.
+            None: all pictures of a folder without splits, the only split, or else "train".
         class_names: Names in the order of the labels, at least 2, or the path of a text file with one name
-            per line. Default: the folder's `classes.txt`.
+            per line. Default: the folder's `classes.txt`, or the names of its table of colours.
         reduce_zero_label: True where label 0 means unlabelled and the classes are 1 .. N, as in ADE20K:
             0 becomes 255 and k becomes k - 1.
+        class_colours: Of coloured label pictures: (red, green, blue) by name, or the path of a text file, see
+            `read_colour_table`. Then there are no `class_names` beside it. Default: where the folder has no
+            `classes.txt`, its `labelmap.txt`, `class_dict.csv`, `label_colors.txt` or `colours.txt`.
+
+    Attributes:
+        layout: Name of the layout.
+        pairs: (image, label picture), paths.
+        class_names: Names of the classes.
+        num_classes: Their number.
 
     Raises:
         ValueError: For a missing folder or split, class names that are missing, unreadable, fewer than 2 or
@@ -46,17 +61,22 @@ class SemanticFolder:
     def __init__(
         self,
         path: str | os.PathLike,
-        split: str = "train",
+        split: str | None = "train",
         class_names: Sequence[str] | str | os.PathLike | None = None,
         reduce_zero_label: bool = False,
+        class_colours: Mapping | str | os.PathLike | None = None,
     ):
         self.path = pathlib.Path(path)
-        self.split = split
+        self.split_name = split or self.path.name
         self.reduce_zero_label = reduce_zero_label
-        image_folder, label_folder = find_split(self.path, split)
-        self.class_names = find_class_names(self.path, class_names, reduce_zero_label)
+        self.layout, start, self.pairs = find_pairs(self.path, split)
+        if class_names is None and start.name.startswith("VOC2") and not (start / "classes.txt").is_file():
+            class_names = VOC_CLASS_NAMES
+        self._colours = find_colours(start, class_names, class_colours, reduce_zero_label)
+        names = class_names if self._colours is None else self._colours.class_names
+        self.class_names = find_class_names(start, names, reduce_zero_label)
         self.num_classes = len(self.class_names)
-        self.pairs = pair_files(image_folder, label_folder)
+        self._is_on = None  # (pairs, classes), which classes are on which picture
 
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
         """Decodes every file and counts the pixels of each class.
@@ -77,16 +97,45 @@ class SemanticFolder:
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
             reports = pool.map(self._examine_pair, self.pairs)
-            reports = list(tqdm(reports, f"check {self.split}", len(self), disable=not progress))
+            reports = list(tqdm(reports, f"check {self.split_name}", len(self), disable=not progress))
         problems = [problem for report in reports for problem in report.problems]
         if problems:
-            raise ValueError(f"{self.path} has faulty files in {self.split!r}:\n{list_briefly(problems)}")
+            raise ValueError(
+                f"{self.path} has faulty files in {self.split_name!r}:\n{list_briefly(problems)}"
+            )
         if progress:
-            _tell_orientations(self.split, reports)
+            _tell_orientations(self.split_name, reports)
+        self._is_on = np.array([report.counts > 0 for report in reports])
         counts = sum(report.counts for report in reports)
         self._judge_counts(counts, sum(report.num_ignored for report in reports))
         self._judge_palettes(reports)
         return counts
+
+    def split(self, share: float, seed: int = 0) -> tuple["SemanticFolder", "SemanticFolder"]:
+        """Returns two parts, one to train on and one that is held out: see `choose_held_out`.
+
+        Decodes all label pictures, unless `check` has done so.
+
+        Args:
+            share: Share of the pictures of each class that is held out.
+            seed: Of the choice; the same gives the same pictures.
+
+        Raises:
+            ValueError: For a share that is not below 1, where no class is on two pictures, or where a label
+                picture cannot be read.
+        """
+        if self._is_on is None:
+            labels = (self._map_numbers(self._decode_label(path).numbers, path) for _, path in self.pairs)
+            counts = [np.bincount(label.ravel(), minlength=IGNORED_LABEL + 1) for label in labels]
+            self._is_on = np.array(counts)[:, : self.num_classes] > 0
+        keys = [image.relative_to(self.path).as_posix() for image in self.image_paths]
+        is_held_out = choose_held_out(self._is_on, keys, share, seed, self.path)
+        return self._select(~is_held_out), self._select(is_held_out)
+
+    def _select(self, is_kept):
+        part, places = copy.copy(self), np.flatnonzero(is_kept)
+        part.pairs, part._is_on = [self.pairs[place] for place in places], self._is_on[places]
+        return part
 
     def __len__(self):
         return len(self.pairs)
@@ -110,7 +159,7 @@ class SemanticFolder:
 
         def read_pair(index):
             image_path, label_path = self.pairs[index]
-            label = decode_label_picture(label_path)
+            label = self._decode_label(label_path)
             return (
                 _read_image(image_path, label_path, label).pixels,
                 self._map_numbers(label.numbers, label_path),
@@ -123,6 +172,14 @@ class SemanticFolder:
         indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
+    def _decode_label(self, path):
+        """Returns the `LabelPicture` of a file; the numbers of a coloured one are labels already."""
+        return (
+            decode_label_picture(path)
+            if self._colours is None
+            else LabelPicture(self._colours.decode(path), None)
+        )
+
     def _map_numbers(self, numbers, path):
         """Returns the labels of a label picture's numbers."""
         return map_numbers(numbers, self.num_classes, self.reduce_zero_label, path)
@@ -133,7 +190,7 @@ class SemanticFolder:
         report = _PairReport(label_path, np.zeros(self.num_classes, "int64"))
         picture = label = None
         try:
-            picture = decode_label_picture(label_path)
+            picture = self._decode_label(label_path)
             label = self._map_numbers(picture.numbers, label_path)
         except ValueError as problem:
             report.problems.append(str(problem))
@@ -158,14 +215,14 @@ class SemanticFolder:
             )
             hint = "reduce_zero_label=True ignores number 0 also; leave it out if 0 is a class. "
             raise ValueError(
-                f"{self.path} has nothing to learn in {self.split!r}: {occurs} occurs in its labels, and "
-                f"{num_ignored} pixels are ignored. {hint if self.reduce_zero_label else ''}"
+                f"{self.path} has nothing to learn in {self.split_name!r}: {occurs} occurs in its labels, "
+                f"and {num_ignored} pixels are ignored. {hint if self.reduce_zero_label else ''}"
                 f"Label {IGNORED_LABEL} is ignored: save masks of 0 and 255 as 0 and 1, with names for both."
             )
         if absent:
             more = f" and {len(absent) - MAX_LISTED} more" if len(absent) > MAX_LISTED else ""
             warnings.warn(
-                f"{self.path}: the labels in {self.split!r} never hold {len(absent)} of the "
+                f"{self.path}: the labels in {self.split_name!r} never hold {len(absent)} of the "
                 f"{self.num_classes} classes: {', '.join(absent[:MAX_LISTED])}{more}. Class number k is line "
                 f"k + 1 of the class names; where the numbers begin at 1 and 0 means unlabelled, pass "
                 f"reduce_zero_label=True.",
@@ -182,9 +239,10 @@ class SemanticFolder:
         if other_order := find_other_order(palettes):
             path, number, other_path, other_number = other_order
             warnings.warn(
-                f"{self.path}: label pictures in {self.split!r} have palettes of different order. One colour "
-                f"is number {number} in {show_path(path)} and {other_number} in {show_path(other_path)}. The "
-                f"numbers count, not the colours: where those are right, save the pictures as grey.",
+                f"{self.path}: label pictures in {self.split_name!r} have palettes of different order. One "
+                f"colour is number {number} in {show_path(path)} and {other_number} in "
+                f"{show_path(other_path)}. The numbers count, not the colours: where those are right, save "
+                f"the pictures as grey.",
                 stacklevel=3,
             )
 

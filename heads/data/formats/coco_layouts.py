@@ -3,7 +3,7 @@
 import pathlib
 
 from heads.coco.entries import read_json
-from heads.data.formats.reading import list_split_folders
+from heads.data.splits import list_split_folders
 
 FORMAT = "COCO"
 LAYOUTS = (

@@ -18,9 +18,9 @@ from heads.data.formats.reading import (
     Reading,
     find_class_list,
     find_first,
-    list_split_folders,
     walk_files,
 )
+from heads.data.splits import list_split_folders
 from heads.pictures import show_path
 
 FORMAT = "labelme"

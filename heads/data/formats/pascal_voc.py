@@ -11,10 +11,10 @@ from heads.data.formats.reading import (
     PICTURE_SUFFIXES,
     Reading,
     find_class_list,
-    list_split_folders,
     walk_files,
 )
 from heads.data.label_pictures import decode_label
+from heads.data.splits import list_split_folders
 from heads.pictures import show_path
 
 FORMAT = "Pascal VOC"

@@ -9,12 +9,6 @@ from heads.pictures import read_upright_size, show_path
 
 # `check` names those that are no JPEG or PNG.
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)
-# What tools call the same split.
-SPLIT_NAMES = {
-    "train": ("train", "training", "train2017"),
-    "val": ("val", "valid", "validation", "val2017"),
-    "test": ("test", "testing", "test2017"),
-}
 CLASS_FILES = ("classes.txt", "labels.txt", "obj.names", "_darknet.labels", "class_names.txt")
 # Lines of labelme's lists that are no class of objects.
 NO_OBJECTS = ("__ignore__", "_background_")
@@ -101,13 +95,6 @@ class Reading:
         """The content of a COCO instances file."""
         categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names)]
         return {"images": self.images, "annotations": self.annotations, "categories": categories}
-
-
-def list_split_folders(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The sub-folders of a folder, where one of them at least has the name of a split."""
-    folders = {each.name: each for each in list_folder(path) if each.is_dir()}
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    return folders if known & folders.keys() else {}
 
 
 def list_folder(path: pathlib.Path) -> list[pathlib.Path]:

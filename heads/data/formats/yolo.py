@@ -11,14 +11,13 @@ from heads.coco.entries import show
 from heads.data.formats.reading import (
     CLASS_FILES,
     PICTURE_SUFFIXES,
-    SPLIT_NAMES,
     Reading,
     find_class_list,
     find_first,
     list_folder,
-    list_split_folders,
     walk_files,
 )
+from heads.data.splits import SPLIT_NAMES, list_split_folders
 from heads.pictures import show_path
 
 FORMAT = "YOLO"

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from heads.data import choose_held_out
+from heads.data.splits import choose_split, list_split_folders
 
 
 def choose(is_on, share=0.2, seed=0, keys=None):
@@ -70,3 +71,39 @@ def test_few_pictures():
 def test_what_cannot_be_split_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         choose(**{"is_on": np.ones((4, 1)), **options})
+
+
+def test_folders_of_splits(tmp_path):
+    for name in ("batch1", "extra", ".train"):
+        (tmp_path / name).mkdir()
+    assert list_split_folders(tmp_path) == {}
+    (tmp_path / "valid").mkdir()
+    assert list(list_split_folders(tmp_path)) == ["batch1", "extra", "valid"]
+
+
+@pytest.mark.parametrize(
+    ("split", "splits", "chosen"),
+    [
+        (None, [None], None),
+        (None, ["batch1"], "batch1"),
+        (None, ["test", "training"], "training"),
+        ("val", ["train", "valid"], "valid"),
+        ("val", ["validation", "val"], "val"),
+        ("mine", ["mine", "train"], "mine"),
+    ],
+)
+def test_splits_are_chosen(split, splits, chosen):
+    assert choose_split("data", split, splits, "those of") == chosen
+
+
+@pytest.mark.parametrize(
+    ("split", "splits", "message"),
+    [
+        ("train", [None], r"data has no splits: .*`split\(0\.2\)`.* Received: split='train'"),
+        ("val", ["train"], r"split must be one of \['train'\], those of data\. Received: 'val'"),
+        (None, ["a", "b"], r"split must be one of \['a', 'b'\], those of data\. Received: None"),
+    ],
+)
+def test_splits_that_are_missing(split, splits, message):
+    with pytest.raises(ValueError, match=message):
+        choose_split("data", split, splits, "those of")

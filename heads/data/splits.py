@@ -1,12 +1,55 @@
-"""Which pictures are held out of a data set that has no splits of its own."""
+"""The splits of a folder, and which pictures are held out where it has none."""
 
 import hashlib
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from heads.arguments import read_seed, read_share
 from heads.pictures import show_path
+
+# What tools call the same split.
+SPLIT_NAMES = {
+    "train": ("train", "training", "train2017"),
+    "val": ("val", "valid", "validation", "val2017"),
+    "test": ("test", "testing", "test2017"),
+}
+
+
+def list_split_folders(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The sub-folders of a folder, where one of them at least has the name of a split."""
+    folders = {each.name: each for each in sorted(path.iterdir()) if each.is_dir()}
+    folders = {name: each for name, each in folders.items() if not name.startswith(".")}
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    return folders if known & folders.keys() else {}
+
+
+def choose_split(path: pathlib.Path, split: str | None, splits: Iterable, source: str):
+    """The name of a split among those that there are.
+
+    Args:
+        path: Of the folder, for messages.
+        split: Its name, or another one of `SPLIT_NAMES` for the same. None: the only split, or else "train".
+        splits: The names; None alone for a folder without splits.
+        source: What the names are of, for the message.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    splits = list(splits)
+    if split is None and len(splits) == 1:
+        return splits[0]
+    wanted = "train" if split is None else split
+    for name in (wanted, *SPLIT_NAMES.get(wanted, ())):
+        if name in splits:
+            return name
+    if None in splits:
+        raise ValueError(
+            f"{show_path(path)} has no splits: open it with split=None, and hold a part out (`split(0.2)`, "
+            f"or --val-share 0.2 of the scripts). Received: split={split!r}"
+        )
+    raise ValueError(f"split must be one of {splits}, {source} {show_path(path)}. Received: {split!r}")
 
 
 def choose_held_out(is_on: np.ndarray, keys: Sequence, share: float, seed: int, path) -> np.ndarray:
