@@ -3,8 +3,8 @@
     python examples/finetune_segmentation.py --data path/to/data --variant b0 --weights imagenet
 
 The data folder holds `images/<split>`, `labels/<split>` and `classes.txt` or a table of the labels' colours,
-or is in ADE20K's or Pascal VOC's layout; of one without splits, `--val-share 0.2` holds out a fifth. Without
---data the embedded, synthetic data set is used.
+or is in ADE20K's or Pascal VOC's layout, or holds outlines of objects in COCO's, YOLO's or labelme's format.
+Of one without splits, `--val-share 0.2` holds out a fifth. Without --data the embedded data set is used.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from PIL import Image
 from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
-    SemanticFolder,
     SemanticShapes,
     find_training_pictures,
+    open_semantic_folder,
     semantic_evaluation_batches,
     semantic_training_batches,
 )
@@ -159,8 +159,10 @@ def open_data(arguments):
         )
     options = arguments.class_names, arguments.reduce_zero_label, arguments.class_colours
     splits = [None] if arguments.val_share else ["train", "val"]
-    folders = [SemanticFolder(arguments.data, split, *options) for split in splits]
-    print(f"Found the layout of {folders[0].layout}", flush=True)
+    folders = [open_semantic_folder(arguments.data, split, *options) for split in splits]
+    print(
+        f"Found {folders[0].layout}: {', '.join(str(len(folder)) for folder in folders)} pictures", flush=True
+    )
     for folder in folders:
         folder.check()
     if arguments.val_share:

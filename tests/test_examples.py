@@ -289,7 +289,7 @@ def test_coloured_labels_without_splits(data_folder, tmp_path, capsys):
     assert train.class_names == NAMES
     assert (len(train), len(val)) == (4, 2)
     printed = capsys.readouterr().out
-    assert "Found the layout of images and labels" in printed
+    assert "Found images and labels: 6 pictures" in printed
     assert "2 of 6 pictures are held out to score" in printed
     for part in (train, val):
         for (image_path, _), (_, label) in zip(part.pairs, part.load(), strict=True):

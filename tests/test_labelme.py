@@ -131,7 +131,7 @@ def test_all_faults_are_in_one_error(tmp_path):
     write(tmp_path, polygon(), name="d")
     (tmp_path / "d.jpg").unlink()
     (tmp_path / "e.json").write_text('{"shapes": ')
-    (tmp_path / "f.json").write_text('{"images": []}')
+    (tmp_path / "f.json").write_text('{"shapes": null}')
     (tmp_path / "labels.txt").write_text("__ignore__\n_background_\ncat\ndog\n")
     dataset = open_detection_folder(tmp_path)
     assert dataset.class_names == ("cat", "dog")
@@ -208,6 +208,12 @@ def test_other_json_is_not_taken_for_labelme(tmp_path):
     assert list_splits(tmp_path) == {}
     (tmp_path / "a.json").write_text("[1")
     assert list_splits(tmp_path) == {}
+
+
+def test_other_json_may_lie_beside(tmp_path, capsys):
+    (tmp_path / "Dataset.json").write_text('{"images": []}')
+    write(tmp_path, polygon()).check()
+    assert "1 JSON files are not labelme's and are left out, such as Dataset.json" in capsys.readouterr().out
 
 
 def test_no_label_at_all(tmp_path):

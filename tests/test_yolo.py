@@ -217,6 +217,29 @@ def test_label_files_beside_the_pictures(folder):
     assert dataset.check(progress=False).tolist() == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("place", "names", "split"),
+    [
+        ("train", "train/_darknet.labels", "train"),  # Roboflow's
+        ("valid", "classes.txt", "val"),
+        ("obj_train_data", "obj.names", "train"),  # CVAT's
+        ("obj_valid_data/batch", "obj.names", "val"),
+    ],
+)
+def test_label_files_beside_the_pictures_of_a_split(folder, tmp_path_factory, place, names, split):
+    root = tmp_path_factory.mktemp("data")
+    (root / place).mkdir(parents=True)
+    (root / "obj.data").write_text("classes = 2\n")
+    (folder / "classes.txt").rename(root / names)
+    for name in ("a", "b"):
+        (folder / f"images/{name}.jpg").rename(root / place / f"{name}.jpg")
+        (folder / f"labels/{name}.txt").rename(root / place / f"{name}.txt")
+    for wanted in (split, None):
+        dataset = open_detection_folder(root, wanted)
+        assert dataset.image_ids == [f"{place}/a.jpg", f"{place}/b.jpg"]
+        assert dataset.check(progress=False).tolist() == [0, 2]
+
+
 def test_other_folders_are_not_taken_for_yolo(tmp_path):
     assert list_splits(tmp_path) == {}
     for name in ("images", "labels"):

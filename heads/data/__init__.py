@@ -12,6 +12,7 @@ from heads.data.coco_keypoints import CocoKeypoints
 from heads.data.detection_batches import detection_evaluation_batches, detection_training_batches
 from heads.data.detection_moves import DetectionAugmentation, Move, draw_masks, move_boxes, move_image
 from heads.data.object_folder import ObjectFolder, open_detection_folder
+from heads.data.object_label_maps import ObjectLabelMaps, open_semantic_folder
 from heads.data.order import find_training_pictures
 from heads.data.panoptic import PanopticDataset
 from heads.data.panoptic_batches import panoptic_evaluation_batches, panoptic_training_batches
@@ -46,6 +47,7 @@ __all__ = [
     "KeypointShapes",
     "Move",
     "ObjectFolder",
+    "ObjectLabelMaps",
     "PanopticDataset",
     "PanopticShapes",
     "PersonMove",
@@ -66,6 +68,7 @@ __all__ = [
     "move_image",
     "move_person",
     "open_detection_folder",
+    "open_semantic_folder",
     "panoptic_evaluation_batches",
     "panoptic_training_batches",
     "photometric_distortion",

@@ -3,7 +3,7 @@
 import pathlib
 
 from heads.data.formats.pascal_voc import PICTURE_FOLDERS, find_year
-from heads.data.formats.reading import PICTURE_SUFFIXES, walk_files
+from heads.data.formats.reading import PICTURE_SUFFIXES, list_names, walk_files
 from heads.data.label_folders import LABEL_FOLDERS, list_briefly, pair_files
 from heads.data.splits import choose_split, list_split_folders
 from heads.pictures import show_path
@@ -38,22 +38,34 @@ def find_pairs(path: pathlib.Path, split: str | None) -> tuple[str, pathlib.Path
     if not path.is_dir():
         raise ValueError(f"path must be a folder that exists. Received: {show_path(path)}")
     year = find_year(path)
-    voc_labels = next((year / name for name in VOC_FOLDERS if (year / name).is_dir()), None)
-    voc_images = next((year / name for name in PICTURE_FOLDERS if (year / name).is_dir()), None)
+    voc_labels, voc_images = _find_folder(year, VOC_FOLDERS), _find_folder(year, PICTURE_FOLDERS)
     if voc_labels and voc_images:
         return "Pascal VOC", year, _pair_voc(year, voc_images, voc_labels, split)
-    labels = next((path / name for name in LABEL_FOLDERS if (path / name).is_dir()), None)
-    images = path / "images"
+    labels, images = _find_folder(path, LABEL_FOLDERS), path / "images"
     if labels is None or not images.is_dir():
         looked_for = "\n".join(f"- {layout}" for layout in LAYOUTS)
-        found = ", ".join(sorted(each.name for each in path.iterdir())[:10]) or "nothing"
         raise ValueError(
             f"path must hold images and label pictures. Looked for:\n{looked_for}\n"
-            f"Received: {show_path(path)} with {found}"
+            f"Received: {show_path(path)} with {list_names(path)}"
         )
     splits = _list_splits(images, labels, split)
     name = choose_split(path, split, splits, f"the folders in images/ and {labels.name}/ of")
     return f"images and {labels.name}", path, pair_files(*splits[name])
+
+
+def has_label_pictures(path: pathlib.Path) -> bool:
+    """Whether a folder holds label pictures in one of the layouts."""
+    year = find_year(path)
+    if _find_folder(year, VOC_FOLDERS) and _find_folder(year, PICTURE_FOLDERS):
+        return True
+    labels = _find_folder(path, LABEL_FOLDERS)
+    if labels is None or not (path / "images").is_dir():
+        return False
+    return next(iter(walk_files(labels, PICTURE_SUFFIXES)), None) is not None
+
+
+def _find_folder(path, names):
+    return next((path / name for name in names if (path / name).is_dir()), None)
 
 
 def _list_splits(images, labels, split):

@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import types
+from typing import NamedTuple
 
 from heads.coco.entries import list_briefly
 from heads.data.coco import CocoDataset
 from heads.data.formats import coco_layouts, labelme, pascal_voc, yolo
-from heads.data.formats.reading import Reading
+from heads.data.formats.reading import Reading, list_names
 from heads.data.splits import choose_split
 from heads.pictures import show_path
 
@@ -73,17 +75,33 @@ def open_detection_folder(
     path = pathlib.Path(path)
     if not path.is_dir():
         raise ValueError(f"path must be a folder that exists. Received: {show_path(path)}")
-    for each in FORMATS:
-        splits = each.list_splits(path)
-        if splits:
-            place = splits[choose_split(path, split, splits, f"those of the {each.FORMAT} data in")]
-            if each is coco_layouts:
-                return CocoDataset(*place, with_masks)
-            return ObjectFolder(each.read_split(path, place, with_masks), with_masks)
-    looked_for = [f"- {each.FORMAT}: {layout}" for each in FORMATS for layout in each.LAYOUTS]
-    found = ", ".join(sorted(each.name for each in path.iterdir())[:10]) or "nothing"
-    raise ValueError(
-        f"{show_path(path)} holds no objects in a known format. Looked for:\n"
-        + "\n".join(looked_for)
-        + f"\nReceived: {found}"
-    )
+    found = find_format(path)
+    if found is None:
+        raise ValueError(
+            f"{show_path(path)} holds no objects in a known format. Looked for:\n{list_layouts()}\n"
+            f"Received: {list_names(path)}"
+        )
+    place = found.splits[
+        choose_split(path, split, found.splits, f"those of the {found.module.FORMAT} data in")
+    ]
+    if found.module is coco_layouts:
+        return CocoDataset(*place, with_masks)
+    return ObjectFolder(found.module.read_split(path, place, with_masks), with_masks)
+
+
+class FoundFormat(NamedTuple):
+    """The format of a folder: the module of `heads.data.formats` that reads it, and its splits."""
+
+    module: types.ModuleType
+    splits: dict
+
+
+def find_format(path: pathlib.Path) -> FoundFormat | None:
+    """The first format that a folder is in, or None."""
+    found = (FoundFormat(each, each.list_splits(path)) for each in FORMATS)
+    return next((each for each in found if each.splits), None)
+
+
+def list_layouts() -> str:
+    """The formats with their layouts, a line each."""
+    return "\n".join(f"- {each.FORMAT}: {layout}" for each in FORMATS for layout in each.LAYOUTS)

@@ -27,14 +27,16 @@ FORMAT = "labelme"
 LAYOUTS = ("labelme's .json files beside their pictures, in <split>/ or in the folder itself",)
 # What is drawn as a polygon of so many corners.
 CIRCLE_CORNERS = 64
+# Other tools' JSON may lie in the folder too.
+MOST_LOOKED_AT = 10
 # Shapes without an area are no objects.
 FLAT_SHAPES = ("point", "points", "line", "linestrip")
 
 
 def list_splits(path: pathlib.Path) -> dict:
     """The folder of each split of a folder, None for the only one; empty if it is not labelme's."""
-    first = find_first(path, ".json")
-    if first is None or not is_labelme(first):
+    files = itertools.islice(walk_files(path, [".json"]), MOST_LOOKED_AT)
+    if not any(map(is_labelme, files)):
         return {}
     folders = list_split_folders(path)
     return {name: folder for name, folder in folders.items() if find_first(folder, ".json")} or {None: path}
@@ -52,12 +54,17 @@ def read_split(path: pathlib.Path, place: pathlib.Path, with_masks: bool = False
         place: From `list_splits`.
         with_masks: Of no matter here: the outlines are read anyway.
     """
-    contents, problems = {}, {}
+    contents, problems, others = {}, {}, []
     for file in walk_files(path, [".json"]):
         try:
-            contents[file] = _read_file(file)
+            content = _read_file(file)
         except ValueError as problem:
             problems[file] = str(problem)
+            continue
+        if content is None:
+            others.append(file)
+        else:
+            contents[file] = content
     names = find_class_list([path, place])
     if names is None:
         labels = [shape.get("label") for each in contents.values() for shape in each["shapes"]]
@@ -72,6 +79,7 @@ def read_split(path: pathlib.Path, place: pathlib.Path, with_masks: bool = False
             _read_picture(reading, file, content, flat)
     if flat:
         reading.remarks.append(f"{len(flat)} points and lines are left out, such as {flat[0]}")
+    reading.remark_files(others, "JSON files are not labelme's and are left out")
     pictures = walk_files(place, PICTURE_SUFFIXES)
     unlabelled = [each for each in pictures if not each.with_suffix(".json").is_file()]
     known = {picture["file_name"] for picture in reading.images}
@@ -117,9 +125,11 @@ def trace_shape(shape: dict) -> np.ndarray | dict | None:
 
 
 def _read_file(file):
-    """Returns the content of a file, its shapes a list of dicts."""
+    """Returns the content of a file, its shapes a list of dicts; None of other tools' JSON."""
     content = read_json(file, "labelme's file")
-    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or "shapes" not in content:
+        return None
+    shapes = content["shapes"]
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise ValueError(f'{show_path(file)}: must hold a list of "shapes". Received: {show(shapes)}')
     has_data = bool(content.get("imageData"))

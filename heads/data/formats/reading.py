@@ -102,6 +102,12 @@ def list_folder(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(each for each in path.iterdir() if not each.name.startswith("."))
 
 
+def list_names(path: pathlib.Path, limit: int = 10) -> str:
+    """The first names in a folder as text."""
+    names = sorted(each.name for each in path.iterdir())
+    return ", ".join(names[:limit]) + ", ..." * (len(names) > limit) or "nothing"
+
+
 def walk_files(path: pathlib.Path, suffixes: Iterable[str]) -> Iterable[pathlib.Path]:
     """The files with one of the suffixes in a folder and its sub-folders, sorted, but for hidden ones."""
     suffixes = tuple(suffixes)

@@ -24,7 +24,8 @@ FORMAT = "YOLO"
 LAYOUTS = (
     "data.yaml with train, val and names",
     "images/<split>/ and labels/<split>/*.txt, or <split>/images/ and <split>/labels/*.txt, with classes.txt",
-    "images/ and labels/*.txt, or pictures with .txt files beside them, with classes.txt",
+    "images/ and labels/*.txt, or pictures with .txt files beside them, in <split>/ or not, with classes.txt",
+    "obj.names and obj_<split>_data/ with pictures and .txt files",
 )
 # Rounded places may be this far outside of a picture, in shares of its side.
 LARGEST_EXCESS = 0.01
@@ -43,15 +44,15 @@ def list_splits(path: pathlib.Path) -> dict:
         return {name: folder for name, folder in folders.items() if (labels / name).is_dir()} or {
             None: images
         }
-    splits = {
-        each.name: each / "images"
-        for each in list_split_folders(path).values()
-        if (each / "images").is_dir() and (each / "labels").is_dir() and find_first(each / "labels", ".txt")
-    }
-    is_flat = any((path / name).is_file() for name in CLASS_FILES) and any(
-        each.with_suffix(".txt").is_file() for each in list_folder(path) if _is_picture(each)
-    )
-    return splits or ({None: path} if is_flat else {})
+    splits = {}
+    for name, folder in list_split_folders(path).items():
+        if (folder / "images").is_dir() and (folder / "labels").is_dir():
+            if find_first(folder / "labels", ".txt"):
+                splits[name] = folder / "images"
+        elif _is_flat(folder):
+            splits[name] = folder
+    darknet = {each.name[4:-5]: each for each in sorted(path.glob("obj_*_data")) if each.is_dir()}  # CVAT's
+    return splits or darknet or ({None: path} if _is_flat(path) else {})
 
 
 def read_split(path: pathlib.Path, place, with_masks: bool = False) -> Reading:
@@ -78,7 +79,7 @@ def read_split(path: pathlib.Path, place, with_masks: bool = False) -> Reading:
         pictures, lacking = _find_listed(path, yaml_path, content.get("path"), entries)
     else:
         pictures, lacking = [each for each in walk_files(place, PICTURE_SUFFIXES) if _is_picture(each)], []
-        names = find_class_list([path, path / "labels", place.parent, place.parent / "labels"])
+        names = find_class_list([path, path / "labels", place, place.parent, place.parent / "labels"])
     if names is None:
         raise ValueError(
             f"YOLO's label files hold numbers only: write the names of the classes, one a line, the first "
@@ -241,6 +242,13 @@ def _read_names(names, yaml_path):
             f"Received: {show(names)}"
         )
     return [str(name) for name in names]
+
+
+def _is_flat(folder):
+    """Whether a folder holds a list of classes, or its parent does, and a picture with labels beside it."""
+    pictures = (each for each in list_folder(folder) if _is_picture(each))
+    has_labels = any(each.with_suffix(".txt").is_file() for each in pictures)
+    return has_labels and find_class_list([folder, folder.parent]) is not None
 
 
 def _is_picture(path):
