@@ -1,7 +1,12 @@
+import json
+import os
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from heads.data import ObjectFolder
 from heads.data.formats.reading import (
     Reading,
     find_class_list,
@@ -38,6 +43,17 @@ def test_names_of_files_elsewhere_stay_whole(tmp_path):
     reading = Reading("YOLO", tmp_path / "data", tmp_path / "data", ["cat"])
     assert reading.name(tmp_path / "a.png") == (tmp_path / "a.png").as_posix()
     assert reading.name(tmp_path / "data/b/a.png") == "b/a.png"
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    path = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.png"))
+    Image.new("RGB", (40, 20)).save(path)
+    reading = Reading("YOLO", tmp_path, tmp_path, ["cat"])
+    reading.add_object("a.txt line 1", reading.add_picture(path), 0, (1, 2, 3, 4))
+    dataset = ObjectFolder(reading)
+    assert dataset.image_ids == ["gr\\xfcn.png"]
+    assert dataset.check(progress=False).tolist() == [1]
+    json.dumps(dataset.to_coco())
 
 
 def test_files_are_walked_in_order_without_hidden_ones(tmp_path):

@@ -100,7 +100,11 @@ def test_splits_are_chosen(split, splits, chosen):
     ("split", "splits", "message"),
     [
         ("train", [None], r"data has no splits: .*`split\(0\.2\)`.* Received: split='train'"),
-        ("val", ["train"], r"split must be one of \['train'\], those of data\. Received: 'val'"),
+        (
+            "val",
+            ["train"],
+            r"split must be one of \['train'\], those of data; --val-share .* Received: 'val'",
+        ),
         (None, ["a", "b"], r"split must be one of \['a', 'b'\], those of data\. Received: None"),
     ],
 )

@@ -79,7 +79,7 @@ def read_text(path: str | os.PathLike, argument: str) -> str:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise ValueError(
-            f"{argument} must be a text file with one name per line. "
+            f"{argument} must be a text file with one entry per line. "
             f"Received: {show_path(path)} ({error.strerror})"
         ) from error
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -4,7 +4,7 @@ import pathlib
 
 from heads.data.formats.pascal_voc import PICTURE_FOLDERS, find_year
 from heads.data.formats.reading import PICTURE_SUFFIXES, list_names, walk_files
-from heads.data.label_folders import LABEL_FOLDERS, list_briefly, pair_files
+from heads.data.label_folders import LABEL_FOLDERS, list_briefly, pair_files, read_text
 from heads.data.splits import choose_split, list_split_folders
 from heads.pictures import show_path
 
@@ -90,7 +90,7 @@ def _pair_voc(path, images, labels, split):
     }
     stems = sorted(found)
     if name is not None:
-        lines = lists[name].read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(lists[name], "a list of pictures").splitlines()
         stems = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
     problems = [f"{stem}: no image in {show_path(images)}" for stem in stems if stem not in paths]
     problems += [f"{stem}: no label picture in {show_path(labels)}" for stem in stems if stem not in found]

@@ -49,7 +49,12 @@ def choose_split(path: pathlib.Path, split: str | None, splits: Iterable, source
             f"{show_path(path)} has no splits: open it with split=None, and hold a part out (`split(0.2)`, "
             f"or --val-share 0.2 of the scripts). Received: split={split!r}"
         )
-    raise ValueError(f"split must be one of {splits}, {source} {show_path(path)}. Received: {split!r}")
+    hint = (
+        "; --val-share 0.2 of the scripts, or `split(0.2)`, holds out a part of it"
+        if len(splits) == 1
+        else ""
+    )
+    raise ValueError(f"split must be one of {splits}, {source} {show_path(path)}{hint}. Received: {split!r}")
 
 
 def choose_held_out(is_on: np.ndarray, keys: Sequence, share: float, seed: int, path) -> np.ndarray:

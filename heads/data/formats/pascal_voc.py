@@ -13,6 +13,7 @@ from heads.data.formats.reading import (
     find_class_list,
     walk_files,
 )
+from heads.data.label_folders import read_text
 from heads.data.label_pictures import decode_label
 from heads.data.splits import list_split_folders
 from heads.pictures import show_path
@@ -158,7 +159,7 @@ def _list_stems(path, files, masks, split):
     lists = [path / "ImageSets" / kind / f"{split}.txt" for kind in kinds]
     lists += sorted((path / "ImageSets").glob(f"*/{split}.txt"))
     chosen = next(each for each in lists if each.is_file())
-    stems = [line.split()[0] for line in chosen.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    stems = [line.split()[0] for line in read_text(chosen, "a list of pictures").splitlines() if line.strip()]
     if masks is not None:
         stems = [stem for stem in stems if (masks / f"{stem}.png").is_file()]
     if not stems:

@@ -40,10 +40,12 @@ class Reading:
         self.images, self.annotations, self.problems, self.remarks = [], [], [], []
 
     def name(self, path: pathlib.Path) -> str:
+        """The place of a file in the folder, as text that can be printed."""
+        return show_path(self.find_place(path))
+
+    def find_place(self, path: pathlib.Path) -> str:
         """The place of a file in the folder, with slashes; the whole path of one that lies elsewhere."""
-        return show_path(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).replace(
-            os.sep, "/"
-        )
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def add_picture(self, path: pathlib.Path, size: tuple[int, int] | None = None) -> dict:
         """Adds a picture.
@@ -59,7 +61,8 @@ class Reading:
             ValueError: If the size is to be looked up, and the file cannot be read.
         """
         height, width = size or read_upright_size(path)
-        entry = {"id": self.name(path), "file_name": self.name(path), "height": height, "width": width}
+        name, place = self.name(path), self.find_place(path)
+        entry = {"id": name, "file_name": place, "height": height, "width": width}
         self.images.append(entry)
         return entry
 

@@ -17,6 +17,7 @@ from heads.data.formats.reading import (
     list_folder,
     walk_files,
 )
+from heads.data.label_folders import read_text
 from heads.data.splits import SPLIT_NAMES, list_split_folders
 from heads.pictures import show_path
 
@@ -213,7 +214,7 @@ def _find_listed(path, yaml_path, root, entries):
         elif found.is_dir():
             pictures += walk_files(found, PICTURE_SUFFIXES)
         elif found.suffix.lower() == ".txt":
-            for number, line in enumerate(found.read_text(encoding="utf-8-sig").splitlines(), 1):
+            for number, line in enumerate(read_text(found, "a split of data.yaml").splitlines(), 1):
                 picture = _find_place([found.parent, *starts], line.strip()) if line.strip() else None
                 if picture is not None:
                     pictures.append(picture)
