@@ -29,7 +29,7 @@ RESULTS = ("results.json", "predictions.png", "features.png", "confusion.png")
 RECORDED = ("epoch", "step", "epoch_start", "best", "rows")
 # Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
 FREE_SETTINGS = {
-    *("output", "resume", "data", "splits", "annotations", "images", "class_names"),
+    *("output", "resume", "data", "splits", "annotations", "images", "class_names", "class_colours"),
     *("schedule", "epochs", "steps", "evaluate_every"),
     *("learning_rate", "warm_up", "weight_decay", "clip_norm"),
     *("mixed_precision", "save_every", "keep"),
