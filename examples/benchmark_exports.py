@@ -9,8 +9,31 @@ sorted; of label maps it is the share of the pixels that have another label. The
 runtimes' threads wait for each other, and one process more can cost ONNX Runtime or LiteRT half their speed.
 """
 
-import argparse
 import pathlib
+
+from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, make_parser, whole_number
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser, count = make_parser(__doc__), whole_number(1)
+    add = parser.add_argument
+    add("model", type=pathlib.Path, nargs="?", help="a .keras file; default: see --variant")
+    add("--variant", choices=VARIANTS, help="instead of a file: this VANBackbone, untrained; default: none")
+    add("--formats", choices=EXPORT_FORMATS, nargs="+", default=list(EXPORT_FORMATS), help="default: all")
+    size = {"nargs": 2, "metavar": ("HEIGHT", "WIDTH"), "default": (512, 512)}
+    add("--image-size", type=whole_number(32), **size, help="default: 512 512")
+    add("--batch-size", type=count, default=1, help="images of a call; default: %(default)s")
+    add("--threads", type=count, help="of each runtime; default: as many as it likes")
+    add("--rounds", type=count, default=15, help="calls of each; default: %(default)s")
+    arguments = parser.parse_args(argv)
+    check_model_or_variant(parser, arguments)
+    return parser, arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
 import statistics
 import tempfile
 import time
@@ -21,7 +44,7 @@ import tensorflow as tf
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 from heads.data.shapes.scenes import draw_scene
-from van_backbones import VARIANTS, VANBackbone
+from van_backbones import VANBackbone
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
 from van_backbones.exporting.export import FORMATS, ServedModel, name_outputs
@@ -30,19 +53,7 @@ from van_backbones.exporting.runtimes import load_export, measure_export
 
 def main(argv=None):
     """Runs the script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("model", type=pathlib.Path, nargs="?", help="a .keras file")
-    add("--variant", choices=list(VARIANTS), help="instead of a file: this VANBackbone, untrained")
-    add("--formats", choices=list(FORMATS), nargs="+", default=list(FORMATS), help="default: all")
-    add("--image-size", type=int, nargs=2, metavar=("H", "W"), default=(512, 512))
-    add("--batch-size", type=int, metavar="N", default=1)
-    add("--threads", type=int, metavar="N", help="of each runtime; default: as many as it likes")
-    add("--rounds", type=int, default=15)
-    arguments = parser.parse_args(argv)
-    check_arguments(parser, arguments)
+    parser, arguments = parse_arguments(argv)
     choose_devices(parser, arguments.threads)
 
     images = make_scenes(arguments.batch_size, arguments.image_size)
@@ -77,20 +88,6 @@ def main(argv=None):
 
     print(f"{model.name}, {' x '.join(map(str, images.shape[:3]))}, medians of {arguments.rounds} rounds\n")
     print_table(answers, milliseconds, megabytes)
-
-
-def check_arguments(parser, arguments):
-    """Ends the program at arguments that cannot be."""
-    if (arguments.model is None) == (arguments.variant is None):
-        parser.error("give a model file or --variant, one of them")
-    if arguments.model and not arguments.model.is_file():
-        parser.error(f"there is no model {arguments.model}")
-    if min(arguments.image_size) < 32:
-        parser.error(f"--image-size must be at least 32. Received: {arguments.image_size}")
-    for name in ("batch_size", "threads", "rounds"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1. Received: {value}")
 
 
 def choose_devices(parser, num_threads):

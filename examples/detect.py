@@ -1,15 +1,43 @@
 """Finds objects in pictures with a saved model.
 
-    python examples/detect.py runs/detection/best.keras pictures/ --output runs/detections
+    python examples/detect.py runs/detection-1/best.keras pictures/ --output objects
 
 For each picture NAME.jpg it writes NAME.png with boxes or masks, classes and scores, and for all of them
 detections.json: the pictures, the categories and the objects in COCO's format, with scores. The names of the
 classes and the sizes of the pictures are in the model's file.
 """
 
-import argparse
-import json
 import pathlib
+
+from options import add_sizes, check_model, check_output, check_sizes, make_parser, number
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("model", type=pathlib.Path, help="a .keras file")
+    add("pictures", type=pathlib.Path, nargs="+", help="folders of pictures, or pictures")
+    output = "folder; default: the next of runs/detections-1, runs/detections-2 ..."
+    add("--output", type=pathlib.Path, help=output)
+    names = "text file with a class name per line; default: the names in the model's file"
+    add("--class-names", type=pathlib.Path, help=names)
+    threshold = "objects below it are left out, 0 .. 1; default: %(default)s"
+    add("--score-threshold", type=number(at_least=0), default=0.3, help=threshold)
+    add_sizes(parser)
+    arguments = parser.parse_args(argv)
+    check_sizes(parser, arguments)
+    if arguments.score_threshold > 1:
+        parser.error(f"--score-threshold must be 0 .. 1. Received: {arguments.score_threshold}")
+    check_model(parser, arguments.model)
+    check_output(parser, arguments.output)
+    return parser, arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
+import json
 import sys
 
 import keras
@@ -24,9 +52,7 @@ from heads.drawing import draw_detections
 from heads.metrics import encode_mask
 from heads.pictures import read_picture
 from heads.prediction import PICTURE_SUFFIXES
-from heads.training import number, whole_number
-
-LONG_SIDE = 1333  # the paper's
+from heads.training import make_numbered_folder
 
 
 def main(argv=None):
@@ -44,7 +70,7 @@ def main(argv=None):
     category_ids = find_category_ids(paths, class_names) or range(1, model.num_classes + 1)
     categories = [{"id": key, "name": name} for key, name in zip(category_ids, class_names, strict=True)]
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output = open_output(arguments.output, "detections")
     entries, annotations, unreadable = [], [], []
     for path in tqdm(paths, unit="picture"):
         try:
@@ -55,42 +81,26 @@ def main(argv=None):
         (found,) = model.predict_pictures(image, score_threshold=arguments.score_threshold)
         objects = {name: found[name] for name in ("boxes", "labels", "scores", "masks") if name in found}
         picture = draw_detections(image, objects, class_names, arguments.score_threshold)
-        Image.fromarray(picture).save(arguments.output / f"{path.stem}.png")
+        Image.fromarray(picture).save(output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
         entries.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
         annotations += to_annotations(found, image_id, category_ids, len(annotations) + 1)
 
     content = {"images": entries, "categories": categories, "annotations": annotations}
-    (arguments.output / "detections.json").write_text(json.dumps(content), encoding="utf-8")
-    print(f"{len(annotations)} objects in {len(entries)} of {len(paths)} pictures, see {arguments.output}")
+    (output / "detections.json").write_text(json.dumps(content), encoding="utf-8")
+    print(f"{len(annotations)} objects in {len(entries)} of {len(paths)} pictures, see {output}")
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
-def parse_arguments(argv):
-    """Returns the parser, for further errors, and the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("model", type=pathlib.Path, help="a .keras file")
-    add("pictures", type=pathlib.Path, nargs="+", help="folders of pictures, or pictures")
-    add("--output", type=pathlib.Path, default=pathlib.Path("runs/detections"))
-    add("--class-names", type=pathlib.Path, help="text file; default: the names in the model's file")
-    threshold = number(at_least=0)
-    add("--score-threshold", type=threshold, default=0.3, help="objects below it are left out, 0 .. 1")
-    add_sizes(parser)
-    arguments = parser.parse_args(argv)
-    check_sizes(parser, arguments)
-    if arguments.score_threshold > 1:
-        parser.error(f"--score-threshold must be 0 .. 1. Received: {arguments.score_threshold}")
-    if not arguments.model.is_file():
-        parser.error(f"there is no model {arguments.model}")
-    if arguments.output.is_file():
-        parser.error(f"--output must be a folder. Received: the file {arguments.output}")
-    return parser, arguments
+def open_output(output, name):
+    """Returns the folder for the results, made: the given one, or the next of `runs/<name>-1` ..."""
+    if output is None:
+        return make_numbered_folder("runs", name)
+    output.mkdir(parents=True, exist_ok=True)
+    return output
 
 
 def find_pictures(parser, places, output):
@@ -109,34 +119,13 @@ def find_pictures(parser, places, output):
             paths += found
         else:
             paths.append(place)
-    if output.resolve() in {path.resolve().parent for path in paths}:
+    if output is not None and output.resolve() in {path.resolve().parent for path in paths}:
         parser.error(f"--output must not be the folder of the pictures, or they are overwritten: {output}")
     names = [path.stem for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         parser.error(f"pictures need different names before the suffix. Twice: {', '.join(twice)}")
     return paths
-
-
-def add_sizes(parser):
-    """Adds the options of the pictures' sizes."""
-    side = whole_number(1)
-    either = parser.add_mutually_exclusive_group().add_argument
-    either("--image-size", type=side, metavar="SIDE", help="fit the pictures into a square of this side")
-    either("--short-side", type=side, help="or resize them to this short side")
-    limit = f"limit of the long side, with --short-side; default: {LONG_SIDE}"
-    parser.add_argument("--long-side", type=side, help=limit)
-
-
-def check_sizes(parser, arguments):
-    """Ends the program where the sizes contradict each other."""
-    if arguments.long_side is not None and arguments.short_side is None:
-        parser.error("--long-side needs --short-side")
-    if arguments.long_side is None:
-        arguments.long_side = LONG_SIDE
-    if arguments.short_side is not None and arguments.short_side > arguments.long_side:
-        sides = f"{arguments.short_side}, --long-side {arguments.long_side}"
-        parser.error(f"--short-side must not be above --long-side. Received: --short-side {sides}")
 
 
 def choose_resizing(arguments, default):

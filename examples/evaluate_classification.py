@@ -1,40 +1,81 @@
 """Scores a VAN classifier on a folder of class folders, such as ImageNet-V2 or ImageNet's validation set.
 
-    python examples/evaluate_classification.py path/to/imagenetv2-matched-frequency --variant b1
+    python examples/evaluate_classification.py --data path/to/imagenetv2-matched-frequency --variant b1
 
 Folders are named by the class number ("0" .. "999", ImageNet-V2) or, in the order of the classes, by anything
-else (WordNet ids). Pictures are prepared as the published accuracies were measured: bicubic, crop 0.9.
+else (WordNet ids). Pictures are prepared as the published accuracies were measured: bicubic, crop 0.9. The
+scores go into a new folder beside the model's file, evaluation-1, evaluation-2 ..., of a release in runs/.
 """
 
-import argparse
 import pathlib
+
+from options import add_variant, check_output, make_parser, whole_number
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, required=True, help="folder of class folders")
+    splits = "folders of class folders in --data; default: none, the class folders are in --data"
+    add("--splits", nargs="+", metavar="SPLIT", default=["."], help=splits)
+    add_variant(parser, weights="imagenet")
+    add("--num-classes", type=whole_number(1), default=1000, help="of the model; default: %(default)s")
+    side = "of the squares that the model sees; default: %(default)s"
+    add("--image-size", type=whole_number(32), default=224, metavar="SIDE", help=side)
+    batch = "pictures that are looked at together; default: %(default)s"
+    add("--batch-size", type=whole_number(1), default=32, help=batch)
+    output = "folder; default: the next of evaluation-1, evaluation-2 ... beside the model"
+    add("--output", type=pathlib.Path, help=output)
+    arguments = parser.parse_args(argv)
+    check_output(parser, arguments.output)
+    return parser, arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
 import sys
 
 import numpy as np
+from results import keep_scores, open_evaluation
 from tqdm import tqdm
 
 from heads.data.class_folder import SUFFIXES, find_class_folders, list_pictures
 from heads.pictures import read_picture
-from van_backbones import VARIANTS, VANClassifier
+from van_backbones import VANClassifier
 from van_backbones.classifier import preprocess_images
 
 
 def main(argv=None):
     """Runs the script; gives 1 if a picture was unreadable, else 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=pathlib.Path, help="folder of class folders")
-    parser.add_argument("--variant", choices=list(VARIANTS), default="b0")
-    parser.add_argument("--weights", default="imagenet", help="a release or a checkpoint file")
-    parser.add_argument("--num-classes", type=int, default=1000)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=32)
-    arguments = parser.parse_args(argv)
-
-    examples = list_examples(parser, arguments.data, arguments.num_classes)
+    parser, arguments = parse_arguments(argv)
+    examples = {
+        split: list_examples(parser, arguments.data / split, arguments.num_classes)
+        for split in arguments.splits
+    }
     model = VANClassifier(arguments.variant, arguments.num_classes, weights=arguments.weights)
-    ranks, unreadable = [], []
+    is_file = pathlib.Path(arguments.weights).is_file()
+    arguments.model = pathlib.Path(arguments.weights) if is_file else pathlib.Path("runs", arguments.weights)
+    output, unreadable = open_evaluation(arguments), []
+    for split, rows in examples.items():
+        ranks = rank_examples(model, rows, arguments, unreadable)
+        if not len(ranks):
+            continue
+        scores = {"top_1": np.mean(ranks < 1), "top_5": np.mean(ranks < 5)}
+        table = f"{len(ranks)} pictures: top-1 {scores['top_1']:.2%}, top-5 {scores['top_5']:.2%}"
+        print(table)
+        about = {"model": arguments.weights, "data": arguments.data / split}
+        keep_scores(output / split, scores, table, **about)
+    for problem in unreadable:
+        print(f"Left out, unreadable: {problem}", file=sys.stderr)
+    print(f"The scores are in {output}")
+    return 1 if unreadable else 0
+
+
+def rank_examples(model, examples, arguments, unreadable):
+    """Returns how many classes score higher than the true one, per picture; adds faults to `unreadable`."""
+    ranks = []
     for start in tqdm(range(0, len(examples), arguments.batch_size), unit="batch"):
         images, labels = [], []
         for path, label in examples[start : start + arguments.batch_size]:
@@ -47,13 +88,7 @@ def main(argv=None):
             labels.append(label)
         if images:
             ranks.extend(rank_truth(model.predict_on_batch(np.stack(images)), np.array(labels)))
-
-    if ranks:
-        ranks = np.array(ranks)
-        print(f"{len(ranks)} pictures: top-1 {np.mean(ranks < 1):.4f}, top-5 {np.mean(ranks < 5):.4f}")
-    for problem in unreadable:
-        print(f"Left out, unreadable: {problem}", file=sys.stderr)
-    return 1 if unreadable else 0
+    return np.array(ranks)
 
 
 def list_examples(parser, data, num_classes):

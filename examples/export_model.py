@@ -1,6 +1,6 @@
 """Exports a model for another runtime, runs it there, and compares the answers with Keras's.
 
-    python examples/export_model.py runs/demo/best.keras --format openvino --output runs/exports/model.xml
+    python examples/export_model.py runs/demo/best.keras --format openvino --output model.xml
     python examples/export_model.py --variant b1 --weights imagenet --format onnx --image-size 224 224
 
 For each output it prints how far the export's answer is from the model's own. It gives 1 where they differ by
@@ -9,8 +9,33 @@ Detections may swap near-ties: their sorted scores are compared, and nine in ten
 the same label and nearly the same box and score. Models in half precision may differ more.
 """
 
-import argparse
 import pathlib
+
+from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, make_parser, whole_number
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("model", type=pathlib.Path, nargs="?", help="a .keras file; default: see --variant")
+    add("--variant", choices=VARIANTS, help="instead of a file: this VANClassifier; default: none")
+    weights = "of --variant: a release or a checkpoint file; default: %(default)s"
+    add("--weights", default="imagenet", help=weights)
+    add("--format", choices=EXPORT_FORMATS, default="saved_model", help="default: %(default)s")
+    add("--output", type=pathlib.Path, help="default: runs/exports/ and the model's name")
+    size = "default: what the model takes, mostly any"
+    add("--image-size", type=whole_number(32), nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+    add("--batch-size", type=whole_number(1), help="default: any")
+    add("--picture", type=pathlib.Path, help="to compare on; default: a drawn scene")
+    arguments = parser.parse_args(argv)
+    check_model_or_variant(parser, arguments)
+    return parser, arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
 import statistics
 import sys
 import time
@@ -22,7 +47,7 @@ from PIL import Image, ImageOps
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 from heads.data.shapes.scenes import draw_scene
 from heads.pictures import read_picture
-from van_backbones import VARIANTS, VANClassifier
+from van_backbones import VANClassifier
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
 from van_backbones.exporting.export import FORMATS, ServedModel, check_path, name_outputs
@@ -36,31 +61,8 @@ TOLERANCES = {"float32": (1e-3, 0.01, 0.1), "half": (5e-2, 0.05, 0.3)}
 
 def main(argv=None):
     """Runs the script; gives 1 if the export's answers differ from the model's, else 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("model", type=pathlib.Path, nargs="?", help="a .keras file")
-    add("--variant", choices=list(VARIANTS), help="instead of a file: this VANClassifier")
-    add("--weights", default="imagenet", help="its weights: a release or a checkpoint file")
-    add("--format", choices=list(FORMATS), default="saved_model")
-    add("--output", type=pathlib.Path, help="default: runs/exports/ and the model's name")
-    add(
-        "--image-size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="default: what the model takes, mostly any",
-    )
-    add("--batch-size", type=int, metavar="N", help="default: any")
-    add("--picture", type=pathlib.Path, help="to compare on; default: a drawn scene")
-    arguments = parser.parse_args(argv)
+    parser, arguments = parse_arguments(argv)
     output = choose_output(parser, arguments)
-    if arguments.image_size and min(arguments.image_size) < 32:
-        parser.error(f"--image-size must be at least 32. Received: {arguments.image_size}")
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1. Received: {arguments.batch_size}")
-
     if arguments.variant:
         model = VANClassifier(arguments.variant, weights=arguments.weights)
     else:
@@ -93,11 +95,7 @@ def main(argv=None):
 
 
 def choose_output(parser, arguments):
-    """Returns the path to write to; ends the program where it or the model's cannot be."""
-    if (arguments.model is None) == (arguments.variant is None):
-        parser.error("give a model file or --variant, one of them")
-    if arguments.model and not arguments.model.is_file():
-        parser.error(f"there is no model {arguments.model}")
+    """Returns the path to write to; ends the program where it cannot be written."""
     suffix = FORMATS[arguments.format][0]
     name = f"van_{arguments.variant}"
     if arguments.model:

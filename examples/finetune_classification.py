@@ -1,38 +1,83 @@
 """Fine-tunes a VAN classifier on a folder of class folders, and draws which classes it takes for which.
 
-    python examples/finetune_classification.py path/to/data --variant b0 --weights imagenet
+    python examples/finetune_classification.py --data path/to/data --variant b0 --weights imagenet
 
 The data folder holds one folder of pictures for each class, of which a share is held out for the scores; or
-`train` and `val`, each with the class folders. The defaults are the paper's settings for fine-grained
-classification (CUB-200-2011): AdamW, 5e-5, weight decay 5e-4, cosine decay, batch 16, 100 epochs. Training
-pictures are random parts (8 to 100 % of the area, bicubic), half of them mirrored, and with --mixup mixed in
-pairs (arXiv 1710.09412); scores are measured as `evaluate_classification.py` does it.
+two folders, `train` and `val`, each with the class folders. The defaults are the paper's settings for
+fine-grained classification (CUB-200-2011): AdamW, 5e-5, weight decay 5e-4, cosine decay, batch 16, 100
+epochs. Training pictures are random parts (8 to 100 % of the area, bicubic), half of them mirrored, and with
+--mixup mixed in pairs (arXiv 1710.09412); scores are measured as `evaluate_classification.py` does it. The
+models, their scores, curves and pictures go into a folder of the run's own: runs/classification-1 ...
 """
 
-import argparse
-import functools
 import pathlib
+
+from options import add_run_options, add_variant, make_parser, number, whole_number
+
+
+def parse_arguments(argv=None):
+    """Returns the settings."""
+    parser = make_parser(__doc__)
+    add, count = parser.add_argument, whole_number(1)
+    data = "folder of class folders, or of train and val"
+    add("--data", type=pathlib.Path, required=True, help=data)
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val, where these folders exist")
+    add("--held-out", type=number(above=0), help="share of each class to score; default: 0.2")
+    add_variant(parser)
+    side = "of the squares that the model sees; default: %(default)s"
+    add("--image-size", type=whole_number(32), default=224, metavar="SIDE", help=side)
+    area = "share of a picture that the training sees; default: 0.08 1"
+    range_of = {"nargs": 2, "metavar": ("LOWEST", "HIGHEST"), "default": (0.08, 1.0)}
+    add("--area-range", type=number(above=0), **range_of, help=area)
+    mixup = "mixes pairs of pictures, by shares from Beta(ALPHA, ALPHA), 0 for none; default: %(default)s"
+    add("--mixup", type=number(at_least=0), default=0.0, metavar="ALPHA", help=mixup)
+    add("--batch-size", type=count, default=16, help="pictures of a step; default: %(default)s")
+    add("--epochs", type=count, default=100, help="passes over the pictures; default: %(default)s")
+    add("--steps", type=count, help="of the training; default: those of --epochs")
+    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch"
+    add("--evaluate-every", type=count, help=every)
+    add("--learning-rate", type=number(at_least=0), help="default: 5e-5, or 1e-3 without --weights")
+    decay = "not of norms and biases; default: %(default)s"
+    add("--weight-decay", type=number(at_least=0), default=5e-4, help=decay)
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    add_run_options(parser, "classification")
+    arguments = parser.parse_args(argv)
+    low, high = arguments.area_range
+    if not low <= high <= 1:
+        parser.error(f"--area-range must be LOWEST HIGHEST, at most 1. Received: {arguments.area_range}")
+    if arguments.held_out is not None and arguments.held_out >= 1:
+        parser.error(f"--held-out must be below 1. Received: {arguments.held_out}")
+    if arguments.splits is None and has_splits(arguments.data, ("train", "val")):
+        arguments.splits = ("train", "val")
+    if arguments.held_out is not None and arguments.splits:
+        parser.error(f"--held-out must not be given where there is a folder val: {arguments.data}")
+    return arguments
+
+
+def has_splits(data, splits):
+    """Returns whether a folder holds the class folders in the folders of two splits."""
+    return all(any(path.is_dir() for path in (data / split).glob("*")) for split in splits)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
+import functools
 
 import keras
 import numpy as np
 import tensorflow as tf
 from finetune_segmentation import check_weights
 from PIL import Image
+from results import keep_curves, keep_scores
 
 from heads.data import ClassAugmentation, ClassFolder, class_training_batches, find_training_pictures
 from heads.drawing import draw_confusion
 from heads.metrics import count_confusion
 from heads.pictures import read_picture
-from heads.training import (
-    RunError,
-    TrainingRun,
-    add_run_options,
-    number,
-    plan_rounds,
-    run_in_folder,
-    whole_number,
-)
-from van_backbones import VARIANTS, VANClassifier
+from heads.training import RunError, TrainingRun, plan_rounds, run_in_folder
+from van_backbones import VANClassifier
 from van_backbones.classifier import preprocess_images
 
 LEARNING_RATE = 5e-5  # from ImageNet weights; a random start takes, and needs, larger steps
@@ -42,7 +87,7 @@ ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at these p
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv))
+    run_in_folder(train_and_draw, parse_arguments(argv), "classification")
 
 
 def train_and_draw(arguments, output):
@@ -86,59 +131,17 @@ def train_and_draw(arguments, output):
 
     best = keras.saving.load_model(output / "best.keras")
     score_and_draw(best, held_out, train.class_names, output)
+    keep_curves(output, run)
     print(summary)
     print(f"Model and picture are in {output.resolve()}")
-
-
-def parse_arguments(argv):
-    """Returns the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add, count = parser.add_argument, whole_number(1)
-    add("data", type=pathlib.Path, help="folder of class folders, or of train and val")
-    add("--held-out", type=number(above=0), help="share of each class to score; default: 0.2")
-    add("--variant", default="b0", choices=list(VARIANTS))
-    add("--weights", help="'imagenet', a release or a file; default: a random start")
-    add("--image-size", type=whole_number(32), default=224)
-    area = "share of a picture that the training sees; default: 0.08 1"
-    add(
-        "--area-range", type=number(above=0), nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"), help=area
-    )
-    mixup = "mixes pairs of pictures, by shares from Beta(ALPHA, ALPHA); 0, the default, mixes none"
-    add("--mixup", type=number(at_least=0), default=0.0, metavar="ALPHA", help=mixup)
-    add("--batch-size", type=count, default=16)
-    add("--epochs", type=count, default=100)
-    add("--steps", type=count, help="instead of --epochs")
-    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch"
-    add("--evaluate-every", type=count, help=every)
-    add("--learning-rate", type=number(at_least=0), help="default: 5e-5, or 1e-3 without --weights")
-    add("--weight-decay", type=number(at_least=0), default=5e-4, help="not of norms and biases")
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    add_run_options(parser, "runs/classification")
-    arguments = parser.parse_args(argv)
-    low, high = arguments.area_range
-    if not low <= high <= 1:
-        parser.error(f"--area-range must be LOW HIGH, at most 1. Received: {arguments.area_range}")
-    if arguments.held_out is not None and arguments.held_out >= 1:
-        parser.error(f"--held-out must be below 1. Received: {arguments.held_out}")
-    if arguments.held_out is not None and has_splits(arguments.data):
-        parser.error(f"--held-out must not be given where there is a folder val: {arguments.data}")
-    return arguments
-
-
-def has_splits(data):
-    """Returns whether a folder holds the class folders in train and val."""
-    return all(any(path.is_dir() for path in (data / split).glob("*")) for split in ("train", "val"))
 
 
 def open_data(arguments):
     """Returns the training and the validation data, checked."""
     try:
-        if has_splits(arguments.data):
-            train = ClassFolder(arguments.data / "train")
-            validation = ClassFolder(arguments.data / "val", train.class_names)
+        if arguments.splits:
+            train = ClassFolder(arguments.data / arguments.splits[0])
+            validation = ClassFolder(arguments.data / arguments.splits[1], train.class_names)
             for folder in (train, validation):
                 folder.check()
             return train, validation
@@ -210,19 +213,25 @@ class ScoredPictures(keras.utils.PyDataset):
 
 
 def score_and_draw(model, held_out, class_names, output):
-    """Prints top-1, and the classes that are mistaken most; draws the confusion matrix."""
+    """Prints and keeps top-1, and the classes that are mistaken most; draws the confusion matrix."""
+    print(f"\nScoring {len(held_out.source):,} pictures ...", flush=True)
     predicted = np.concatenate(
         [model.predict_on_batch(held_out[k][0]).argmax(-1) for k in range(len(held_out))]
     )
     confusion = count_confusion(held_out.source.labels, predicted, len(class_names), ignore_label=-1)
-    top_1 = np.diag(confusion).sum() / confusion.sum()
-    print(f"\nAfter training (best.keras): {confusion.sum():,} pictures, top-1 {top_1:.4f}")
+    counts = confusion.sum(axis=1)
+    per_class = np.diag(confusion) / np.where(counts, counts, np.nan)
+    scores = {"top_1": np.diag(confusion).sum() / confusion.sum(), "per_class_top_1": per_class}
+    lines = [f"{confusion.sum():,} pictures, top-1 {scores['top_1']:.2%}"]
     mistakes = confusion - np.diag(np.diag(confusion))
     for cell in np.argsort(-mistakes, axis=None, kind="stable")[:5]:
         truth, guess = np.unravel_index(cell, mistakes.shape)
         if mistakes[truth, guess]:
             share = mistakes[truth, guess] / confusion[truth].sum()
-            print(f"  {class_names[truth]} taken for {class_names[guess]}: {share:.0%}")
+            lines.append(f"  {class_names[truth]} taken for {class_names[guess]}: {share:.0%}")
+    table = "\n".join(lines)
+    print(f"After training (best.keras): {table}", flush=True)
+    keep_scores(output, scores, table, class_names)
     Image.fromarray(draw_confusion(confusion, class_names)).save(output / "confusion.png")
 
 

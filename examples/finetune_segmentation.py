@@ -2,41 +2,12 @@
 
     python examples/finetune_segmentation.py --data path/to/data --variant b0 --weights imagenet
 
-The data folder holds `images/<split>`, `labels/<split>` and `classes.txt` or a table of the labels' colours,
-or is in ADE20K's or Pascal VOC's layout, or holds outlines of objects in COCO's, YOLO's or labelme's format.
-Of one without splits, `--val-share 0.2` holds out a fifth. Without --data the embedded data set is used.
+The data folder holds `images/<split>`, `labels/<split>` and `classes.txt`, or ADE20K's layout. Without --data
+the embedded, synthetic data set is used. The models, their scores, curves and pictures go into a folder of
+the run's own: runs/segmentation-1, runs/segmentation-2 ...
 """
 
-import argparse
-import functools
-import os
-
-import keras
-from PIL import Image
-
-from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
-from heads.data import (
-    SemanticAugmentation,
-    SemanticShapes,
-    find_training_pictures,
-    open_semantic_folder,
-    semantic_evaluation_batches,
-    semantic_training_batches,
-)
-from heads.drawing import draw_comparison
-from heads.metrics import evaluate_semantic, format_semantic_scores
-from heads.training import (
-    RunError,
-    TrainingRun,
-    add_run_options,
-    number,
-    plan_rounds,
-    run_in_folder,
-    whole_number,
-)
-from van_backbones import VARIANTS, VANBackbone
-from van_backbones.checkpoints.releases import RELEASES, SHORTHANDS, find_release
-from van_backbones.feature_maps import draw_feature_maps
+from options import add_run_options, add_variant, make_parser, number, whole_number
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
 RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
@@ -44,12 +15,82 @@ RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
     "upernet": (6e-5, 0.01, 1.0),
 }
 LEARNING_RATE_FROM_SCRATCH = 1e-3
+
+
+def parse_arguments(argv=None):
+    """Returns the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--data", help="folder of images and labels; default: the embedded data set")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    add("--class-names", help="text file with a class name per line; default: classes.txt in the data")
+    add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
+    add("--head", default="semantic_fpn", choices=list(RECIPES), help="default: %(default)s")
+    add_variant(parser)
+    add("--channels", type=whole_number(1), help="channels of the head; default: the paper's")
+    side = whole_number(1)
+    crop = "part of a picture that a step sees; default: 256 256"
+    add("--crop-size", type=side, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"), help=crop)
+    base = "resize the pictures first, ADE20K's to 2048 512; default: no resizing"
+    add("--base-size", type=side, nargs=2, metavar=("LONG", "SHORT"), help=base)
+    add("--batch-size", type=whole_number(1), default=8, help="pictures of a step; default: %(default)s")
+    add("--steps", type=whole_number(1), default=2000, help="of the training; default: %(default)s")
+    every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
+    add("--evaluate-every", type=whole_number(1), default=200, help=every)
+    add(
+        "--learning-rate",
+        type=number(at_least=0),
+        help="default: the paper's for the head, or 1e-3 without --weights",
+    )
+    add(
+        "--warm-up",
+        type=whole_number(0),
+        help="steps of linear warm-up, 0 for none; default: 1500, at most a tenth of --steps",
+    )
+    add_run_options(parser, "segmentation")
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and (arguments.splits or arguments.class_names or arguments.reduce_zero_label):
+        parser.error(
+            "--splits, --class-names and --reduce-zero-label need --data: the embedded data has its own"
+        )
+    if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
+        parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
+    arguments.splits = arguments.splits or ("train", "val")
+    return arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
+import functools
+import os
+
+import keras
+from PIL import Image
+from results import keep_curves, keep_scores
+
+from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
+from heads.data import (
+    SemanticAugmentation,
+    SemanticFolder,
+    SemanticShapes,
+    find_training_pictures,
+    semantic_evaluation_batches,
+    semantic_training_batches,
+)
+from heads.drawing import draw_comparison, draw_confusion
+from heads.metrics import evaluate_semantic, format_semantic_scores
+from heads.training import RunError, TrainingRun, plan_rounds, run_in_folder
+from van_backbones import VANBackbone
+from van_backbones.checkpoints.releases import RELEASES, find_release
+from van_backbones.feature_maps import draw_feature_maps
+
 ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the labels of these pictures."
 
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv))
+    run_in_folder(train_and_draw, parse_arguments(argv), "segmentation")
 
 
 def train_and_draw(arguments, output):
@@ -84,66 +125,16 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, validation)
+    print_scores("After training (best.keras)", best, validation, output)
+    keep_curves(output, run)
     draw_pictures(best, validation, output)
     print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 
 
-def parse_arguments(argv):
-    """Returns the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", help="folder of images and labels; default: the embedded data set")
-    add("--class-names", help="text file with a class name per line, where the data has no classes.txt")
-    add("--class-colours", help="table of names and colours, where the labels are coloured; default: found")
-    add("--val-share", type=number(above=0), help="hold out this share of each class, chosen by --seed")
-    add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
-    add("--variant", default="b0", choices=list(VARIANTS))
-    add("--head", default="semantic_fpn", choices=list(RECIPES))
-    add("--channels", type=whole_number(1), help="channels of the head; default: the paper's")
-    add("--weights", help="'imagenet', a release or a file; default: a random start")
-    side = whole_number(1)
-    add("--crop-size", type=side, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
-    add("--base-size", type=side, nargs=2, metavar=("LONG", "SHORT"), help="resize first; ADE20K: 2048 512")
-    add("--batch-size", type=whole_number(1), default=8)
-    add("--steps", type=whole_number(1), default=2000)
-    add(
-        "--evaluate-every",
-        type=whole_number(1),
-        default=200,
-        help="most steps between scores and checkpoints; equal rounds are made of --steps",
-    )
-    add(
-        "--learning-rate",
-        type=number(at_least=0),
-        help="default: the paper's for the head, or 1e-3 without --weights",
-    )
-    add(
-        "--warm-up",
-        type=whole_number(0),
-        help="steps of linear warm-up, 0 for none; default: 1500, at most a tenth of --steps",
-    )
-    add_run_options(parser, "runs/segmentation")
-    arguments = parser.parse_args(argv)
-    if arguments.data is None and (arguments.class_names or arguments.reduce_zero_label):
-        parser.error(
-            "--class-names and --reduce-zero-label need --data: the embedded data has its own classes"
-        )
-    if arguments.data is None and (arguments.class_colours or arguments.val_share):
-        parser.error("--class-colours and --val-share need --data: the embedded data has both")
-    if arguments.val_share is not None and arguments.val_share >= 1:
-        parser.error(f"--val-share must be below 1. Received: {arguments.val_share}")
-    if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
-        parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
-    return arguments
-
-
 def check_weights(arguments):
     """Finds a mistyped --weights before the data is read."""
-    is_release = arguments.weights in (*RELEASES, *SHORTHANDS)
+    is_release = arguments.weights in (*RELEASES, "imagenet")
     if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
         try:
             find_release(arguments.weights, arguments.variant)
@@ -157,20 +148,12 @@ def open_data(arguments):
         return SemanticShapes(2000, arguments.crop_size, seed=0), SemanticShapes(
             100, arguments.crop_size, seed=1
         )
-    options = arguments.class_names, arguments.reduce_zero_label, arguments.class_colours
-    splits = [None] if arguments.val_share else ["train", "val"]
-    folders = [open_semantic_folder(arguments.data, split, *options) for split in splits]
-    print(
-        f"Found {folders[0].layout}: {', '.join(str(len(folder)) for folder in folders)} pictures", flush=True
-    )
+    folders = [
+        SemanticFolder(arguments.data, split, arguments.class_names, arguments.reduce_zero_label)
+        for split in arguments.splits
+    ]
     for folder in folders:
         folder.check()
-    if arguments.val_share:
-        total = len(folders[0])
-        folders = folders[0].split(arguments.val_share, arguments.seed)
-        print(
-            f"{len(folders[1])} of {total} pictures are held out to score (--val-share, --seed)", flush=True
-        )
     return folders
 
 
@@ -203,10 +186,16 @@ def build_optimizer(arguments):
     return optimizer
 
 
-def print_scores(title, model, source):
-    """Prints IoU per class on `source`."""
+def print_scores(title, model, source, output=None):
+    """Prints IoU per class on `source`; keeps them, and which classes are taken for which, in `output`."""
+    print(f"\nScoring {len(source):,} pictures ...", flush=True)
     scores = evaluate_semantic(model, semantic_evaluation_batches(source))
-    print(f"\n{title}\n{format_semantic_scores(scores, source.class_names)}", flush=True)
+    table = format_semantic_scores(scores, source.class_names)
+    print(f"{title}\n{table}", flush=True)
+    if output is not None:
+        keep_scores(output, scores, table, source.class_names)
+        picture = draw_confusion(scores["confusion"], source.class_names, in_percent=True)
+        Image.fromarray(picture).save(output / "confusion.png")
 
 
 def draw_pictures(model, source, output, num_pictures=6):

@@ -1,24 +1,122 @@
-"""Command line options of training scripts, and types of options that refuse what makes no sense."""
+"""Command line options that the scripts share, and types of options that refuse what makes no sense.
+
+It imports neither Keras nor heads: the scripts parse their options before they load those, so that `--help`
+and mistakes are answered at once, and not after the seconds that TensorFlow takes. TensorFlow's own messages,
+but for errors, are silenced here, because it reads this setting when it is loaded.
+"""
 
 import argparse
 import math
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
+DETECTORS = ("retinanet", "gfl", "atss", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn")
+EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
+LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
 
 
-def add_run_options(parser: argparse.ArgumentParser, output: str):
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Returns a parser that prints a script's docstring as it is."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser, kind: str):
     """Adds what every training script has: the folder, what is kept there, the seed and the precision.
 
     Args:
         parser: The parser.
-        output: The folder that is used where none is given.
+        kind: What the folders of runs begin with where none is given.
     """
     add = parser.add_argument
     add("--mixed-precision", action="store_true", help="compute in bfloat16")
-    add("--output", default=output, help="folder of checkpoints, logs and pictures")
-    add("--resume", action="store_true", help="go on from the last state in --output, if any")
-    every = "save the state after so many steps, besides after each score"
+    add("--output", help=f"folder of the run; default: the next of runs/{kind}-1, runs/{kind}-2 ...")
+    resume = "go on from the last state in --output, if any; without --output: of the newest run of this kind"
+    add("--resume", action="store_true", help=resume)
+    every = "save the state after so many steps, too; default: after each score alone"
     add("--save-every", type=whole_number(1), metavar="STEPS", help=every)
-    add("--keep", type=whole_number(1), default=2, metavar="STATES", help="how many states; default: 2")
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    keep = "how many states are kept; default: %(default)s"
+    add("--keep", type=whole_number(1), default=2, metavar="STATES", help=keep)
+    seed = whole_number(0, 2**31 - 1)
+    add("--seed", type=seed, default=0, help="of everything random; default: %(default)s")
+
+
+def add_variant(parser, weights=None):
+    """Adds the backbone's size, and its weights: by default the given ones, or a random start."""
+    add = parser.add_argument
+    add("--variant", default="b0", choices=VARIANTS, help="size of the backbone; default: %(default)s")
+    start = "a random start" if weights is None else weights
+    add("--weights", default=weights, help=f"'imagenet', a release or a file; default: {start}")
+
+
+def add_sizes(parser):
+    """Adds the options of the pictures' sizes, for a detector that is trained already."""
+    side, usual = whole_number(1), "default: as the model's file says"
+    either = parser.add_mutually_exclusive_group().add_argument
+    fit = f"fit the pictures into a square of this side; {usual}"
+    either("--image-size", type=side, metavar="SIDE", help=fit)
+    either("--short-side", type=side, metavar="SIDE", help=f"or resize them to this short side; {usual}")
+    limit = f"limit of the long side, with --short-side; default: {LONG_SIDE}"
+    parser.add_argument("--long-side", type=side, metavar="SIDE", help=limit)
+
+
+def check_sizes(parser, arguments):
+    """Ends the program where the sizes contradict each other."""
+    if arguments.long_side is not None and arguments.short_side is None:
+        parser.error("--long-side needs --short-side")
+    if arguments.long_side is None:
+        arguments.long_side = LONG_SIDE
+    if arguments.short_side is not None and arguments.short_side > arguments.long_side:
+        sides = f"{arguments.short_side}, --long-side {arguments.long_side}"
+        parser.error(f"--short-side must not be above --long-side. Received: --short-side {sides}")
+
+
+def add_evaluation_options(parser, content):
+    """Adds where the held-out data of an evaluation is, and where its results go."""
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, required=True, help=f"folder of {content}")
+    add("--splits", nargs="+", default=["val"], metavar="SPLIT", help="what to score; default: val")
+    output = "folder; default: the next of evaluation-1, evaluation-2 ... beside the model"
+    add("--output", type=pathlib.Path, help=output)
+
+
+def check_evaluation_options(parser, arguments):
+    """Ends the program where the model is missing, or the output is a file."""
+    check_model(parser, arguments.model)
+    check_output(parser, arguments.output)
+    arguments.splits = list(dict.fromkeys(arguments.splits))
+
+
+def add_views(parser):
+    """Adds how a segmenter looks at a picture: by windows, or also at its mirror image."""
+    add, side = parser.add_argument, whole_number(1)
+    crop = "slide a window of this size; default: whole pictures"
+    add("--crop-size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=crop)
+    stride = "of the sliding window; default: two thirds of --crop-size"
+    add("--stride", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=stride)
+    add("--flip-test", action="store_true", help="average with the mirrored picture, in twice the time")
+
+
+def check_views(parser, arguments):
+    """Ends the program where the options of `add_views` contradict each other."""
+    if arguments.stride and not arguments.crop_size:
+        parser.error("--stride needs --crop-size")
+
+
+def check_output(parser, output):
+    """Ends the program where an output folder is a file."""
+    if output is not None and os.path.isfile(output):
+        parser.error(f"--output must be a folder. Received: the file {output}")
+
+
+def check_model(parser, path):
+    """Ends the program where a model's file is missing."""
+    if not os.path.isfile(path):
+        parser.error(f"there is no model {path}")
 
 
 def whole_number(at_least: int, at_most: int | None = None):
@@ -52,3 +150,11 @@ def number(at_least: float | None = None, above: float | None = None):
         return value
 
     return read
+
+
+def check_model_or_variant(parser, arguments):
+    """Ends the program unless there is either a model's file or a variant."""
+    if (arguments.model is None) == (arguments.variant is None):
+        parser.error("give a model file or --variant, one of them")
+    if arguments.model is not None:
+        check_model(parser, arguments.model)

@@ -1,7 +1,7 @@
 """Finds the keypoints of the people in pictures with a saved model.
 
-    python examples/predict_pose.py runs/pose/best.keras pictures/ --detector runs/detection/best.keras
-    python examples/predict_pose.py runs/pose/best.keras pictures/ --boxes detections.json
+    python examples/predict_pose.py runs/pose-1/best.keras pictures/ --detector runs/detection-1/best.keras
+    python examples/predict_pose.py runs/pose-1/best.keras pictures/ --boxes detections.json
 
 The boxes around the people come from a detector, or from a JSON file in COCO's format, such as the one that
 detect.py writes or a data set's annotations; with neither, each picture is taken for one person. For each
@@ -9,14 +9,51 @@ picture NAME.jpg it writes NAME.png with the skeletons, and for all of them keyp
 the people in COCO's format, with scores.
 """
 
-import argparse
-import json
 import pathlib
+
+from options import check_model, check_output, make_parser, number, whole_number
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("model", type=pathlib.Path, help="a .keras file")
+    add("pictures", type=pathlib.Path, nargs="+", help="folders of pictures, or pictures")
+    either = parser.add_mutually_exclusive_group().add_argument
+    whole = "default: each picture is one person"
+    either("--detector", type=pathlib.Path, help=f"a .keras file of a detector that finds people; {whole}")
+    either("--boxes", type=pathlib.Path, help=f"or a JSON file in COCO's format; {whole}")
+    name = "of the people, in the detector or the JSON file; default: %(default)s"
+    add("--class-name", default="person", help=name)
+    threshold = number(at_least=0)
+    boxes = "people whose boxes score less are left out; default: %(default)s"
+    add("--box-threshold", type=threshold, default=0.3, help=boxes)
+    scores = "keypoints below it are not drawn; default: %(default)s"
+    add("--score-threshold", type=threshold, default=0.3, help=scores)
+    batch = "most people that are looked at together; default: %(default)s"
+    add("--batch-size", type=whole_number(1), default=32, help=batch)
+    add("--flip-test", action="store_true", help="average with the mirrored crops, in twice the time")
+    output = "folder; default: the next of runs/keypoints-1, runs/keypoints-2 ..."
+    add("--output", type=pathlib.Path, help=output)
+    arguments = parser.parse_args(argv)
+    check_model(parser, arguments.model)
+    for path in (arguments.detector, arguments.boxes):
+        if path is not None and not path.is_file():
+            parser.error(f"there is no file {path}")
+    check_output(parser, arguments.output)
+    return parser, arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
+import json
 import sys
 
 import keras
 import numpy as np
-from detect import find_pictures
+from detect import find_pictures, open_output
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,7 +64,6 @@ from heads.coco.entries import read_json
 from heads.drawing import draw_skeletons
 from heads.metrics import to_keypoint_results
 from heads.pictures import read_picture
-from heads.training import number, whole_number
 
 CATEGORY_ID = 1
 
@@ -43,7 +79,7 @@ def main(argv=None):
         parser.error(f"--flip-test needs a model with flip_pairs. Received: {arguments.model}")
     find_boxes = choose_boxes(parser, arguments)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output = open_output(arguments.output, "keypoints")
     entries, annotations, unreadable = [], [], []
     for path in tqdm(paths, unit="picture"):
         try:
@@ -56,45 +92,18 @@ def main(argv=None):
             image, [boxes], batch_size=arguments.batch_size, flip_test=arguments.flip_test
         )
         picture = draw_skeletons(image, people, model.skeleton, arguments.score_threshold)
-        Image.fromarray(picture).save(arguments.output / f"{path.stem}.png")
+        Image.fromarray(picture).save(output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
         entries.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
         annotations += to_annotations(people, image_id, scores, len(annotations) + 1)
 
     content = {"images": entries, "categories": [describe_people(model)], "annotations": annotations}
-    (arguments.output / "keypoints.json").write_text(json.dumps(content), encoding="utf-8")
-    print(f"{len(annotations)} people in {len(entries)} of {len(paths)} pictures, see {arguments.output}")
+    (output / "keypoints.json").write_text(json.dumps(content), encoding="utf-8")
+    print(f"{len(annotations)} people in {len(entries)} of {len(paths)} pictures, see {output}")
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
-
-
-def parse_arguments(argv):
-    """Returns the parser, for further errors, and the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("model", type=pathlib.Path, help="a .keras file")
-    add("pictures", type=pathlib.Path, nargs="+", help="folders of pictures, or pictures")
-    either = parser.add_mutually_exclusive_group().add_argument
-    either("--detector", type=pathlib.Path, help="a .keras file of a detector that finds people")
-    either("--boxes", type=pathlib.Path, help="a JSON file in COCO's format")
-    add("--class-name", default="person", help="of the people, in the detector or the JSON file")
-    threshold = number(at_least=0)
-    add("--box-threshold", type=threshold, default=0.3, help="people whose boxes score less are left out")
-    add("--score-threshold", type=threshold, default=0.3, help="keypoints below it are not drawn")
-    add("--batch-size", type=whole_number(1), default=32, help="most people that are looked at together")
-    add("--flip-test", action="store_true", help="average with the mirrored crops, in twice the time")
-    add("--output", type=pathlib.Path, default=pathlib.Path("runs/keypoints"))
-    arguments = parser.parse_args(argv)
-    for path in (arguments.model, arguments.detector, arguments.boxes):
-        if path is not None and not path.is_file():
-            parser.error(f"there is no file {path}")
-    if arguments.output.is_file():
-        parser.error(f"--output must be a folder. Received: the file {arguments.output}")
-    return parser, arguments
 
 
 def choose_boxes(parser, arguments):

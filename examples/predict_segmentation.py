@@ -1,18 +1,43 @@
 """Segments pictures with a saved model.
 
-    python examples/predict_segmentation.py model.keras pictures/ --output predictions
+    python examples/predict_segmentation.py runs/segmentation-1/best.keras pictures/ --output predictions
 
 For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png, which
 is for people.
 """
 
-import argparse
-import collections
 import pathlib
+
+from options import add_views, check_model, check_output, check_views, make_parser
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("model", type=pathlib.Path, help="a .keras file")
+    add("pictures", type=pathlib.Path, help="a folder of pictures, or one picture")
+    output = "folder; default: the next of runs/predictions-1, runs/predictions-2 ..."
+    add("--output", type=pathlib.Path, help=output)
+    names = "text file with a class name per line; default: the names in the model's file"
+    add("--class-names", "--classes", type=pathlib.Path, help=names)
+    add_views(parser)
+    arguments = parser.parse_args(argv)
+    check_views(parser, arguments)
+    check_model(parser, arguments.model)
+    check_output(parser, arguments.output)
+    return parser, arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
+import collections
 import sys
 
 import keras
 import numpy as np
+from detect import open_output
 from PIL import Image
 from tqdm import tqdm
 
@@ -26,43 +51,19 @@ from heads.prediction import PICTURE_SUFFIXES
 
 def main(argv=None):
     """Runs the script; gives 1 if a picture was unreadable, else 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=pathlib.Path, help="a .keras file")
-    parser.add_argument("pictures", type=pathlib.Path, help="a folder of pictures, or one picture")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/predictions"))
-    parser.add_argument(
-        "--classes",
-        type=pathlib.Path,
-        help="a text file with a class name per line; default: the names in the model's file",
-    )
-    parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), help="slide a window of this size")
-    parser.add_argument("--stride", type=int, nargs=2, metavar=("H", "W"), help="of the sliding window")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
-    arguments = parser.parse_args(argv)
-    if arguments.stride and not arguments.crop:
-        parser.error("--stride needs --crop")
-    if not arguments.model.is_file():
-        parser.error(f"there is no model {arguments.model}")
+    parser, arguments = parse_arguments(argv)
     paths = find_pictures(parser, arguments.pictures, arguments.output)
-
-    try:
-        class_names = read_class_names(arguments.classes) if arguments.classes else None
-    except ValueError as error:
-        parser.error(f"--classes: {error}")
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "segment") or model.num_classes > 255:
         parser.error(f"{arguments.model} must be a semantic segmenter of at most 255 classes (8 bits)")
-    if class_names and len(class_names) != model.num_classes:
-        parser.error(
-            f"--classes must hold one name for each of the {model.num_classes} classes of the model. "
-            f"Received: {len(class_names)} names in {arguments.classes}"
-        )
-    class_names = class_names or model.class_names
-    window = {name: tuple(size) for name in ("crop", "stride") if (size := getattr(arguments, name))}
+    class_names = choose_class_names(parser, arguments, model)
+    window = {
+        name: tuple(size)
+        for name, size in (("crop", arguments.crop_size), ("stride", arguments.stride))
+        if size
+    }
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output = open_output(arguments.output, "predictions")
     unreadable = []
     for path in tqdm(paths, unit="picture"):
         try:
@@ -70,18 +71,34 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        if window or arguments.flip:
-            label_map = model.segment(image[None].astype("float32"), flip=arguments.flip, **window)[0]
+        if window or arguments.flip_test:
+            label_map = model.segment(image[None].astype("float32"), flip=arguments.flip_test, **window)[0]
         else:
             label_map = model.predict_pictures(image)[0]["label_map"]
-        Image.fromarray(label_map.astype("uint8")).save(arguments.output / f"{path.stem}.png")
+        Image.fromarray(label_map.astype("uint8")).save(output / f"{path.stem}.png")
         overlay = draw_prediction(image, label_map, class_names)
-        Image.fromarray(overlay).save(arguments.output / f"{path.stem}.overlay.png")
+        Image.fromarray(overlay).save(output / f"{path.stem}.overlay.png")
 
-    print(f"{len(paths) - len(unreadable)} of {len(paths)} pictures are segmented in {arguments.output}")
+    print(f"{len(paths) - len(unreadable)} of {len(paths)} pictures are segmented in {output}")
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def choose_class_names(parser, arguments, model):
+    """Returns the names of the option or of the model's file; ends the program where they do not fit."""
+    if not arguments.class_names:
+        return model.class_names
+    try:
+        class_names = read_class_names(arguments.class_names)
+    except ValueError as error:
+        parser.error(f"--class-names: {error}")
+    if len(class_names) != model.num_classes:
+        parser.error(
+            f"--class-names must hold one name for each of the {model.num_classes} classes of the model. "
+            f"Received: {len(class_names)} names in {arguments.class_names}"
+        )
+    return class_names
 
 
 def find_pictures(parser, pictures, output):
@@ -97,7 +114,7 @@ def find_pictures(parser, pictures, output):
         paths = [pictures]
     if not paths:
         parser.error(f"{pictures} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
-    if output.resolve() in {path.resolve().parent for path in paths}:
+    if output is not None and output.resolve() in {path.resolve().parent for path in paths}:
         parser.error(f"--output must not be the folder of the pictures, or they are overwritten: {output}")
     results = collections.Counter(path.stem + end for path in paths for end in (".png", ".overlay.png"))
     twice = sorted(show_path(name) for name, count in results.items() if count > 1)

@@ -5,8 +5,26 @@
 Without a picture it takes a synthetic scene, without weights a random backbone.
 """
 
-import argparse
 import pathlib
+
+from options import add_variant, make_parser, whole_number
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("image", nargs="?", type=pathlib.Path, help="default: a synthetic scene")
+    add_variant(parser)
+    side = "resize the longer side to this; default: as it is"
+    add("--image-size", type=whole_number(32), metavar="SIDE", help=side)
+    output = "picture; default: feature_maps.png in the next of runs/feature_maps-1, runs/feature_maps-2 ..."
+    add("--output", type=pathlib.Path, help=output)
+    return parser, parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
 
 import keras
 import numpy as np
@@ -14,24 +32,14 @@ from PIL import Image
 
 from heads.data.shapes.scenes import draw_scene
 from heads.pictures import read_picture
-from van_backbones import VARIANTS, VANBackbone
+from heads.training import make_numbered_folder
+from van_backbones import VANBackbone
 from van_backbones.feature_maps import draw_feature_maps
 
 
 def main(argv=None):
     """Runs the script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("image", nargs="?", type=pathlib.Path, help="default: a synthetic scene")
-    parser.add_argument("--variant", choices=list(VARIANTS), default="b0")
-    parser.add_argument("--weights", help="'imagenet', a release or a file; default: random weights")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="resize the longer side to this")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/feature_maps.png"))
-    arguments = parser.parse_args(argv)
-    if arguments.image_size is not None and arguments.image_size < 32:
-        parser.error(f"--image-size must be at least 32. Received: {arguments.image_size}")
-
+    parser, arguments = parse_arguments(argv)
     if arguments.image is None:
         print("No picture given: drawing a synthetic scene.")
         picture = Image.fromarray(draw_scene(seed=1, image_size=(224, 288))["image"])
@@ -50,9 +58,10 @@ def main(argv=None):
     backbone = VANBackbone(variant=arguments.variant, weights=arguments.weights)
     maps = draw_feature_maps(backbone, np.asarray(picture))
 
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(maps).save(arguments.output)
-    print(f"The feature maps are in {arguments.output}")
+    output = arguments.output or make_numbered_folder("runs", "feature_maps") / "feature_maps.png"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(maps).save(output)
+    print(f"The feature maps are in {output}")
 
 
 if __name__ == "__main__":

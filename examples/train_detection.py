@@ -2,26 +2,134 @@
 
     python examples/train_detection.py --data path/to/data --variant b0 --weights imagenet
 
-The data folder is in COCO's, YOLO's, Pascal VOC's or labelme's format, with the splits train and val; of one
-without splits, `--val-share 0.2` holds out a fifth of each class. Without --data the embedded, synthetic data
-set is used. The defaults are the paper's settings for COCO.
+The data folder holds `images/<split>` and `annotations/instances_<split>.json` in COCO's format, for the
+splits train and val; for COCO itself add `--splits train2017 val2017 --images "{split}"`. Without --data the
+embedded, synthetic data set is used. The defaults are the paper's settings for COCO. The models, their
+scores, curves and pictures go into a folder of the run's own: runs/detection-1, runs/detection-2 ...
 """
 
-import argparse
+from options import DETECTORS, LONG_SIDE, add_run_options, add_variant, make_parser, number, whole_number
+
+R_CNNS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
+HEAD_OPTIONS = {  # of the heads' constructors -> the heads that have them
+    "channels": DETECTORS,
+    "max_detections": DETECTORS,
+    "num_convs": ("retinanet", "gfl", "atss"),
+    "num_samples": R_CNNS,
+    "num_proposals": (*R_CNNS, "sparse_rcnn"),
+    "box_head": ("cascade_mask_rcnn",),
+}
+SCHEDULES = {  # epochs, the epochs after which the rate falls to a tenth, short sides in pixels
+    "1x": (12, (8, 11), (800,)),
+    "3x": (36, (27, 33), tuple(range(480, 801, 32))),
+}
+
+
+def parse_arguments(argv=None):
+    """Returns the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--data", help="folder of pictures and annotations; default: the embedded data set")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    add("--annotations", help="where in --data; default: annotations/instances_{split}.json")
+    add("--images", help="where in --data; default: images/{split}")
+    add("--head", default="retinanet", choices=DETECTORS, help="default: %(default)s")
+    add_variant(parser)
+    count = whole_number(1)
+    add("--channels", type=count, help="channels of the head; default: the paper's")
+    convs = "retinanet, gfl, atss: convolutions before each output; default: the paper's"
+    add("--num-convs", type=whole_number(0), help=convs)
+    samples = "R-CNNs: regions per image that a stage learns from; default: the paper's"
+    add("--num-samples", type=count, help=samples)
+    proposals = "R-CNNs: regions per image that a stage looks at; default: the paper's"
+    add("--num-proposals", type=count, help=proposals)
+    box_head = "cascade_mask_rcnn: layers and losses; default: 4conv1fc"
+    add("--box-head", choices=("4conv1fc", "2fc"), help=box_head)
+    add("--max-detections", type=count, help="objects per picture that are found and scored; default: 100")
+    stages = whole_number(0, 4)
+    frozen = "how many stages of the backbone stay as they are; default: %(default)s"
+    add("--frozen-stages", type=stages, default=0, help=frozen)
+    add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
+    schedule = "epochs, drops of the rate, short sides; default: %(default)s"
+    add("--schedule", default="1x", choices=list(SCHEDULES), help=schedule)
+    steps = "of the training, the drops move along; default: the schedule's epochs"
+    add("--steps", type=count, help=steps)
+    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
+    add("--evaluate-every", type=count, help=every)
+    add("--batch-size", type=count, default=16, help="pictures of a step; default: %(default)s")
+    either = parser.add_mutually_exclusive_group().add_argument
+    short = "of the pictures, drawn anew, the largest is scored; default: the schedule's"
+    either("--short-sides", type=count, nargs="+", help=short)
+    square = "square pictures instead; default: none, embedded data: 128"
+    either("--image-size", type=count, metavar="SIDE", help=square)
+    add("--long-side", type=count, help="limit of the long side; default: 1333")
+    jitter = "jitter of the square pictures; default: 0.1 2"
+    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
+    rate = "default: 1e-4 * batch size / 16, or 2e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    decay = "not of norms and biases; default: %(default)s"
+    add("--weight-decay", type=number(at_least=0), default=0.05, help=decay)
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
+    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    add_run_options(parser, "detection")
+    arguments = parser.parse_args(argv)
+    try:
+        check_arguments(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return fill_defaults(arguments)
+
+
+def check_arguments(arguments):
+    """Raises ValueError at options that another one makes void."""
+    for name, heads in HEAD_OPTIONS.items():
+        if getattr(arguments, name) is not None and arguments.head not in heads:
+            raise ValueError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
+    if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
+        raise ValueError("--splits, --annotations and --images need --data: they are places in it")
+    is_square = arguments.image_size or (arguments.data is None and not arguments.short_sides)
+    if is_square and arguments.long_side:
+        raise ValueError("--long-side must not be given where the pictures are square (--image-size)")
+    if not is_square and arguments.scale_range:
+        raise ValueError("--scale-range needs --image-size: only square pictures are jittered")
+    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
+        raise ValueError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
+    long_side = arguments.long_side or LONG_SIDE
+    short_sides = arguments.short_sides or SCHEDULES[arguments.schedule][2]
+    if max(short_sides) > long_side and not is_square:
+        raise ValueError(f"--short-sides must not be above --long-side, {long_side}. Received: {short_sides}")
+
+
+def fill_defaults(arguments):
+    """Returns the arguments with the defaults that depend on others."""
+    arguments.splits = arguments.splits or ("train", "val")
+    arguments.annotations = arguments.annotations or "annotations/instances_{split}.json"
+    arguments.images = arguments.images or "images/{split}"
+    arguments.long_side = arguments.long_side or LONG_SIDE
+    arguments.scale_range = arguments.scale_range or (0.1, 2.0)
+    if arguments.data is None and not arguments.short_sides:
+        arguments.image_size = arguments.image_size or 128
+    return arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
 import functools
-import inspect
 import pathlib
 
 import keras
 import numpy as np
 from finetune_segmentation import check_weights
 from PIL import Image
+from results import keep_curves, keep_scores
 
 from heads import (
     ATSS,
     GFL,
     CascadeMaskRCNN,
-    DenseModel,
     FasterRCNN,
     MaskRCNN,
     Resizing,
@@ -29,7 +137,6 @@ from heads import (
     SparseRCNN,
     WarmUpStepDecay,
 )
-from heads.cascade_rcnn import BOX_HEADS
 from heads.data import (
     CocoDataset,
     DetectionAugmentation,
@@ -37,20 +144,11 @@ from heads.data import (
     detection_evaluation_batches,
     detection_training_batches,
     find_training_pictures,
-    open_detection_folder,
 )
 from heads.drawing import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
-from heads.training import (
-    RunError,
-    TrainingRun,
-    add_run_options,
-    number,
-    plan_rounds,
-    run_in_folder,
-    whole_number,
-)
-from van_backbones import VARIANTS, VANBackbone
+from heads.training import TrainingRun, plan_rounds, run_in_folder
+from van_backbones import VANBackbone
 
 HEADS = {
     "retinanet": RetinaNet,
@@ -61,12 +159,6 @@ HEADS = {
     "cascade_mask_rcnn": CascadeMaskRCNN,
     "sparse_rcnn": SparseRCNN,
 }
-HEAD_OPTIONS = ("box_head", "channels", "num_convs", "num_samples", "num_proposals", "max_detections")
-SCHEDULES = {  # epochs, the epochs after which the rate falls to a tenth, short sides in pixels
-    "1x": (12, (8, 11), (800,)),
-    "3x": (36, (27, 33), tuple(range(480, 801, 32))),
-}
-LONG_SIDE = 1333  # limit of the long sides, pixels
 LEARNING_RATE = 1e-4  # for 16 images, from ImageNet weights
 # A random start takes larger steps, but no peaks; the embedded data's AP50 after 400 steps doubled so.
 LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH = 2e-3, 1.0
@@ -75,7 +167,7 @@ ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv))
+    run_in_folder(train_and_draw, parse_arguments(argv), "detection")
 
 
 def train_and_draw(arguments, output):
@@ -106,107 +198,11 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    save_results(print_scores("After training (best.keras)", best, scorer), output / "results.json")
-    draw_pictures(best, scorer, train.class_names, output)
+    print_scores("After training (best.keras)", best, scorer, output)
+    keep_curves(output, run)
+    draw_pictures(best, scorer.dataset, train.class_names, output)
     print(summary)
     print(f"Model, results and pictures are in {output.resolve()}")
-
-
-def parse_arguments(argv):
-    """Returns the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", help="folder of pictures and annotations; default: the embedded data set")
-    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--val-share", type=number(above=0), help="hold out this share of each class, chosen by --seed")
-    add("--annotations", help="COCO's file in --data, as annotations/instances_{split}.json; default: found")
-    add("--images", help="its pictures in --data; default: found, or images/{split} with --annotations")
-    add("--head", default="retinanet", choices=list(HEADS))
-    add("--variant", default="b0", choices=list(VARIANTS))
-    add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
-    count = whole_number(1)
-    add("--channels", type=count, help="channels of the head; default: the paper's")
-    add("--num-convs", type=whole_number(0), help="retinanet, gfl, atss: convolutions before each output")
-    add("--num-samples", type=count, help="R-CNNs: regions per image that a stage learns from")
-    add("--num-proposals", type=count, help="R-CNNs: regions per image that a stage looks at")
-    add("--box-head", choices=list(BOX_HEADS), help="cascade_mask_rcnn: layers and losses; default: 4conv1fc")
-    add("--max-detections", type=count, help="objects per picture that are found and scored; default: 100")
-    stages = whole_number(0, 4)
-    add("--frozen-stages", type=stages, default=0, help="how many stages of the backbone stay as they are")
-    add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
-    add("--schedule", default="1x", choices=list(SCHEDULES), help="epochs, drops of the rate, short sides")
-    add("--steps", type=count, help="instead of the schedule's epochs; the drops move along")
-    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
-    add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=16)
-    either = parser.add_mutually_exclusive_group().add_argument
-    either("--short-sides", type=count, nargs="+", help="of the pictures, drawn anew; the largest is scored")
-    either("--image-size", type=count, metavar="SIDE", help="square pictures instead; embedded data: 128")
-    add("--long-side", type=count, help="limit of the long side; default: 1333")
-    jitter = "jitter of the square pictures; default: 0.1 2"
-    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
-    rate = "default: 1e-4 * batch size / 16, or 2e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    add("--weight-decay", type=number(at_least=0), default=0.05)
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
-    add("--clip-norm", type=number(at_least=0), help=clip_norm)
-    add_run_options(parser, "runs/detection")
-    arguments = parser.parse_args(argv)
-    try:
-        check_arguments(arguments)
-    except RunError as error:
-        parser.error(str(error))
-    return fill_defaults(arguments)
-
-
-def check_arguments(arguments):
-    """Raises RunError at options that another one makes void."""
-    for name in HEAD_OPTIONS:
-        if getattr(arguments, name) is not None and name not in list_options(HEADS[arguments.head]):
-            raise RunError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
-    if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
-        raise RunError("--splits, --annotations and --images need --data: they are places in it")
-    check_val_share(arguments)
-    is_square = arguments.image_size or (arguments.data is None and not arguments.short_sides)
-    if is_square and arguments.long_side:
-        raise RunError("--long-side must not be given where the pictures are square (--image-size)")
-    if not is_square and arguments.scale_range:
-        raise RunError("--scale-range needs --image-size: only square pictures are jittered")
-    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
-        raise RunError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
-    long_side = arguments.long_side or LONG_SIDE
-    short_sides = arguments.short_sides or SCHEDULES[arguments.schedule][2]
-    if max(short_sides) > long_side and not is_square:
-        raise RunError(f"--short-sides must not be above --long-side, {long_side}. Received: {short_sides}")
-
-
-def check_val_share(arguments):
-    """Raises RunError at a --val-share that makes no sense."""
-    if arguments.val_share is not None:
-        if arguments.data is None or getattr(arguments, "splits", None):
-            raise RunError("--val-share splits the pictures of --data: it needs that, and no --splits")
-        if arguments.val_share >= 1:
-            raise RunError(f"--val-share must be below 1. Received: {arguments.val_share}")
-
-
-def list_options(head):
-    """Returns the names of a head's arguments, those of the head that it is built on, too."""
-    bases = [base for base in head.mro() if issubclass(base, DenseModel) and base is not DenseModel]
-    return {name for base in bases for name in inspect.signature(base).parameters}
-
-
-def fill_defaults(arguments):
-    """Returns the arguments with the defaults that depend on others."""
-    arguments.splits = arguments.splits or ("train", "val")
-    arguments.long_side = arguments.long_side or LONG_SIDE
-    arguments.scale_range = arguments.scale_range or (0.1, 2.0)
-    if arguments.data is None and not arguments.short_sides:
-        arguments.image_size = arguments.image_size or 128
-    return arguments
 
 
 def open_data(arguments):
@@ -215,12 +211,12 @@ def open_data(arguments):
     if arguments.data is None:
         size = (arguments.image_size or 128,) * 2
         return [DetectionShapes(number, size, seed, with_masks) for number, seed in ((2000, 0), (100, 1))]
-    if arguments.val_share:
-        datasets = hold_out(arguments, with_masks)
-    else:
-        datasets = [open_split(arguments, split, with_masks) for split in arguments.splits]
-        for dataset in datasets:
-            dataset.check()
+    datasets = []
+    for split in arguments.splits:
+        data = pathlib.Path(arguments.data)
+        annotations = data / arguments.annotations.format(split=split)
+        datasets.append(CocoDataset(annotations, data / arguments.images.format(split=split), with_masks))
+        datasets[-1].check()
     if datasets[0].class_names != datasets[1].class_names:
         raise SystemExit(f"Both splits must have the same classes: {[data.class_names for data in datasets]}")
     for dataset in datasets:
@@ -229,32 +225,6 @@ def open_data(arguments):
                 f"{dataset.path} has no annotations of objects: nothing to learn or to score. Label some of "
                 "its pictures, or name other --splits"
             )
-    return datasets
-
-
-def open_split(arguments, split, with_masks):
-    """Returns a split of --data, or where `split` is None what --val-share is taken from."""
-    data = pathlib.Path(arguments.data)
-    if arguments.annotations or arguments.images:
-        annotations = arguments.annotations or "annotations/instances_{split}.json"
-        images = arguments.images or "images/{split}"
-        split = split or "train"
-        return CocoDataset(
-            data / annotations.format(split=split), data / images.format(split=split), with_masks
-        )
-    dataset = open_detection_folder(data, split, with_masks)
-    print(f"Found {dataset.format}'s format: {len(dataset)} pictures by {dataset.path}", flush=True)
-    return dataset
-
-
-def hold_out(arguments, with_masks):
-    """Returns what is trained on and what is held out of the pictures of --data, checked."""
-    whole = open_split(arguments, None, with_masks)
-    whole.check()
-    datasets = whole.split(arguments.val_share, arguments.seed)
-    print(
-        f"{len(datasets[1])} of {len(whole)} pictures are held out to score (--val-share, --seed)", flush=True
-    )
     return datasets
 
 
@@ -322,18 +292,22 @@ def build_scorer(arguments, validation, resizing):
     )
 
 
-def print_scores(title, model, scorer):
-    """Prints average precision, also per class; gives COCO's results."""
+def print_scores(title, model, scorer, output=None):
+    """Prints average precision, also per class; keeps it and COCO's results in `output`."""
+    print(f"\nScoring {len(scorer.image_ids):,} pictures ...", flush=True)
     results = predict_coco_results(model, scorer.dataset, scorer.image_ids, scorer.category_ids)
     scores = evaluate_coco(scorer.truth, results, scorer.kinds, scorer.max_detections)
-    print(f"\n{title}\n{format_coco_scores(scores)}", flush=True)
-    return results
+    table = format_coco_scores(scores)
+    print(f"{title}\n{table}", flush=True)
+    if output is not None:
+        keep_scores(output, scores, table)
+        save_results(results, output / "results.json")
 
 
-def draw_pictures(model, scorer, class_names, output, num_pictures=6):
+def draw_pictures(model, batches, class_names, output, num_pictures=6):
     """Draws image, truth and detections of some examples."""
     images, truths, detections = [], [], []
-    for inputs, truth in scorer.dataset.as_numpy_iterator():
+    for inputs, truth in batches.as_numpy_iterator():
         inputs["original_sizes"] = inputs["image_sizes"]  # draws what the model sees
         found = model.predict_on_batch(inputs)
         for index, (height, width) in enumerate(inputs["image_sizes"]):

@@ -6,16 +6,76 @@ The data folder holds `images/<split>`, `panoptic/<split>` and `annotations/pano
 panoptic format, for the splits train and val; for COCO itself add `--splits train2017 val2017
 --images "{split}" --segments "annotations/panoptic_{split}"`. Without --data the embedded, synthetic data
 set is used. The defaults are the paper's settings for COCO, but for the backbone's learning rate, which is a
-tenth of the head's there.
+tenth of the head's there. The models, their scores, curves and pictures go into a folder of the run's own:
+runs/panoptic-1, runs/panoptic-2 ...
 """
 
-import argparse
+from options import add_run_options, add_variant, make_parser, number, whole_number
+
+
+def parse_arguments(argv=None):
+    """Returns the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--data", help="folder of pictures and segments; default: the embedded data set")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    add("--annotations", help="where in --data; default: annotations/panoptic_{split}.json")
+    add("--images", help="where in --data; default: images/{split}")
+    add("--segments", help="where in --data; default: panoptic/{split}")
+    add_variant(parser)
+    count = whole_number(1)
+    add("--channels", type=count, help="channels of the head; default: 256")
+    add("--num-queries", type=count, help="most segments of a picture; default: 100")
+    add("--num-points", type=whole_number(4), help="points at which masks are compared; default: 12544")
+    add("--num-encoder-layers", type=count, help="of the pixel decoder; default: 6")
+    add("--num-decoder-layers", type=count, help="of the queries; default: 9")
+    threshold = "segments below are left out; default: %(default)s"
+    add("--score-threshold", type=number(at_least=0), default=0.8, help=threshold)
+    add("--steps", type=count, help="of the training, the drops of the rate move along; default: 50 epochs")
+    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
+    add("--evaluate-every", type=count, help=every)
+    add("--batch-size", type=count, default=16, help="pictures of a step; default: %(default)s")
+    side = "side of the square pictures; default: 1024, embedded data: 128"
+    add("--image-size", type=count, metavar="SIDE", help=side)
+    jitter = "jitter of the sizes; default: 0.1 2"
+    range_of = {"nargs": 2, "metavar": ("LOWEST", "HIGHEST"), "default": (0.1, 2.0)}
+    add("--scale-range", type=number(above=0), **range_of, help=jitter)
+    rate = "default: 1e-4 * batch size / 16, or 1e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    decay = "not of norms and biases; default: %(default)s"
+    add("--weight-decay", type=number(at_least=0), default=0.05, help=decay)
+    warm_up = "steps of linear warm-up, 0 for none; default: none, or a tenth of the steps without --weights"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    clip_norm = "limit of the gradients' norm, 0 for none; default: 0.01, or 1 without --weights"
+    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    add_run_options(parser, "panoptic")
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
+        parser.error("--splits, --annotations and --images need --data: they are places in it")
+    if arguments.data is None and arguments.segments:
+        parser.error("--segments needs --data: it is a place in it")
+    if arguments.scale_range[0] > arguments.scale_range[1]:
+        parser.error(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
+    if arguments.score_threshold >= 1:
+        parser.error(f"--score-threshold must be below 1. Received: {arguments.score_threshold}")
+    arguments.splits = arguments.splits or ("train", "val")
+    arguments.annotations = arguments.annotations or "annotations/panoptic_{split}.json"
+    arguments.images = arguments.images or "images/{split}"
+    arguments.segments = arguments.segments or "panoptic/{split}"
+    arguments.image_size = arguments.image_size or (128 if arguments.data is None else 1024)
+    return arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
 import functools
 import pathlib
 
 import keras
 from finetune_segmentation import check_weights
 from PIL import Image
+from results import keep_curves, keep_scores
 
 from heads import Mask2Former, Resizing, WarmUpStepDecay
 from heads.data import (
@@ -28,8 +88,8 @@ from heads.data import (
 )
 from heads.drawing import draw_panoptic_comparison
 from heads.metrics import PanopticScores, evaluate_panoptic, format_panoptic_scores
-from heads.training import TrainingRun, add_run_options, number, plan_rounds, run_in_folder, whole_number
-from van_backbones import VARIANTS, VANBackbone
+from heads.training import TrainingRun, plan_rounds, run_in_folder
+from van_backbones import VANBackbone
 
 EPOCHS, DROPS = 50, (44.4, 48.1)  # the rate falls to a tenth after these epochs
 LEARNING_RATE, CLIP_NORM = 1e-4, 0.01  # for 16 images, from ImageNet weights
@@ -40,7 +100,7 @@ ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv))
+    run_in_folder(train_and_draw, parse_arguments(argv), "panoptic")
 
 
 def train_and_draw(arguments, output):
@@ -75,65 +135,11 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    scores = evaluate_panoptic(best, held_out, validation)
-    print(f"\nAfter training (best.keras)\n{format_panoptic_scores(scores, train.class_names)}", flush=True)
+    print_scores("After training (best.keras)", best, held_out, validation, output)
+    keep_curves(output, run)
     draw_pictures(best, held_out, validation, output)
     print(summary)
     print(f"Model and pictures are in {output.resolve()}")
-
-
-def parse_arguments(argv):
-    """Returns the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", help="folder of pictures and segments; default: the embedded data set")
-    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--annotations", help="where in --data; default: annotations/panoptic_{split}.json")
-    add("--images", help="where in --data; default: images/{split}")
-    add("--segments", help="where in --data; default: panoptic/{split}")
-    add("--variant", default="b0", choices=list(VARIANTS))
-    add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
-    count = whole_number(1)
-    add("--channels", type=count, help="channels of the head; default: 256")
-    add("--num-queries", type=count, help="most segments of a picture; default: 100")
-    add("--num-points", type=whole_number(4), help="points at which masks are compared; default: 12544")
-    add("--num-encoder-layers", type=count, help="default: 6")
-    add("--num-decoder-layers", type=count, help="default: 9")
-    threshold = "segments below are left out; default: 0.8"
-    add("--score-threshold", type=number(at_least=0), default=0.8, help=threshold)
-    add("--steps", type=count, help="instead of 50 epochs; the drops of the rate move along")
-    every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
-    add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=16)
-    side = "side of the square pictures; default: 1024, embedded data: 128"
-    add("--image-size", type=count, metavar="SIDE", help=side)
-    jitter = "jitter of the sizes; default: 0.1 2"
-    add("--scale-range", type=number(above=0), nargs=2, default=(0.1, 2.0), help=jitter)
-    rate = "default: 1e-4 * batch size / 16, or 1e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    add("--weight-decay", type=number(at_least=0), default=0.05)
-    warm_up = "steps of linear warm-up, 0 for none; default: none, or a tenth of the steps without --weights"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    clip_norm = "limit of the gradients' norm, 0 for none; default: 0.01, or 1 without --weights"
-    add("--clip-norm", type=number(at_least=0), help=clip_norm)
-    add_run_options(parser, "runs/panoptic")
-    arguments = parser.parse_args(argv)
-    if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
-        parser.error("--splits, --annotations and --images need --data: they are places in it")
-    if arguments.data is None and arguments.segments:
-        parser.error("--segments needs --data: it is a place in it")
-    if arguments.scale_range[0] > arguments.scale_range[1]:
-        parser.error(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
-    if arguments.score_threshold >= 1:
-        parser.error(f"--score-threshold must be below 1. Received: {arguments.score_threshold}")
-    arguments.splits = arguments.splits or ("train", "val")
-    arguments.annotations = arguments.annotations or "annotations/panoptic_{split}.json"
-    arguments.images = arguments.images or "images/{split}"
-    arguments.segments = arguments.segments or "panoptic/{split}"
-    arguments.image_size = arguments.image_size or (128 if arguments.data is None else 1024)
-    return arguments
 
 
 def open_data(arguments):
@@ -179,6 +185,15 @@ def build_optimizer(arguments, steps):
     without_decay = ["gamma", "beta", "bias", "query_", "level_features"]
     optimizer.exclude_from_weight_decay(var_names=without_decay)
     return optimizer
+
+
+def print_scores(title, model, held_out, validation, output):
+    """Prints panoptic quality, also per class; keeps it in `output`."""
+    print(f"\nScoring {len(validation):,} pictures ...", flush=True)
+    scores = evaluate_panoptic(model, held_out, validation)
+    table = format_panoptic_scores(scores, validation.class_names)
+    print(f"{title}\n{table}", flush=True)
+    keep_scores(output, scores, table, validation.class_names)
 
 
 def draw_pictures(model, held_out, validation, output, num_pictures=6):

@@ -5,10 +5,86 @@
 
 The data folder holds `images/<split>` and `annotations/person_keypoints_<split>.json` in COCO's format, for
 the splits train and val. Without --data the people of the embedded, synthetic data set are used. The defaults
-are the paper's settings for COCO.
+are the paper's settings for COCO. The models, their scores, curves and pictures go into a folder of the run's
+own: runs/pose-1, runs/pose-2 ...
 """
 
-import argparse
+from options import add_run_options, add_variant, make_parser, number, whole_number
+
+CROP_SIZE, EMBEDDED_CROP_SIZE = (256, 192), (64, 64)
+
+
+def parse_arguments(argv=None):
+    """Returns the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--data", help="folder of pictures and annotations; default: the embedded data set")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    add("--annotations", help="where in --data; default: annotations/person_keypoints_{split}.json")
+    add("--images", help="where in --data; default: images/{split}")
+    sigmas = "what the scores forgive of each keypoint; default: COCO's, where the keypoints are COCO's"
+    add("--sigmas", type=number(above=0), nargs="+", help=sigmas)
+    add_variant(parser)
+    count = whole_number(1)
+    add("--channels", type=count, default=256, help="channels of the head; default: %(default)s")
+    stages = whole_number(0, 4)
+    frozen = "how many stages of the backbone stay as they are; default: %(default)s"
+    add("--frozen-stages", type=stages, default=0, help=frozen)
+    add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
+    steps = "of the training, the drops of the rate move along; default: 210 epochs"
+    add("--steps", type=count, help=steps)
+    every = "most steps between scores and checkpoints, in equal rounds; default: ten epochs, >= 200"
+    add("--evaluate-every", type=count, help=every)
+    add("--batch-size", type=count, default=64, help="people of a step; default: %(default)s")
+    size = "of the crops; default: 256 192, of the embedded data 64 64"
+    add("--image-size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
+    scales = "factors of the crops' sides; default: 0.5 1.5"
+    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=scales)
+    rotation = "largest turn of the crops, degrees; default: %(default)s"
+    add("--rotation", type=number(at_least=0), default=80.0, help=rotation)
+    add("--flip-test", action="store_true", help="score with the mirrored crops, too")
+    rate = "default: 5e-4 * batch size / 64, or 2e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
+    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    add_run_options(parser, "pose")
+    arguments = parser.parse_args(argv)
+    try:
+        check_arguments(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return fill_defaults(arguments)
+
+
+def check_arguments(arguments):
+    """Raises ValueError at options that another one makes void, or out of range."""
+    in_data = (arguments.splits, arguments.annotations, arguments.images, arguments.sigmas)
+    if arguments.data is None and any(in_data):
+        raise ValueError("--splits, --annotations, --images and --sigmas need --data: they tell of it")
+    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
+        raise ValueError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
+    if arguments.rotation > 180:
+        raise ValueError(f"--rotation must be at most 180 degrees. Received: {arguments.rotation}")
+    if any(side % 32 for side in arguments.image_size or ()):
+        raise ValueError(f"--image-size must be multiples of 32. Received: {arguments.image_size}")
+
+
+def fill_defaults(arguments):
+    """Returns the arguments with the defaults that depend on others."""
+    arguments.splits = arguments.splits or ("train", "val")
+    arguments.annotations = arguments.annotations or "annotations/person_keypoints_{split}.json"
+    arguments.images = arguments.images or "images/{split}"
+    arguments.scale_range = tuple(arguments.scale_range or (0.5, 1.5))
+    crop_size = EMBEDDED_CROP_SIZE if arguments.data is None else CROP_SIZE
+    arguments.image_size = tuple(arguments.image_size or crop_size)
+    return arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
 import functools
 import pathlib
 
@@ -16,6 +92,7 @@ import keras
 import numpy as np
 from finetune_segmentation import check_weights
 from PIL import Image
+from results import keep_curves, keep_scores
 
 from heads import Resizing, SimpleBaseline, WarmUpStepDecay
 from heads.data import (
@@ -28,28 +105,19 @@ from heads.data import (
 )
 from heads.drawing import draw_pose_comparison
 from heads.metrics import KeypointScores, format_keypoint_scores, save_results
-from heads.training import (
-    RunError,
-    TrainingRun,
-    add_run_options,
-    number,
-    plan_rounds,
-    run_in_folder,
-    whole_number,
-)
-from van_backbones import VARIANTS, VANBackbone
+from heads.training import TrainingRun, plan_rounds, run_in_folder
+from van_backbones import VANBackbone
 
 EPOCHS, DROPS = 210, (170, 200)  # the epochs after which the rate falls to a tenth
 LEARNING_RATE = 5e-4  # for 64 people, from ImageNet weights
 # A random start takes larger steps, but no peaks.
 LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH = 2e-3, 1.0
-CROP_SIZE, EMBEDDED_CROP_SIZE = (256, 192), (64, 64)
 ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and look at these annotations."
 
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv))
+    run_in_folder(train_and_draw, parse_arguments(argv), "pose")
 
 
 def train_and_draw(arguments, output):
@@ -81,78 +149,11 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    save_results(print_scores("After training (best.keras)", best, scorer), output / "results.json")
+    print_scores("After training (best.keras)", best, scorer, output)
+    keep_curves(output, run)
     draw_pictures(best, validation, output)
     print(summary)
     print(f"Model, results and pictures are in {output.resolve()}")
-
-
-def parse_arguments(argv):
-    """Returns the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", help="folder of pictures and annotations; default: the embedded data set")
-    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--annotations", help="where in --data; default: annotations/person_keypoints_{split}.json")
-    add("--images", help="where in --data; default: images/{split}")
-    sigmas = "what the scores forgive of each keypoint; default: COCO's, where the keypoints are COCO's"
-    add("--sigmas", type=number(above=0), nargs="+", help=sigmas)
-    add("--variant", default="b0", choices=list(VARIANTS))
-    add("--weights", help="of the backbone: 'imagenet', a release or a file; default: a random start")
-    count = whole_number(1)
-    add("--channels", type=count, default=256, help="channels of the head")
-    stages = whole_number(0, 4)
-    add("--frozen-stages", type=stages, default=0, help="how many stages of the backbone stay as they are")
-    add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
-    add("--steps", type=count, help="instead of 210 epochs; the drops of the rate move along")
-    every = "most steps between scores and checkpoints, in equal rounds; default: ten epochs, >= 200"
-    add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=64)
-    size = "of the crops; default: 256 192, of the embedded data 64 64"
-    add("--image-size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
-    scales = "factors of the crops' sides; default: 0.5 1.5"
-    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=scales)
-    add("--rotation", type=number(at_least=0), default=80.0, help="largest turn of the crops, degrees")
-    add("--flip-test", action="store_true", help="score with the mirrored crops, too")
-    rate = "default: 5e-4 * batch size / 64, or 2e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
-    add("--clip-norm", type=number(at_least=0), help=clip_norm)
-    add_run_options(parser, "runs/pose")
-    arguments = parser.parse_args(argv)
-    try:
-        check_arguments(arguments)
-    except RunError as error:
-        parser.error(str(error))
-    return fill_defaults(arguments)
-
-
-def check_arguments(arguments):
-    """Raises RunError at options that another one makes void, or out of range."""
-    in_data = (arguments.splits, arguments.annotations, arguments.images, arguments.sigmas)
-    if arguments.data is None and any(in_data):
-        raise RunError("--splits, --annotations, --images and --sigmas need --data: they tell of it")
-    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
-        raise RunError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
-    if arguments.rotation > 180:
-        raise RunError(f"--rotation must be at most 180 degrees. Received: {arguments.rotation}")
-    if any(side % 32 for side in arguments.image_size or ()):
-        raise RunError(f"--image-size must be multiples of 32. Received: {arguments.image_size}")
-
-
-def fill_defaults(arguments):
-    """Returns the arguments with the defaults that depend on others."""
-    arguments.splits = arguments.splits or ("train", "val")
-    arguments.annotations = arguments.annotations or "annotations/person_keypoints_{split}.json"
-    arguments.images = arguments.images or "images/{split}"
-    arguments.scale_range = tuple(arguments.scale_range or (0.5, 1.5))
-    crop_size = EMBEDDED_CROP_SIZE if arguments.data is None else CROP_SIZE
-    arguments.image_size = tuple(arguments.image_size or crop_size)
-    return arguments
 
 
 def open_data(arguments):
@@ -236,11 +237,16 @@ def build_scorer(arguments, validation):
     )
 
 
-def print_scores(title, model, scorer):
-    """Prints average precision and recall; gives COCO's results."""
+def print_scores(title, model, scorer, output=None):
+    """Prints average precision and recall; keeps them and COCO's results in `output`."""
+    print("\nScoring the held-out people ...", flush=True)
     results = scorer.predict(model)
-    print(f"\n{title}\n{format_keypoint_scores(scorer.evaluate(results))}", flush=True)
-    return results
+    scores = scorer.evaluate(results)
+    table = format_keypoint_scores(scores)
+    print(f"{title}\n{table}", flush=True)
+    if output is not None:
+        keep_scores(output, scores, table)
+        save_results(results, output / "results.json")
 
 
 def draw_pictures(model, validation, output, num_pictures=6):

@@ -4,15 +4,63 @@
 
 The data folder holds `images/<split>` and `masks/<split>`, for the splits train and val; masks are PNG of 0
 and 255 or 0 and 1. Without --data the embedded, synthetic data set is used: things against all else. The
-sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS.
+sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS. The models, their scores,
+curves and pictures go into a folder of the run's own: runs/saliency-1, runs/saliency-2 ...
 """
 
-import argparse
+from options import add_run_options, add_variant, make_parser, number, whole_number
+
+IMAGE_SIZES, BATCH_SIZE, PASSES = (320, 352, 384), 24, 30
+# The embedded data is small.
+EMBEDDED_SIZES, EMBEDDED_BATCH_SIZE, EMBEDDED_PASSES = (128,), 8, 2
+
+
+def parse_arguments(argv=None):
+    """Returns the settings."""
+    parser = make_parser(__doc__)
+    add, count = parser.add_argument, whole_number(1)
+    add("--data", help="folder of pictures and masks; default: the embedded data set")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
+    ignored = "of pixels without truth in the masks; default: none"
+    add("--ignored-value", type=whole_number(0, 255), help=ignored)
+    add_variant(parser)
+    sides = (
+        "of the squares, each batch has one of them; the largest is scored; default: 320 352 384, embedded"
+    )
+    add("--image-sizes", type=count, nargs="+", metavar="SIDE", help=f"{sides} data: 128")
+    add("--batch-size", type=count, help="pictures of a step; default: 24, embedded data: 8")
+    add("--steps", type=count, help="of the training; default: 30 passes over the data, embedded data: 2")
+    every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
+    add("--evaluate-every", type=count, default=200, help=every)
+    rate = "default: 5e-5, or 1e-3 without --weights"
+    add("--learning-rate", type=number(at_least=0), help=rate)
+    decay = "decoupled, as AdamW's, not of norms and biases; default: %(default)s"
+    add("--weight-decay", type=number(at_least=0), default=1e-4, help=decay)
+    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
+    add("--warm-up", type=whole_number(0), help=warm_up)
+    add_run_options(parser, "saliency")
+    arguments = parser.parse_args(argv)
+    if arguments.data is None and arguments.ignored_value is not None:
+        parser.error("--ignored-value needs --data: the embedded data ignores nothing")
+    if arguments.data is None and arguments.splits:
+        parser.error("--splits needs --data: they are places in it")
+    arguments.splits = arguments.splits or ("train", "val")
+    is_embedded = arguments.data is None
+    arguments.image_sizes = arguments.image_sizes or (EMBEDDED_SIZES if is_embedded else IMAGE_SIZES)
+    arguments.batch_size = arguments.batch_size or (EMBEDDED_BATCH_SIZE if is_embedded else BATCH_SIZE)
+    arguments.passes = EMBEDDED_PASSES if is_embedded else PASSES
+    return arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
 import functools
 
 import keras
 from finetune_segmentation import check_weights
 from PIL import Image
+from results import keep_curves, keep_scores
 
 from heads import EDN, Resizing, WarmUpPolynomialDecay
 from heads.data import (
@@ -25,21 +73,18 @@ from heads.data import (
 )
 from heads.drawing import draw_saliency_comparison
 from heads.metrics import SaliencyScores, evaluate_saliency, format_saliency_scores
-from heads.training import TrainingRun, add_run_options, number, plan_rounds, run_in_folder, whole_number
-from van_backbones import VARIANTS, VANBackbone
+from heads.training import TrainingRun, plan_rounds, run_in_folder
+from van_backbones import VANBackbone
 
-IMAGE_SIZES, BATCH_SIZE, PASSES = (320, 352, 384), 24, 30
 LEARNING_RATE = 5e-5  # from ImageNet weights; a random start takes, and needs, larger steps
 LEARNING_RATE_FROM_SCRATCH = 1e-3
 BETAS = (0.9, 0.99)
-# The embedded data is small.
-EMBEDDED_SIZES, EMBEDDED_BATCH_SIZE, EMBEDDED_PASSES = (128,), 8, 2
 ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the masks of these pictures."
 
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv))
+    run_in_folder(train_and_draw, parse_arguments(argv), "saliency")
 
 
 def train_and_draw(arguments, output):
@@ -70,43 +115,11 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, scorer)
+    print_scores("After training (best.keras)", best, scorer, output)
+    keep_curves(output, run)
     draw_pictures(best, validation, output)
     print(summary)
     print(f"Model and pictures are in {output.resolve()}")
-
-
-def parse_arguments(argv):
-    """Returns the settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add, count = parser.add_argument, whole_number(1)
-    add("--data", help="folder of pictures and masks; default: the embedded data set")
-    add("--ignored-value", type=whole_number(0, 255), help="of pixels without truth in the masks")
-    add("--variant", default="b0", choices=list(VARIANTS))
-    add("--weights", help="'imagenet', a release or a file; default: a random start")
-    sides = "of the squares, each batch has one of them; the largest is scored; default: 320 352 384"
-    add("--image-sizes", type=count, nargs="+", metavar="SIDE", help=f"{sides}; embedded data: 128")
-    add("--batch-size", type=count, help="default: 24; embedded data: 8")
-    add("--steps", type=count, help="default: 30 passes over the data; embedded data: 2")
-    every = "most steps between scores and checkpoints; equal rounds are made of the steps"
-    add("--evaluate-every", type=count, default=200, help=every)
-    rate = "default: 5e-5, or 1e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    decay = "decoupled, as AdamW's; not of norms and biases"
-    add("--weight-decay", type=number(at_least=0), default=1e-4, help=decay)
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    add_run_options(parser, "runs/saliency")
-    arguments = parser.parse_args(argv)
-    if arguments.data is None and arguments.ignored_value is not None:
-        parser.error("--ignored-value needs --data: the embedded data ignores nothing")
-    is_embedded = arguments.data is None
-    arguments.image_sizes = arguments.image_sizes or (EMBEDDED_SIZES if is_embedded else IMAGE_SIZES)
-    arguments.batch_size = arguments.batch_size or (EMBEDDED_BATCH_SIZE if is_embedded else BATCH_SIZE)
-    arguments.passes = EMBEDDED_PASSES if is_embedded else PASSES
-    return arguments
 
 
 def open_data(arguments):
@@ -114,7 +127,7 @@ def open_data(arguments):
     if arguments.data is None:
         size = (max(arguments.image_sizes),) * 2
         return SaliencyShapes(2000, size, seed=0), SaliencyShapes(100, size, seed=1)
-    folders = [SaliencyFolder(arguments.data, split, arguments.ignored_value) for split in ("train", "val")]
+    folders = [SaliencyFolder(arguments.data, split, arguments.ignored_value) for split in arguments.splits]
     for folder in folders:
         folder.check()
     return folders
@@ -138,9 +151,14 @@ def build_optimizer(arguments, steps):
     return optimizer
 
 
-def print_scores(title, model, scorer):
-    """Prints the scores of the validation data."""
-    print(f"\n{title}: {format_saliency_scores(evaluate_saliency(model, scorer.dataset))}", flush=True)
+def print_scores(title, model, scorer, output=None):
+    """Prints the scores of the validation data; keeps them in `output`."""
+    print("\nScoring the held-out pictures ...", flush=True)
+    scores = evaluate_saliency(model, scorer.dataset)
+    table = format_saliency_scores(scores)
+    print(f"{title}: {table}", flush=True)
+    if output is not None:
+        keep_scores(output, scores, table)
 
 
 def draw_pictures(model, source, output, num_pictures=6):

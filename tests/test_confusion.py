@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from heads.drawing.confusion import CELL, SMALL_CELL, draw_confusion
 from heads.drawing.pages import MARGIN
@@ -27,6 +28,21 @@ def test_long_names_and_many_classes():
     assert max(page.shape) < 2 * CELL + 260
     many = draw_confusion(np.eye(60, dtype=int), [str(label) for label in range(60)])
     assert many.shape[1] == 60 * SMALL_CELL + 1 + 2 * MARGIN
+
+
+def test_cells_tell_counts_or_percent(monkeypatch):
+    texts, write = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda pen, xy, text, *rest, **options: texts.append(text)
+    )
+    confusion = np.array([[999_990, 10], [1, 3]])
+    draw_confusion(confusion, ["a", "b"])
+    assert texts[:4] == ["999990", "10", "1", "3"]
+    texts.clear()
+    draw_confusion(confusion, ["a", "b"], in_percent=True)
+    assert texts[:4] == [">99", "<1", "25", "75"]
+    assert "percent" in texts[-1]
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", write)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 3), (2,)])

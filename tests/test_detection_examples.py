@@ -122,9 +122,12 @@ def read_weights(output):
 
 def test_training_writes_models_results_pictures_and_logs(run):
     output, _ = run
-    picture = np.asarray(Image.open(output / "predictions.png"))
-    assert picture.ndim == 3
-    assert picture.std() > 10
+    for name in ("predictions.png", "curves.png"):
+        picture = np.asarray(Image.open(output / name))
+        assert picture.ndim == 3
+        assert picture.std() > 5
+    scores = json.loads((output / "scores.json").read_text())
+    assert set(scores["bbox_AP_per_class"]) == set(NAMES)
     settings = json.loads((output / "settings.json").read_text())
     assert settings["resizing"]["image_size"] == [64, 64]
     assert settings["classes"] == list(NAMES)
@@ -262,16 +265,34 @@ def evaluate(*options):
 
 
 def test_evaluation_gives_the_results_of_the_training(run, data_folder, tmp_path):
-    """The sizes are in the model's file, so the results are equal."""
-    path = tmp_path / "new" / "results.json"
-    printed = evaluate(run[0] / "best.keras", "--data", data_folder, "--output", path, "--batch-size", "2")
-    results = json.loads(path.read_text())
+    """The sizes are in the model's file, so the results are equal; they go into a new folder beside it."""
+    printed = evaluate(run[0] / "best.keras", "--data", data_folder, "--batch-size", "2")
+    folder = run[0] / "evaluation-1" / "val"
+    results = json.loads((folder / "results.json").read_text())
     assert len(results) > 100
     assert {result["category_id"] for result in results} == set(CATEGORY_IDS)
     assert results == json.loads((run[0] / "results.json").read_text())
     assert "image_size" in printed
     assert "4 pictures" in printed
     assert "segm" not in printed
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores.pop("model") == str(run[0] / "best.keras")
+    assert scores.pop("data").endswith("instances_val.json")
+    assert scores == json.loads((run[0] / "scores.json").read_text())
+    assert (folder / "scores.txt").read_text() == (run[0] / "scores.txt").read_text()
+    assert np.asarray(Image.open(folder / "predictions.png")).std() > 10
+
+
+def test_evaluation_of_two_splits(run, data_folder, tmp_path):
+    output = tmp_path / "new" / "scores"
+    options = ("--splits", "val", "train", "val", "--output", output)
+    printed = evaluate(run[0] / "best.keras", "--data", data_folder, *options)
+    assert printed.count("bbox AP50") == 2
+    assert {path.name for path in output.iterdir()} == {"val", "train"}
+    for split in output.iterdir():
+        assert {path.name for path in split.iterdir()} == {
+            *("scores.json", "scores.txt", "results.json", "predictions.png")
+        }
 
 
 @pytest.mark.slow
@@ -283,8 +304,8 @@ def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
         output.bias.assign(keras.random.normal(output.bias.shape))
     path = tmp_path / "retinanet.safetensors"
     save_state_dict(model, path)
-    results_path = tmp_path / "results.json"
-    options = ("--data", data_folder, "--short-side", "48", "--output", results_path)
+    results_path = tmp_path / "out" / "val" / "results.json"
+    options = ("--data", data_folder, "--short-side", "48", "--output", tmp_path / "out")
     printed = evaluate(path, "--head", "retinanet", *options)
     assert "bbox AP50" in printed
     results = json.loads(results_path.read_text())
@@ -313,7 +334,7 @@ def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
         (["MODEL", "--batch-size", "0"], "at least 1. Received: '0'"),
         (["MODEL", "--short-side", "-3"], "at least 1. Received: '-3'"),
         (["MODEL", "--short-side", "64", "--image-size", "64"], "not allowed with"),
-        (["MODEL", "--output", "DATA"], "--output must be a file. Received: the folder"),
+        (["MODEL", "--output", "CHECKPOINT"], "--output must be a folder. Received: the file"),
     ],
 )
 def test_evaluation_refuses(run, mask_model, data_folder, tmp_path, capsys, options, message):
@@ -395,8 +416,8 @@ def test_detect_writes_pictures_and_coco(mask_model, pictures, tmp_path, capsys)
 
 def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
     """Class names and sizes are in the model's file."""
-    path = tmp_path / "results.json"
-    evaluate(run[0] / "best.keras", "--data", data_folder, "--output", path)
+    path = tmp_path / "scores" / "val" / "results.json"
+    evaluate(run[0] / "best.keras", "--data", data_folder, "--output", tmp_path / "scores")
     folder = data_folder / "images" / "val"
     options = ("--output", tmp_path / "out", "--score-threshold", "0")
     code, content = detect_objects(run[0] / "best.keras", folder, *options)

@@ -158,6 +158,9 @@ def check_python_command(words):
         path = ROOT / words[0]
     assert path.is_file(), path
     known = list_texts(path) | {"--output"}
+    if path.parent.name == "examples":
+        help_text = subprocess.check_output([sys.executable, str(path), "--help"], text=True)
+        known = set(re.findall(r"--[\w-]+", help_text))
     for word in words[1:]:
         assert not word.startswith("--") or word in known, f"{path.name} has no {word}"
     if path.parent.name == "checkpoints":

@@ -55,18 +55,18 @@ def test_scores_equal_a_loop(classifier, tmp_path, capsys, names):
         best += order[0] == label
         among_five += label in order[:5]
     options = ("--weights", path, "--num-classes", NUM_CLASSES, "--image-size", 32, "--batch-size", 4)
-    code, printed = run(capsys, tmp_path / "data", *options)
+    code, printed = run(capsys, "--data", tmp_path / "data", *options)
     assert code == 0
-    top_1, top_5 = re.search(r"14 pictures: top-1 ([\d.]+), top-5 ([\d.]+)", printed.out).groups()
-    assert float(top_1) == pytest.approx(best / 14, abs=1e-4)
-    assert float(top_5) == pytest.approx(among_five / 14, abs=1e-4)
+    top_1, top_5 = re.search(r"14 pictures: top-1 ([\d.]+)%, top-5 ([\d.]+)%", printed.out).groups()
+    assert float(top_1) == pytest.approx(100 * best / 14, abs=0.01)
+    assert float(top_5) == pytest.approx(100 * among_five / 14, abs=0.01)
 
 
 def test_unreadable_pictures_are_named(classifier, tmp_path, capsys):
     make_pictures(tmp_path / "data", ["0", "1"])
     (tmp_path / "data" / "1" / "bad.jpg").write_bytes(b"no picture")
     options = ("--weights", classifier[1], "--num-classes", NUM_CLASSES, "--image-size", 32)
-    code, printed = run(capsys, tmp_path / "data", *options)
+    code, printed = run(capsys, "--data", tmp_path / "data", *options)
     assert code == 1
     assert "4 pictures" in printed.out
     assert "bad.jpg" in printed.err
@@ -78,5 +78,5 @@ def test_unreadable_pictures_are_named(classifier, tmp_path, capsys):
 def test_folders_that_are_no_classes(tmp_path, capsys, names, message):
     make_pictures(tmp_path / "data", names)
     with pytest.raises(SystemExit):
-        run(capsys, tmp_path / "data", "--num-classes", NUM_CLASSES)
+        run(capsys, "--data", tmp_path / "data", "--num-classes", NUM_CLASSES)
     assert message in capsys.readouterr().err

@@ -104,7 +104,7 @@ def read_weights(output):
 
 def test_finetune_writes_models_pictures_and_logs(run):
     output, _ = run
-    for name in ("predictions.png", "features.png"):
+    for name in ("predictions.png", "features.png", "confusion.png", "curves.png"):
         picture = np.asarray(Image.open(output / name))
         assert picture.ndim == 3
         assert picture.std() > 10
@@ -114,6 +114,13 @@ def test_finetune_writes_models_pictures_and_logs(run):
             assert np.isfinite(float(row[name])), name
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
     assert keras.saving.load_model(output / "best.keras").class_names == list(NAMES)
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["unit"] == "percent"
+    assert scores["mean_iou"] == pytest.approx(
+        100 * max(float(row["val_mean_iou"]) for row in read_log(output)), abs=0.01
+    )
+    assert list(scores["per_class_iou"]) == list(NAMES)
+    assert (output / "scores.txt").read_text().splitlines()[-1].startswith("all pixels")
     assert json.loads((output / "settings.json").read_text())["crop_size"] == [32, 48]
     assert not (output / "interrupted.keras").exists()
 
@@ -333,7 +340,7 @@ def pictures(tmp_path):
 def test_predict_writes_label_maps(run, pictures, tmp_path, capsys, data_folder):
     output = tmp_path / "out"
     arguments = [str(run[0] / "best.keras"), str(pictures), "--output", str(output)]
-    assert predict_segmentation.main([*arguments, "--classes", str(data_folder / "classes.txt")]) == 1
+    assert predict_segmentation.main([*arguments, "--class-names", str(data_folder / "classes.txt")]) == 1
     written = {path.name for path in output.iterdir()}
     assert written == {"colour.png", "colour.overlay.png", "grey.png", "grey.overlay.png"}
     for name, size in (("colour", (48, 64)), ("grey", (33, 49))):
@@ -353,7 +360,17 @@ def test_predict_writes_label_maps(run, pictures, tmp_path, capsys, data_folder)
 
 
 def test_predict_one_picture_with_windows(run, pictures, tmp_path):
-    options = ["--crop", "32", "32", "--stride", "16", "20", "--flip", "--output", str(tmp_path / "out")]
+    options = [
+        "--crop-size",
+        "32",
+        "32",
+        "--stride",
+        "16",
+        "20",
+        "--flip-test",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     path = pictures / "colour.jpg"
     assert predict_segmentation.main([str(run[0] / "last.keras"), str(path), *options]) == 0
     model = keras.saving.load_model(run[0] / "last.keras")
@@ -364,7 +381,7 @@ def test_predict_one_picture_with_windows(run, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["MODEL", "PICTURES", "--stride", "8", "8"], "--stride needs --crop"),
+        (["MODEL", "PICTURES", "--stride", "8", "8"], "--stride needs --crop-size"),
         (["missing.keras", "PICTURES"], "there is no model missing.keras"),
         (["MODEL", "EMPTY"], "holds no pictures"),
         (["MODEL", "PICTURES", "--output", "PICTURES"], "must not be the folder of the pictures"),
@@ -396,7 +413,7 @@ def test_feature_maps_without_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--image-size", "16"], "--image-size must be at least 32"),
+        (["--image-size", "16"], "argument --image-size: must be a whole number, at least 32"),
         (["broken.jpg"], "cannot read the picture"),
     ],
 )

@@ -141,8 +141,14 @@ def test_without_the_runtime_nothing_is_compared(tmp_path, capsys):
         (["DETECTOR", "--output", "FULL"], "which holds notes.txt"),
         (["DETECTOR", "--output", "DETECTOR"], "--output must be a folder for --format saved_model"),
         (["DETECTOR", "--format", "onnx", "--output", "FOLDER"], "--output must be a file for --format onnx"),
-        (["DETECTOR", "--image-size", "32", "16"], "--image-size must be at least 32. Received: [32, 16]"),
-        (["DETECTOR", "--batch-size", "0"], "--batch-size must be at least 1. Received: 0"),
+        (
+            ["DETECTOR", "--image-size", "32", "16"],
+            "argument --image-size: must be a whole number, at least 32. Received: '16'",
+        ),
+        (
+            ["DETECTOR", "--batch-size", "0"],
+            "argument --batch-size: must be a whole number, at least 1. Received: '0'",
+        ),
         (["DETECTOR", "--picture", "DETECTOR"], "cannot read the picture"),
         (["STRANGER"], "model must be a VANBackbone"),
     ],
@@ -355,10 +361,22 @@ def test_weights_matter():
     [
         ([], "give a model file or --variant"),
         (["missing.keras"], "there is no model missing.keras"),
-        (["--variant", "b0", "--image-size", "16", "32"], "--image-size must be at least 32"),
-        (["--variant", "b0", "--batch-size", "0"], "--batch-size must be at least 1. Received: 0"),
-        (["--variant", "b0", "--threads", "0"], "--threads must be at least 1. Received: 0"),
-        (["--variant", "b0", "--rounds", "0"], "--rounds must be at least 1. Received: 0"),
+        (
+            ["--variant", "b0", "--image-size", "16", "32"],
+            "argument --image-size: must be a whole number, at least 32",
+        ),
+        (
+            ["--variant", "b0", "--batch-size", "0"],
+            "argument --batch-size: must be a whole number, at least 1. Received: '0'",
+        ),
+        (
+            ["--variant", "b0", "--threads", "0"],
+            "argument --threads: must be a whole number, at least 1. Received: '0'",
+        ),
+        (
+            ["--variant", "b0", "--rounds", "0"],
+            "argument --rounds: must be a whole number, at least 1. Received: '0'",
+        ),
         (["--variant", "b0", "--threads", "1234"], "TensorFlow is at work already"),
         (["STRANGER"], "model must be a VANBackbone"),
     ],

@@ -1,10 +1,16 @@
 """Files that are replaced as a whole, folders of one run at a time, and options within limits."""
 
 import argparse
+import pathlib
+import sys
 
 import pytest
 
-from heads.training import RunError, hold_folder, number, replace_file, replace_text, whole_number
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+
+from options import number, whole_number
+
+from heads.training import RunError, hold_folder, replace_file, replace_text
 
 
 def test_files_are_replaced_as_a_whole(tmp_path):

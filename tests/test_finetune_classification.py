@@ -41,7 +41,17 @@ def write_pictures(root, count=6, size=(40, 48)):
 
 def run(data, output, *options):
     """Runs the script with a tiny network and gives what it printed."""
-    arguments = [str(data), "--output", str(output), "--image-size", "32", "--batch-size", "4", *options]
+    arguments = [
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--image-size",
+        "32",
+        "--batch-size",
+        "4",
+        *options,
+    ]
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr("van_backbones.classifier.VANBackbone", TinyVAN)
@@ -69,7 +79,12 @@ def test_training_learns_scores_and_draws(trained, monkeypatch):
     assert "3 classes, 15 pictures to learn from, 3 to score" in printed
     top_1 = float(re.search(r"best.keras\): 3 pictures, top-1 ([\d.]+)", printed)[1])
     assert [row["epoch"] for row in read_log(output)] == ["0", "1", "2"]
-    assert top_1 == max(float(row["val_top_1"]) for row in read_log(output)) > 0.6
+    assert top_1 > 60
+    assert top_1 == pytest.approx(100 * max(float(row["val_top_1"]) for row in read_log(output)), abs=0.01)
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["top_1"] == pytest.approx(top_1, abs=0.01)
+    assert list(scores["per_class_top_1"]) == ["blue", "green", "red"]
+    assert np.asarray(Image.open(output / "curves.png")).std() > 5
     settings = json.loads((output / "settings.json").read_text())
     assert settings["classes"] == ["blue", "green", "red"]
     assert settings["data"] == str(data)
@@ -98,8 +113,9 @@ def test_resuming_and_weights_from_a_file(trained, tmp_path, capsys, monkeypatch
         run(tmp_path / "two", tmp_path / "other", "--steps", "1", "--weights", str(output / "best.keras"))
     monkeypatch.setattr("van_backbones.classifier.VANBackbone", TinyVAN)
     options = ["--weights", str(output / "best.keras"), "--num-classes", "3", "--image-size", "32"]
-    assert evaluate_classification.main([str(data), *options]) == 0
-    assert float(re.search(r"18 pictures: top-1 ([\d.]+)", capsys.readouterr().out)[1]) > 0.5
+    assert evaluate_classification.main(["--data", str(data), *options]) == 0
+    assert float(re.search(r"18 pictures: top-1 ([\d.]+)", capsys.readouterr().out)[1]) > 50
+    assert json.loads((output / "evaluation-1" / "scores.json").read_text())["top_1"] > 50
 
 
 @pytest.mark.slow
@@ -121,7 +137,7 @@ def test_train_and_val_folders(tmp_path):
     ],
 )
 def test_recipe(options, learning_rate, warm_up):
-    arguments = finetune_classification.parse_arguments(["data", *options])
+    arguments = finetune_classification.parse_arguments(["--data", "data", *options])
     assert (arguments.batch_size, arguments.epochs) == (16, 100)
     optimizer = finetune_classification.build_optimizer(arguments, 1000)
     assert optimizer.weight_decay == 5e-4
@@ -135,14 +151,14 @@ def test_recipe(options, learning_rate, warm_up):
     [
         (["--held-out", "1"], "--held-out must be below 1. Received: 1.0"),
         (["--held-out", "0"], "argument --held-out: must be a number, above 0"),
-        (["--area-range", "0.5", "0.2"], "--area-range must be LOW HIGH, at most 1"),
+        (["--area-range", "0.5", "0.2"], "--area-range must be LOWEST HIGHEST, at most 1"),
         (["--image-size", "16"], "argument --image-size: must be a whole number, at least 32"),
         (["--epochs", "0"], "argument --epochs: must be a whole number, at least 1"),
     ],
 )
 def test_options_that_are_refused(options, message, capsys):
     with pytest.raises(SystemExit):
-        finetune_classification.parse_arguments(["data", *options])
+        finetune_classification.parse_arguments(["--data", "data", *options])
     assert message in capsys.readouterr().err
 
 
@@ -150,7 +166,7 @@ def test_a_share_of_folders_that_are_split_already_is_refused(tmp_path, capsys):
     for split in ("train", "val"):
         write_pictures(tmp_path / split, 1)
     with pytest.raises(SystemExit):
-        finetune_classification.parse_arguments([str(tmp_path), "--held-out", "0.1"])
+        finetune_classification.parse_arguments(["--data", str(tmp_path), "--held-out", "0.1"])
     assert "--held-out must not be given where there is a folder val" in capsys.readouterr().err
 
 
@@ -159,9 +175,11 @@ def test_all_faulty_pictures_are_named_at_once(tmp_path):
     for name in ("blue", "red"):
         (data / name / "0.jpg").write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=r"(?s)blue/0.jpg: cannot be read.*red/0.jpg: cannot be read"):
-        finetune_classification.main([str(data), "--output", str(tmp_path / "run")])
+        finetune_classification.main(["--data", str(data), "--output", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match=r"(?s)--weights must be a file that exists"):
-        finetune_classification.main([str(data), "--weights", "no.pth", "--output", str(tmp_path / "run")])
+        finetune_classification.main(
+            ["--data", str(data), "--weights", "no.pth", "--output", str(tmp_path / "run")]
+        )
 
 
 def make_plain_batches():

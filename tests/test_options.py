@@ -1,8 +1,12 @@
 import argparse
+import pathlib
+import sys
 
 import pytest
 
-from heads.training.options import add_run_options, number, whole_number
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+
+from options import add_run_options, number, whole_number
 
 
 @pytest.mark.parametrize(
@@ -48,8 +52,9 @@ def test_parsers_name_the_option(capsys):
 
 def test_every_training_script_has_these():
     parser = argparse.ArgumentParser()
-    add_run_options(parser, "runs/here")
-    defaults = {"mixed_precision": False, "output": "runs/here", "resume": False, "seed": 0}
+    add_run_options(parser, "here")
+    assert "runs/here-1" in parser.format_help()
+    defaults = {"mixed_precision": False, "output": None, "resume": False, "seed": 0}
     assert vars(parser.parse_args([])) == {**defaults, "save_every": None, "keep": 2}
     options = ["--seed", "7", "--resume", "--mixed-precision", "--output", "there"]
     found = vars(parser.parse_args([*options, "--save-every", "100", "--keep", "5"]))

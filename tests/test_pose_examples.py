@@ -267,7 +267,7 @@ def test_predict_asks_a_detector(model_path, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["missing.keras", "PICTURES"], "there is no file missing.keras"),
+        (["missing.keras", "PICTURES"], "there is no model missing.keras"),
         (["MODEL", "PICTURES", "--boxes", "missing.json"], "there is no file missing.json"),
         (["MODEL", "PICTURES", "--boxes", "MODEL"], "--boxes must be"),
         (["MODEL", "PICTURES", "--boxes", "EMPTY"], "--boxes must have a category 'person'"),

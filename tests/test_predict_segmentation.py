@@ -93,7 +93,7 @@ def test_class_names_fit_the_model(tmp_path, predict, capsys, text, message):
     if text is not None:
         (tmp_path / "classes.txt").write_bytes(text)
     with pytest.raises(SystemExit):
-        predict("--classes", tmp_path / "classes.txt")
+        predict("--class-names", tmp_path / "classes.txt")
     assert message in capsys.readouterr().err
 
 
@@ -105,5 +105,5 @@ def test_class_names_with_a_byte_order_mark(tmp_path, predict, monkeypatch):
     monkeypatch.setattr(
         predict_segmentation, "draw_legend", lambda found, *rest: names.extend(found) or draw(found, *rest)
     )
-    assert predict("--classes", tmp_path / "classes.txt")[0] == 0
+    assert predict("--class-names", tmp_path / "classes.txt")[0] == 0
     assert names == ["a"]

@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import pathlib
 import shutil
 
 import keras
@@ -425,10 +426,10 @@ def test_a_run_begins_with_its_seed_and_precision(tmp_path):
     def train(arguments, folder):
         seen.append((folder, keras.random.normal((3,)), keras.config.dtype_policy().name))
 
-    arguments = argparse.Namespace(output=tmp_path / "run", seed=5, mixed_precision=True)
+    arguments = argparse.Namespace(output=tmp_path / "run", resume=False, seed=5, mixed_precision=True)
     try:
-        run_in_folder(train, arguments)
-        run_in_folder(train, arguments)
+        run_in_folder(train, arguments, "kind")
+        run_in_folder(train, arguments, "kind")
     finally:
         keras.config.set_dtype_policy("float32")
     (folder, first, policy), (_, second, _) = seen
@@ -441,6 +442,58 @@ def test_reasons_to_end_are_told_without_a_traceback(tmp_path):
     def train(arguments, folder):
         raise RunError("the disk is full")
 
-    arguments = argparse.Namespace(output=tmp_path / "run", seed=0, mixed_precision=False)
+    arguments = argparse.Namespace(output=tmp_path / "run", resume=False, seed=0, mixed_precision=False)
     with pytest.raises(SystemExit, match="the disk is full"):
-        run_in_folder(train, arguments)
+        run_in_folder(train, arguments, "kind")
+
+
+@pytest.fixture
+def in_new_folder(tmp_path, monkeypatch):
+    """A function of options that runs nothing but what it is given, in a new working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(function, **options):
+        arguments = argparse.Namespace(output=None, resume=False, seed=0, mixed_precision=False)
+        vars(arguments).update(options)
+        run_in_folder(function, arguments, "pose")
+        return arguments
+
+    return run
+
+
+def touch_state(arguments, folder):
+    (folder / "state").mkdir(exist_ok=True)
+    (folder / "state" / "latest.weights.h5").touch()
+
+
+def test_each_run_has_a_folder_of_its_own(in_new_folder, capsys):
+    assert in_new_folder(touch_state).output == str(pathlib.Path("runs/pose-1"))
+    assert in_new_folder(touch_state).output == str(pathlib.Path("runs/pose-2"))
+    assert "The run is in runs" in capsys.readouterr().out
+    assert in_new_folder(touch_state, output="mine").output == "mine"
+
+
+def test_resume_goes_on_in_the_newest_run(in_new_folder):
+    for _ in range(2):
+        in_new_folder(touch_state)
+    assert in_new_folder(touch_state, resume=True).output == str(pathlib.Path("runs/pose-2"))
+
+
+def test_resume_needs_a_run(in_new_folder):
+    with pytest.raises(SystemExit, match=r"--resume needs a run.*without --resume.*no folder pose-<number>"):
+        in_new_folder(touch_state, resume=True)
+
+
+def test_a_run_that_wrote_nothing_leaves_no_folder(in_new_folder):
+    def fail(arguments, folder):
+        assert folder.is_dir()
+        raise RunError("the data is faulty")
+
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="the data is faulty"):
+            in_new_folder(fail)
+    assert list(pathlib.Path("runs").iterdir()) == []
+    # A folder that somebody chose stays.
+    with pytest.raises(SystemExit):
+        in_new_folder(fail, output="mine")
+    assert pathlib.Path("mine").is_dir()

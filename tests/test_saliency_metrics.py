@@ -117,8 +117,8 @@ def test_evaluation_of_a_model():
     scores = evaluate_saliency(Stand(), dataset)
     assert scores["max_f"] == pytest.approx(scores_by_loop(pairs)[0])
     text = format_saliency_scores(scores)
-    assert text.startswith(f"max F {scores['max_f']:.4f} (at 0.")
-    assert text.endswith(f"MAE {scores['mae']:.4f}")
+    assert text.startswith(f"max F {scores['max_f']:.2%} (at 0.")
+    assert text.endswith(f"MAE {scores['mae']:.2%}")
 
 
 def test_callback_scores_and_logs(capsys):

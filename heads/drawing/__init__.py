@@ -1,6 +1,7 @@
 """Pictures of what a head was told and what it said: arrays in, arrays out; nothing is shown or saved."""
 
 from heads.drawing.confusion import draw_confusion
+from heads.drawing.curves import draw_curves
 from heads.drawing.label_maps import draw_comparison, draw_label_map, draw_segmentation, overlay_label_map
 from heads.drawing.objects import draw_detection_comparison, draw_detections
 from heads.drawing.pages import draw_legend, label_picture, tile_pictures
@@ -13,6 +14,7 @@ __all__ = [
     "class_palette",
     "draw_comparison",
     "draw_confusion",
+    "draw_curves",
     "draw_detection_comparison",
     "draw_detections",
     "draw_label_map",

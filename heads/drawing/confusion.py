@@ -17,14 +17,15 @@ LINE_COLOUR = (225, 225, 225)
 DARK_BLUE = np.array([20.0, 60.0, 130.0])
 
 
-def draw_confusion(confusion, class_names: Sequence[str]) -> np.ndarray:
+def draw_confusion(confusion, class_names: Sequence[str], in_percent: bool = False) -> np.ndarray:
     """Draws a confusion matrix: a row per true class, a column per predicted one.
 
-    A cell is as dark as its share of the row. Up to 40 classes have their names and the counts.
+    A cell is as dark as its share of the row. Up to 40 classes have their names, and the counts or shares.
 
     Args:
         confusion: Counts, integers (classes, classes): see `heads.metrics.count_confusion`.
         class_names: Name of each class.
+        in_percent: Whether the cells tell their share of the row in whole percent, for counts of pixels.
 
     Returns:
         uint8 (height, width, 3).
@@ -50,10 +51,18 @@ def draw_confusion(confusion, class_names: Sequence[str]) -> np.ndarray:
         for row, column in np.argwhere(confusion):
             centre = ((column + 0.5) * cell, (row + 0.5) * cell)
             ink = contrasting_ink(colours[row, column])
-            pen.text(centre, str(confusion[row, column]), ink, font, anchor="mm")
+            text = _format_share(shares[row, column]) if in_percent else str(confusion[row, column])
+            pen.text(centre, text, ink, font, anchor="mm")
         grid = _add_names(grid, [_shorten(str(name)) for name in class_names])
-    page = pages.label_picture(np.array(grid), "rows: truth, columns: prediction")
+    unit = ", percent of a row" if in_percent else ""
+    page = pages.label_picture(np.array(grid), f"rows: truth, columns: prediction{unit}")
     return pages.tile_pictures([[page]])
+
+
+def _format_share(share):
+    """Returns a share in whole percent; what is neither nothing nor all does not read so."""
+    text = f"{100 * share:.0f}"
+    return {"0": "<1", "100": ">99" if share < 1 else "100"}.get(text, text)
 
 
 def _add_names(grid, names):

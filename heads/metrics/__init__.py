@@ -20,6 +20,7 @@ from heads.metrics.saliency import (
     format_saliency_scores,
     score_saliency,
 )
+from heads.metrics.score_files import save_scores
 from heads.metrics.scorer import Scorer
 from heads.metrics.semantic import (
     SemanticScores,
@@ -54,6 +55,7 @@ __all__ = [
     "predict_coco_results",
     "predict_keypoint_results",
     "save_results",
+    "save_scores",
     "score_confusion",
     "score_panoptic",
     "score_saliency",

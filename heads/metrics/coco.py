@@ -104,7 +104,7 @@ class CocoScores(Scorer):
     def describe(self, scores: dict) -> str:
         """Returns a few of the scores as text."""
         parts = [
-            f"{kind} AP {scores[f'{kind}_AP']:.4f}, AP50 {scores[f'{kind}_AP50']:.4f}" for kind in self.kinds
+            f"{kind} AP {scores[f'{kind}_AP']:.2%}, AP50 {scores[f'{kind}_AP50']:.2%}" for kind in self.kinds
         ]
         scored, held = len(set(self.image_ids)), len(self.truth["images"])
         return "; ".join(parts) + ("" if scored == held else f" (on {scored} of {held} images)")

@@ -94,7 +94,7 @@ class KeypointScores(Scorer):
 
     def describe(self, scores: dict) -> str:
         """Returns a few of the scores as text."""
-        return f"keypoints AP {scores['keypoints_AP']:.4f}, AP50 {scores['keypoints_AP50']:.4f}"
+        return f"keypoints AP {scores['keypoints_AP']:.2%}, AP50 {scores['keypoints_AP50']:.2%}"
 
 
 def predict_keypoint_results(

@@ -235,4 +235,4 @@ class PanopticScores(Scorer):
 
     def describe(self, scores: dict) -> str:
         """Returns a few of the scores as text."""
-        return ", ".join(f"{name} {scores[name]:.4f}" for name in ("PQ", "PQ_things", "PQ_stuff"))
+        return ", ".join(f"{name} {scores[name]:.2%}" for name in ("PQ", "PQ_things", "PQ_stuff"))

@@ -130,9 +130,9 @@ def score_saliency(comparisons: Iterable[dict]) -> dict:
 
 
 def format_saliency_scores(scores: dict) -> str:
-    """The scores of `score_saliency` in one line."""
+    """The scores of `score_saliency` in one line, in percent."""
     threshold = THRESHOLDS[np.argmax(scores["f"])]
-    return f"max F {scores['max_f']:.4f} (at {threshold:.2f}), MAE {scores['mae']:.4f}"
+    return f"max F {scores['max_f']:.2%} (at {threshold:.2f}), MAE {scores['mae']:.2%}"
 
 
 def _count_above(ranks):

@@ -32,7 +32,7 @@ class SemanticScores(Scorer):
 
     def describe(self, scores: dict) -> str:
         """Returns the means in one line."""
-        return f"mean IoU {scores['mean_iou']:.4f}, pixel accuracy {scores['pixel_accuracy']:.4f}"
+        return f"mean IoU {scores['mean_iou']:.2%}, pixel accuracy {scores['pixel_accuracy']:.2%}"
 
 
 def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
@@ -46,7 +46,7 @@ def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
         progress: Whether to show a progress bar.
 
     Returns:
-        The scores, see `score_confusion`.
+        The scores, see `score_confusion`, and "confusion", what they are made from.
 
     Raises:
         ValueError: If no pixel can be scored.
@@ -58,7 +58,7 @@ def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
         confusion += count_confusion(np.asarray(labels), predictions, model.num_classes)
     if not confusion.any():
         raise ValueError("dataset must hold at least one pixel with a label. Received: none")
-    return score_confusion(confusion)
+    return {**score_confusion(confusion), "confusion": confusion}
 
 
 def count_confusion(

@@ -19,13 +19,18 @@ from heads.training.files import (
     replace_text,
     save_model,
 )
+from heads.training.folders import find_newest_run, make_numbered_folder, remove_unused_folder
 from heads.training.signals import SIGTERM_REASON, interrupt_on_signals
 from heads.training.states import States
 
+RUNS = "runs"
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
 NOTES = ("settings.json",)
 # Made of the best model at the end.
-RESULTS = ("results.json", "predictions.png", "features.png", "confusion.png")
+RESULTS = (
+    *("scores.json", "scores.txt", "results.json"),
+    *("curves.png", "predictions.png", "features.png", "confusion.png"),
+)
 RECORDED = ("epoch", "step", "epoch_start", "best", "rows")
 # Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
 FREE_SETTINGS = {
@@ -326,12 +331,15 @@ def make_loggers(folder):
     return [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
 
 
-def run_in_folder(function, arguments):
+def run_in_folder(function, arguments, kind: str):
     """Calls `function(arguments, folder)` in `arguments.output`, a folder that no other training uses.
 
     Args:
         function: Trains, and returns nothing.
-        arguments: With `output`, `seed` and `mixed_precision`: see `add_run_options`.
+        arguments: With `output`, `resume`, `seed` and `mixed_precision`, as `examples/options.py` adds them.
+            Where there is no `output`, it is set: to a new folder `runs/<kind>-<number>`, or, with `resume`,
+            to the newest of these.
+        kind: Of the run.
 
     Raises:
         SystemExit: With the message alone, where the training says itself why it ends.
@@ -339,9 +347,18 @@ def run_in_folder(function, arguments):
     keras.utils.set_random_seed(arguments.seed)
     if arguments.mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
+    is_new = arguments.output is None and not arguments.resume
     try:
-        with hold_folder(arguments.output) as folder:
-            function(arguments, folder)
+        if arguments.output is None:
+            find_folder = find_newest_run if arguments.resume else make_numbered_folder
+            arguments.output = str(find_folder(RUNS, kind))
+            _say(f"The run is in {arguments.output}")
+        try:
+            with hold_folder(arguments.output) as folder:
+                function(arguments, folder)
+        finally:
+            if is_new:
+                remove_unused_folder(arguments.output)
     except (RunError, FloatingPointError) as error:
         raise SystemExit(f"\n{error}") from error
 

@@ -1,0 +1,131 @@
+"""Scores a semantic segmenter on held-out pictures: each class, and which classes are taken for which.
+
+    python examples/evaluate_segmentation.py runs/segmentation-1/best.keras --data path/to/data --splits test
+
+The data folder is one as finetune_segmentation.py reads it. A table of IoU and accuracy, the confusion matrix
+and some pictures of each split go into a new folder beside the model: evaluation-1, evaluation-2 ...
+"""
+
+import pathlib
+
+from options import add_evaluation_options, add_views, check_evaluation_options, check_views, make_parser
+
+
+def parse_arguments(argv=None):
+    """Returns the parser, for further errors, and the settings."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("model", type=pathlib.Path, help="a .keras file")
+    add_evaluation_options(parser, "images and labels")
+    names = "text file with a class name per line; default: classes.txt in the data"
+    add("--class-names", type=pathlib.Path, help=names)
+    add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
+    add_views(parser)
+    arguments = parser.parse_args(argv)
+    check_views(parser, arguments)
+    check_evaluation_options(parser, arguments)
+    return parser, arguments
+
+
+if __name__ == "__main__":
+    parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+
+import functools
+import sys
+import types
+
+import keras
+import numpy as np
+from PIL import Image
+from results import keep_scores, open_evaluation
+
+import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
+import van_backbones  # noqa: F401  (the same for the backbone)
+from heads.data import SemanticFolder, semantic_evaluation_batches
+from heads.drawing import draw_comparison, draw_confusion
+from heads.metrics import evaluate_semantic, format_semantic_scores
+
+
+def main(argv=None):
+    """Scores the model on each split, and keeps the scores beside it."""
+    parser, arguments = parse_arguments(argv)
+    names, options = arguments.class_names, arguments.reduce_zero_label
+    try:
+        folders = [SemanticFolder(arguments.data, split, names, options) for split in arguments.splits]
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    model = keras.saving.load_model(arguments.model, compile=False)
+    if not hasattr(model, "segment") or model.num_classes != folders[0].num_classes:
+        parser.error(
+            f"the model must be a semantic segmenter of the {folders[0].num_classes} classes of "
+            f"{arguments.data}. Received: {arguments.model}, {getattr(model, 'num_classes', 'no')} classes"
+        )
+    if model.class_names and tuple(model.class_names) != folders[0].class_names:
+        print(
+            f"The classes of the data are not those of the model ({', '.join(model.class_names)}), and are "
+            f"taken in their order: {', '.join(folders[0].class_names)}",
+            file=sys.stderr,
+        )
+    check_labels(folders)
+    segmenter = choose_views(model, arguments)
+    output = open_evaluation(arguments)
+    for folder in folders:
+        print(f"\n{folder.split}: {len(folder):,} pictures", flush=True)
+        score_split(segmenter, folder, output / folder.split, arguments)
+    print(f"Scores and pictures are in {output}")
+
+
+def check_labels(folders):
+    """Ends the program at faulty files, all of them in one message."""
+    try:
+        for folder in folders:
+            folder.check()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+def choose_views(model, arguments):
+    """Returns what gives label maps: the model, or its windows, or the average with mirrored pictures."""
+    if not (arguments.crop_size or arguments.flip_test):
+        return model
+    crop, stride = (tuple(size) if size else None for size in (arguments.crop_size, arguments.stride))
+    segment = functools.partial(model.segment, crop=crop, stride=stride, flip=arguments.flip_test)
+    return types.SimpleNamespace(predict_on_batch=segment, num_classes=model.num_classes)
+
+
+def score_split(segmenter, folder, output, arguments):
+    """Prints and keeps the scores of a split; draws the confusion matrix and some pictures."""
+    scores = evaluate_semantic(segmenter, semantic_evaluation_batches(folder), progress=True)
+    table = format_semantic_scores(scores, folder.class_names)
+    mistakes = list_mistakes(scores["confusion"], folder.class_names)
+    table = "\n".join([table, *mistakes])
+    print(table, flush=True)
+    about = {"model": arguments.model, "data": arguments.data, "split": folder.split}
+    keep_scores(output, scores, table, folder.class_names, **about)
+    picture = draw_confusion(scores["confusion"], folder.class_names, in_percent=True)
+    Image.fromarray(picture).save(output / "confusion.png")
+    draw_pictures(segmenter, folder, output)
+
+
+def list_mistakes(confusion, class_names, most=5):
+    """Returns a line for each of the most frequent mistakes, as shares of the pixels of the true class."""
+    wrong, lines = confusion - np.diag(np.diag(confusion)), []
+    for cell in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+        truth, guess = np.unravel_index(cell, wrong.shape)
+        if wrong[truth, guess]:
+            share = wrong[truth, guess] / confusion[truth].sum()
+            lines.append(f"  {class_names[truth]} taken for {class_names[guess]}: {share:.1%}")
+    return ["most frequent mistakes", *lines] if lines else []
+
+
+def draw_pictures(segmenter, folder, output, num_pictures=6):
+    """Draws image, truth and prediction of some examples."""
+    examples = semantic_evaluation_batches(folder).take(num_pictures).as_numpy_iterator()
+    images, labels = zip(*((image[0], label[0]) for image, label in examples), strict=True)
+    predictions = [segmenter.predict_on_batch(image[None])[0] for image in images]
+    picture = draw_comparison(images, labels, predictions, folder.class_names)
+    Image.fromarray(picture).save(output / "predictions.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Scores as a file that people and programs read."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+DIGITS = 4
+
+
+def save_scores(scores: dict, path, class_names: Sequence[str] = (), **about):
+    """Writes scores as JSON, in percent as all tables of scores.
+
+    Args:
+        scores: From one of the functions of `heads.metrics` that score: numbers 0 .. 1, arrays and dicts of
+            them. Matrices, of integers for instance, are left out.
+        path: Of the file; its folder is made.
+        class_names: Arrays of one number per class become dicts with these names.
+        **about: What else the file tells, first in it: of which model and data the scores are.
+    """
+    content = {name: str(value) for name, value in about.items()}
+    content["unit"] = "percent"
+    for name, value in scores.items():
+        if np.ndim(value) < 2:
+            content[name] = _to_percent(value, class_names if name.startswith("per_class") else ())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _to_percent(value, class_names):
+    """Returns numbers times 100; what was not measured, NaN, becomes None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(name): _to_percent(each, ()) for name, each in value.items()}
+    if np.ndim(value):
+        numbers = [_to_percent(each, ()) for each in np.asarray(value).tolist()]
+        if len(class_names) != len(numbers):
+            return numbers
+        names = [str(name) for name in class_names]
+        twice = {name for name in names if names.count(name) > 1}
+        keys = [f"{name} ({label})" if name in twice else name for label, name in enumerate(names)]
+        return dict(zip(keys, numbers, strict=True))
+    return None if math.isnan(value) else round(100 * float(value), DIGITS)

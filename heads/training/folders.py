@@ -1,0 +1,67 @@
+"""Numbered folders, so that no run and no evaluation overwrites another."""
+
+import pathlib
+
+from heads.training.files import RunError
+
+
+def make_numbered_folder(parent, name: str) -> pathlib.Path:
+    """Makes a folder of its own for what a script writes.
+
+    Args:
+        parent: Folder; made where it is missing.
+        name: What the new folder's name begins with.
+
+    Returns:
+        The path, `parent/name-1` or with the number after the highest that is there.
+
+    Raises:
+        RunError: Where no folder can be made there.
+    """
+    parent = pathlib.Path(parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            number = 1 + max(_find_numbered(parent, name), default=0)
+            folder = parent / f"{name}-{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another process was quicker
+                continue
+            return folder
+    except OSError as error:
+        raise RunError(
+            f"{parent} must be a folder that can be written to; choose another with --output. "
+            f"Received: {error}"
+        ) from error
+
+
+def find_newest_run(parent, name: str) -> pathlib.Path:
+    """Returns the folder `parent/name-<number>` with the highest number that holds a state to go on from.
+
+    Raises:
+        RunError: Where there is none.
+    """
+    found = _find_numbered(pathlib.Path(parent), name)
+    for number in sorted(found, reverse=True):
+        if any(found[number].glob("state/*.weights.h5")):
+            return found[number]
+    held = f"{len(found)} folders {name}-<number> without a state" if found else f"no folder {name}-<number>"
+    raise RunError(
+        f"--resume needs a run to go on with: start one without --resume, or name its folder with --output. "
+        f"Received: {pathlib.Path(parent).resolve()}, which holds {held}"
+    )
+
+
+def remove_unused_folder(folder):
+    """Removes the folder of a run that ended before it wrote anything but its lock."""
+    folder = pathlib.Path(folder)
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"run.lock"}:
+        (folder / "run.lock").unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _find_numbered(parent, name):
+    """Returns the paths of what is called `name-<number>` in a folder, by their numbers."""
+    paths = {path.name.removeprefix(f"{name}-"): path for path in parent.glob(f"{name}-*")}
+    return {int(end): path for end, path in paths.items() if end.isascii() and end.isdigit()}

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from heads.drawing import class_palette, draw_curves
+
+ROWS = [
+    {"epoch": 0, "loss": 2.0, "val_loss": 2.5, "mean_iou": 0.1, "val_mean_iou": 0.05, "learning_rate": 1.0},
+    {"epoch": 1, "loss": 1.0, "val_loss": 1.5, "mean_iou": 0.3, "val_mean_iou": 0.25},
+    {"epoch": 2, "loss": 0.5, "val_loss": 1.6, "mean_iou": 0.5, "val_mean_iou": float("nan")},
+]
+
+
+def count_pixels(picture, colour):
+    return (np.abs(picture.astype(int) - colour).max(axis=-1) < 8).sum()
+
+
+def test_losses_are_on_the_left_and_scores_on_the_right():
+    picture = draw_curves(ROWS, "val_mean_iou")
+    assert picture.dtype == np.uint8
+    assert picture.shape == (420, 1200, 3)
+    only_losses = draw_curves([{"loss": 2.0}, {"loss": 1.0}])
+    colour = class_palette(1)[0].astype(int)
+    assert count_pixels(only_losses[:, :600], colour) > 50
+    assert count_pixels(only_losses[:, 600:], colour) == 0
+    assert count_pixels(picture[:, 600:], colour) > 50
+
+
+def test_rows_of_a_file_are_texts():
+    texts = [{name: str(value) for name, value in row.items()} for row in ROWS]
+    np.testing.assert_array_equal(draw_curves(texts), draw_curves(ROWS))
+    broken = [{**ROWS[0], "val_loss": ""}, {**ROWS[1], "val_loss": None}]
+    assert draw_curves(broken, "val_missing").std() > 5
+
+
+def test_the_monitored_score_is_marked():
+    marked, plain = draw_curves(ROWS, "val_mean_iou"), draw_curves(ROWS)
+    assert (marked[:, 600:] != plain[:, 600:]).any()
+    np.testing.assert_array_equal(marked[:, :590], plain[:, :590])
+    never = [{"loss": 1.0, "val_score": float("nan")}]
+    assert draw_curves(never, "val_score").shape == plain.shape
+
+
+def test_no_epoch_is_refused():
+    with pytest.raises(ValueError, match="at least one epoch"):
+        draw_curves([])

@@ -1,0 +1,126 @@
+"""The script that scores segmenters, with a stand-in for the model: it knows the truth but for doors."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+
+import evaluate_segmentation
+
+NAMES = ("wall", "window", "door")
+
+
+def write_data(root):
+    for split, count in (("val", 2), ("test", 3)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            label_map = np.zeros((40, 48), "uint8")
+            label_map[:10] = 1
+            label_map[20:30, :24] = 2
+            label_map[39] = 255
+            # Each class has its grey.
+            image = np.repeat(np.minimum(label_map, 3)[..., None] * 60, 3, -1).astype("uint8")
+            Image.fromarray(image).save(root / "images" / split / f"{index}.png")
+            Image.fromarray(label_map).save(root / "labels" / split / f"{index}.png")
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    return root
+
+
+class Segmenter:
+    """Reads the classes from the greys, and takes doors for walls."""
+
+    num_classes, class_names = 3, list(NAMES)
+
+    def __init__(self):
+        self.calls = []
+
+    def predict_on_batch(self, images):
+        label_maps = np.asarray(images)[..., 0].astype(int) // 60
+        return np.where(label_maps >= 2, 0, label_maps)
+
+    def segment(self, images, **options):
+        self.calls.append(options)
+        return self.predict_on_batch(images)
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch):
+    """A function of options that gives the model."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.keras").touch()
+    write_data(tmp_path / "data")
+    model = Segmenter()
+    monkeypatch.setattr(evaluate_segmentation.keras.saving, "load_model", lambda *args, **options: model)
+
+    def run(*options):
+        places = [tmp_path / "run" / "best.keras", "--data", tmp_path / "data", *options]
+        evaluate_segmentation.main(list(map(str, places)))
+        return model
+
+    return run
+
+
+def test_scores_tables_and_pictures_lie_beside_the_model(evaluate, tmp_path, capsys):
+    evaluate("--splits", "val", "test")
+    printed = capsys.readouterr().out
+    assert printed.count("all pixels") == 2
+    assert "  door taken for wall: 100.0%" in printed
+    for split, count in (("val", 2), ("test", 3)):
+        folder = tmp_path / "run" / "evaluation-1" / split
+        assert {path.name for path in folder.iterdir()} == {
+            *("scores.json", "scores.txt", "confusion.png", "predictions.png")
+        }
+        scores = json.loads((folder / "scores.json").read_text())
+        assert scores["split"] == split
+        assert scores["per_class_iou"]["door"] == 0
+        assert scores["per_class_iou"]["window"] == 100
+        assert scores["pixel_accuracy"] == pytest.approx(100 * (1 - 240 / (39 * 48)), abs=1e-3)
+        assert f"{split}: {count} pictures" in printed
+        assert (folder / "scores.txt").read_text() in printed
+
+
+def test_evaluations_do_not_overwrite_each_other(evaluate, tmp_path):
+    evaluate()
+    evaluate()
+    assert (tmp_path / "run" / "evaluation-2" / "val" / "scores.json").is_file()
+    evaluate("--output", tmp_path / "mine")
+    assert (tmp_path / "mine" / "val" / "confusion.png").is_file()
+
+
+def test_windows_and_mirrored_pictures(evaluate):
+    model = evaluate("--crop-size", 32, 32, "--flip-test")
+    assert model.calls[0] == {"crop": (32, 32), "stride": None, "flip": True}
+
+
+def test_other_names_of_classes_are_told(evaluate, tmp_path, capsys):
+    (tmp_path / "data" / "classes.txt").write_text("wall\nglass\ndoor\n")
+    evaluate()
+    assert (
+        "The classes of the data are not those of the model (wall, window, door)" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--splits", "nowhere"], "split must be one of ['test', 'val']"),
+        (["--stride", "8", "8"], "--stride needs --crop-size"),
+        (["--output", "FILE"], "--output must be a folder. Received: the file"),
+        (["--class-names", "TWO"], "must be a semantic segmenter of the 2 classes"),
+        (["--class-names", "FOUR"], "must be a semantic segmenter of the 4 classes"),
+    ],
+)
+def test_what_is_refused(evaluate, tmp_path, capsys, options, message):
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "four.txt").write_text("a\nb\nc\nd\n")
+    places = {"FILE": tmp_path / "two.txt", "TWO": tmp_path / "two.txt", "FOUR": tmp_path / "four.txt"}
+    with pytest.raises(SystemExit) as end, pytest.MonkeyPatch.context():
+        evaluate(*(places.get(option, option) for option in options))
+    assert message in str(end.value) + capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("evaluation-*"))

@@ -1,0 +1,101 @@
+"""The options of all scripts in examples/: they are answered without Keras, and tell their defaults."""
+
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "examples"
+SCRIPTS = sorted(
+    path.stem for path in EXAMPLES.glob("*.py") if "def parse_arguments" in path.read_text("utf-8")
+)
+sys.path.insert(0, str(EXAMPLES))
+PATIENCE = 0.5  # seconds
+
+
+def ask_for_help(script):
+    """Returns what `--help` prints, and the seconds that it took."""
+    start = time.perf_counter()
+    command = [sys.executable, str(EXAMPLES / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout, time.perf_counter() - start
+
+
+def test_all_scripts_are_here():
+    assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {"options", "results"}
+    assert "finetune_segmentation" in SCRIPTS
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_quick_and_tells_the_defaults(script):
+    text, seconds = ask_for_help(script)
+    for _ in range(4):  # other tests may keep the machine busy
+        if seconds >= PATIENCE:
+            seconds = min(seconds, ask_for_help(script)[1])
+    assert seconds < PATIENCE
+    options = text.partition("\noptions:\n")[2]
+    entries = re.split(r"\n  (?=-)", "\n" + options)[1:]
+    assert len(entries) >= 3
+    for entry in entries:
+        flags, _, rest = entry.partition("  ")
+        takes_value = " " in flags.split(",")[0].strip() or "\n" in flags
+        is_required = f"{flags.split()[0]} " in text.partition("[")[2] and (
+            f"[{flags.split()[0]}" not in text.partition("\n\n")[0]
+        )
+        if takes_value and not is_required:
+            assert "default:" in " ".join(rest.split()), f"{script} does not tell the default of {flags}"
+            assert "default: None" not in rest
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_options_need_neither_keras_nor_tensorflow(script):
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        f"sys.path.insert(0, {str(EXAMPLES)!r})\n"
+        "try:\n"
+        f"    runpy.run_path({str(EXAMPLES / (script + '.py'))!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "print({'keras', 'tensorflow', 'numpy', 'heads', 'van_backbones'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_mistakes_are_told_before_keras_is_loaded():
+    command = [sys.executable, "-X", "importtime", str(EXAMPLES / "train_detection.py"), "--steps", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "argument --steps: must be a whole number, at least 1. Received: '0'" in done.stderr
+    assert "| keras" not in done.stderr
+
+
+def test_choices_are_those_of_the_packages():
+    """They are written anew in options.py, because the packages take seconds to load."""
+    import options
+    import train_detection
+
+    from heads.cascade_rcnn import BOX_HEADS
+    from van_backbones import VARIANTS
+    from van_backbones.exporting.export import FORMATS
+
+    assert options.VARIANTS == tuple(VARIANTS)
+    assert options.EXPORT_FORMATS == tuple(FORMATS)
+    assert options.DETECTORS == tuple(train_detection.HEADS)
+    for name in BOX_HEADS:
+        arguments = train_detection.parse_arguments(["--head", "cascade_mask_rcnn", "--box-head", name])
+        assert arguments.box_head == name
+
+
+def test_tensorflow_is_told_to_be_silent():
+    program = "import options, os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    for level, environment in (("2", {}), ("0", {"TF_CPP_MIN_LOG_LEVEL": "0"})):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, cwd=EXAMPLES, env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == level
