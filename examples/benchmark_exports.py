@@ -11,7 +11,7 @@ runtimes' threads wait for each other, and one process more can cost ONNX Runtim
 
 import pathlib
 
-from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, make_parser, whole_number
+from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, load_keras, make_parser, whole_number
 
 
 def parse_arguments(argv=None):
@@ -33,6 +33,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import statistics
 import tempfile

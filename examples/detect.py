@@ -9,7 +9,7 @@ classes and the sizes of the pictures are in the model's file.
 
 import pathlib
 
-from options import add_sizes, check_model, check_output, check_sizes, make_parser, number
+from options import add_sizes, check_model, check_output, check_sizes, load_keras, make_parser, number
 
 
 def parse_arguments(argv=None):
@@ -36,6 +36,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import json
 import sys

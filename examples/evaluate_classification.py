@@ -9,7 +9,7 @@ scores go into a new folder beside the model's file, evaluation-1, evaluation-2 
 
 import pathlib
 
-from options import add_variant, check_output, make_parser, whole_number
+from options import add_variant, check_output, load_keras, make_parser, whole_number
 
 
 def parse_arguments(argv=None):
@@ -34,6 +34,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import sys
 

@@ -20,6 +20,7 @@ from options import (
     add_sizes,
     check_evaluation_options,
     check_sizes,
+    load_keras,
     make_parser,
     whole_number,
 )
@@ -53,11 +54,13 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import sys
 
 import keras
 from detect import choose_resizing
+from faults import explain_faults
 from results import keep_scores, open_evaluation
 from train_detection import HEADS, draw_pictures
 
@@ -70,7 +73,8 @@ from van_backbones import VANBackbone, load_checkpoint
 def main(argv=None):
     """Scores the model on each split, and keeps the scores beside it."""
     parser, arguments = parse_arguments(argv)
-    datasets = {split: open_split(arguments, split) for split in arguments.splits}
+    with explain_faults(arguments.data, "train_detection.py"):
+        datasets = {split: open_split(arguments, split) for split in arguments.splits}
     model = load_model(arguments, next(iter(datasets.values())).num_classes)
     for dataset in datasets.values():
         if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
@@ -79,8 +83,9 @@ def main(argv=None):
     kinds = arguments.kinds or (["bbox", "segm"] if model.with_masks else ["bbox"])
     if "segm" in kinds and not model.with_masks:
         parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")
-    for dataset in datasets.values():
-        check_truth(dataset, kinds)
+    with explain_faults(arguments.data, "train_detection.py"):
+        for dataset in datasets.values():
+            check_truth(dataset, kinds)
     sizes = choose_resizing(arguments, model.resizing).get_config()
     output = open_evaluation(arguments)
     for split, dataset in datasets.items():
@@ -106,13 +111,10 @@ def load_model(arguments, num_classes):
 
 
 def check_truth(dataset, kinds):
-    """Ends the program at faults of the truth, now and not after hours."""
-    try:
-        if not dataset.check().any():
-            raise ValueError(f"{dataset.path} has no annotations of objects, so there is nothing to score")
-        evaluate_coco(dataset.to_coco(), [], kinds)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    """Raises ValueError at faults of the truth, now and not after hours."""
+    if not dataset.check().any():
+        raise ValueError(f"{dataset.path} has no annotations of objects, so there is nothing to score")
+    evaluate_coco(dataset.to_coco(), [], kinds)
 
 
 def score_split(model, dataset, kinds, batch_size, sizes, output, arguments):

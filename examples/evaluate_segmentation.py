@@ -8,7 +8,14 @@ and some pictures of each split go into a new folder beside the model: evaluatio
 
 import pathlib
 
-from options import add_evaluation_options, add_views, check_evaluation_options, check_views, make_parser
+from options import (
+    add_evaluation_options,
+    add_views,
+    check_evaluation_options,
+    check_views,
+    load_keras,
+    make_parser,
+)
 
 
 def parse_arguments(argv=None):
@@ -29,6 +36,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import functools
 import sys
@@ -36,6 +44,7 @@ import types
 
 import keras
 import numpy as np
+from faults import explain_faults
 from PIL import Image
 from results import keep_scores, open_evaluation
 
@@ -50,10 +59,8 @@ def main(argv=None):
     """Scores the model on each split, and keeps the scores beside it."""
     parser, arguments = parse_arguments(argv)
     names, options = arguments.class_names, arguments.reduce_zero_label
-    try:
+    with explain_faults(arguments.data, "finetune_segmentation.py"):
         folders = [SemanticFolder(arguments.data, split, names, options) for split in arguments.splits]
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "segment") or model.num_classes != folders[0].num_classes:
         parser.error(
@@ -66,22 +73,15 @@ def main(argv=None):
             f"taken in their order: {', '.join(folders[0].class_names)}",
             file=sys.stderr,
         )
-    check_labels(folders)
+    with explain_faults(arguments.data, "finetune_segmentation.py"):
+        for folder in folders:
+            folder.check()
     segmenter = choose_views(model, arguments)
     output = open_evaluation(arguments)
     for folder in folders:
         print(f"\n{folder.split}: {len(folder):,} pictures", flush=True)
         score_split(segmenter, folder, output / folder.split, arguments)
     print(f"Scores and pictures are in {output}")
-
-
-def check_labels(folders):
-    """Ends the program at faulty files, all of them in one message."""
-    try:
-        for folder in folders:
-            folder.check()
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
 
 
 def choose_views(model, arguments):

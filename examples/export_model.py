@@ -11,7 +11,7 @@ the same label and nearly the same box and score. Models in half precision may d
 
 import pathlib
 
-from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, make_parser, whole_number
+from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, load_keras, make_parser, whole_number
 
 
 def parse_arguments(argv=None):
@@ -35,6 +35,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import statistics
 import sys

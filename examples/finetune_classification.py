@@ -12,7 +12,7 @@ models, their scores, curves and pictures go into a folder of the run's own: run
 
 import pathlib
 
-from options import add_run_options, add_variant, make_parser, number, whole_number
+from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
 
 
 def parse_arguments(argv=None):
@@ -62,12 +62,14 @@ def has_splits(data, splits):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import functools
 
 import keras
 import numpy as np
 import tensorflow as tf
+from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_scores
@@ -76,7 +78,7 @@ from heads.data import ClassAugmentation, ClassFolder, class_training_batches, f
 from heads.drawing import draw_confusion
 from heads.metrics import count_confusion
 from heads.pictures import read_picture
-from heads.training import RunError, TrainingRun, plan_rounds, run_in_folder
+from heads.training import TrainingRun, plan_rounds, run_in_folder
 from van_backbones import VANClassifier
 from van_backbones.classifier import preprocess_images
 
@@ -93,7 +95,8 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    train, validation = open_data(arguments)
+    with explain_faults(arguments.data, "finetune_classification.py"):
+        train, validation = open_data(arguments)
     print(f"{train.num_classes} classes, {len(train):,} pictures to learn from, {len(validation):,} to score")
     epoch_steps = -(-len(train) // arguments.batch_size)
     steps = arguments.steps or arguments.epochs * epoch_steps
@@ -138,18 +141,15 @@ def train_and_draw(arguments, output):
 
 def open_data(arguments):
     """Returns the training and the validation data, checked."""
-    try:
-        if arguments.splits:
-            train = ClassFolder(arguments.data / arguments.splits[0])
-            validation = ClassFolder(arguments.data / arguments.splits[1], train.class_names)
-            for folder in (train, validation):
-                folder.check()
-            return train, validation
-        folder = ClassFolder(arguments.data)
-        folder.check()
-        return folder.split(arguments.held_out or 0.2, arguments.seed)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    if arguments.splits:
+        train = ClassFolder(arguments.data / arguments.splits[0])
+        validation = ClassFolder(arguments.data / arguments.splits[1], train.class_names)
+        for folder in (train, validation):
+            folder.check()
+        return train, validation
+    folder = ClassFolder(arguments.data)
+    folder.check()
+    return folder.split(arguments.held_out or 0.2, arguments.seed)
 
 
 def describe_run(arguments, train):

@@ -7,7 +7,7 @@ the embedded, synthetic data set is used. The models, their scores, curves and p
 the run's own: runs/segmentation-1, runs/segmentation-2 ...
 """
 
-from options import add_run_options, add_variant, make_parser, number, whole_number
+from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
 RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
@@ -61,11 +61,13 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import functools
 import os
 
 import keras
+from faults import explain_faults
 from PIL import Image
 from results import keep_curves, keep_scores
 
@@ -96,7 +98,8 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    train, validation = open_data(arguments)
+    with explain_faults(arguments.data, "finetune_segmentation.py"):
+        train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     model = build_model(arguments, train.num_classes)
     model.class_names = list(train.class_names)

@@ -2,19 +2,26 @@
 
 It imports neither Keras nor heads: the scripts parse their options before they load those, so that `--help`
 and mistakes are answered at once, and not after the seconds that TensorFlow takes. TensorFlow's own messages,
-but for errors, are silenced here, because it reads this setting when it is loaded.
+but for errors, are silenced here, because this has to happen before it is loaded.
 """
 
 import argparse
 import math
 import os
 import pathlib
+import re
+import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
 DETECTORS = ("retinanet", "gfl", "atss", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn")
 EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
+# absl's information and warnings, "I0000 00:00:1795712344.570046   21678 port.cc:153] oneDNN ...".
+MACHINE_MESSAGE = re.compile(
+    r"WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+ \S+\] |To enable the following instructions"
+)
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
 
 
@@ -23,6 +30,27 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def load_keras():
+    """Imports Keras without what TensorFlow tells of the machine while it is loaded.
+
+    Those messages come from C++ before it reads any setting: so they are caught where they leave the process,
+    and what is no such message is written on.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            import keras  # noqa: F401
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            lines = caught.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.write("".join(line for line in lines if not MACHINE_MESSAGE.match(line)))
 
 
 def add_run_options(parser: argparse.ArgumentParser, kind: str):

@@ -11,7 +11,7 @@ the people in COCO's format, with scores.
 
 import pathlib
 
-from options import check_model, check_output, make_parser, number, whole_number
+from options import check_model, check_output, load_keras, make_parser, number, whole_number
 
 
 def parse_arguments(argv=None):
@@ -47,6 +47,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import json
 import sys

@@ -8,7 +8,7 @@ is for people.
 
 import pathlib
 
-from options import add_views, check_model, check_output, check_views, make_parser
+from options import add_views, check_model, check_output, check_views, load_keras, make_parser
 
 
 def parse_arguments(argv=None):
@@ -31,6 +31,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import collections
 import sys

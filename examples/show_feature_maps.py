@@ -7,7 +7,7 @@ Without a picture it takes a synthetic scene, without weights a random backbone.
 
 import pathlib
 
-from options import add_variant, make_parser, whole_number
+from options import add_variant, load_keras, make_parser, whole_number
 
 
 def parse_arguments(argv=None):
@@ -25,6 +25,7 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import keras
 import numpy as np

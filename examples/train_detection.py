@@ -8,7 +8,16 @@ embedded, synthetic data set is used. The defaults are the paper's settings for 
 scores, curves and pictures go into a folder of the run's own: runs/detection-1, runs/detection-2 ...
 """
 
-from options import DETECTORS, LONG_SIDE, add_run_options, add_variant, make_parser, number, whole_number
+from options import (
+    DETECTORS,
+    LONG_SIDE,
+    add_run_options,
+    add_variant,
+    load_keras,
+    make_parser,
+    number,
+    whole_number,
+)
 
 R_CNNS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
 HEAD_OPTIONS = {  # of the heads' constructors -> the heads that have them
@@ -116,12 +125,14 @@ def fill_defaults(arguments):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import functools
 import pathlib
 
 import keras
 import numpy as np
+from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_scores
@@ -173,7 +184,8 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    train, validation = open_data(arguments)
+    with explain_faults(arguments.data, "train_detection.py"):
+        train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     augment, resizing = choose_sizes(arguments)
     steps, evaluate_every, milestones = plan_steps(arguments, len(train))

@@ -10,7 +10,7 @@ tenth of the head's there. The models, their scores, curves and pictures go into
 runs/panoptic-1, runs/panoptic-2 ...
 """
 
-from options import add_run_options, add_variant, make_parser, number, whole_number
+from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
 
 
 def parse_arguments(argv=None):
@@ -68,11 +68,13 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import functools
 import pathlib
 
 import keras
+from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_scores
@@ -106,7 +108,8 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    train, validation = open_data(arguments)
+    with explain_faults(arguments.data, "train_panoptic.py"):
+        train, validation = open_data(arguments)
     print(f"{train.num_things} things, {train.num_stuff} stuff: {', '.join(train.class_names)}", flush=True)
     size = (arguments.image_size,) * 2
     augment, resizing = (

@@ -9,7 +9,7 @@ are the paper's settings for COCO. The models, their scores, curves and pictures
 own: runs/pose-1, runs/pose-2 ...
 """
 
-from options import add_run_options, add_variant, make_parser, number, whole_number
+from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
 
 CROP_SIZE, EMBEDDED_CROP_SIZE = (256, 192), (64, 64)
 
@@ -84,12 +84,14 @@ def fill_defaults(arguments):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import functools
 import pathlib
 
 import keras
 import numpy as np
+from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_scores
@@ -123,7 +125,8 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    train, validation = open_data(arguments)
+    with explain_faults(arguments.data, "train_pose.py"):
+        train, validation = open_data(arguments)
     print(f"{train.num_keypoints} keypoints: {', '.join(train.keypoint_names)}", flush=True)
     print(f"{len(train):,} people to learn from, {len(validation):,} to score", flush=True)
     augment = PoseAugmentation(

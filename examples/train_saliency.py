@@ -8,7 +8,7 @@ sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS. T
 curves and pictures go into a folder of the run's own: runs/saliency-1, runs/saliency-2 ...
 """
 
-from options import add_run_options, add_variant, make_parser, number, whole_number
+from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
 
 IMAGE_SIZES, BATCH_SIZE, PASSES = (320, 352, 384), 24, 30
 # The embedded data is small.
@@ -54,10 +54,12 @@ def parse_arguments(argv=None):
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
+    load_keras()
 
 import functools
 
 import keras
+from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_scores
@@ -90,7 +92,8 @@ def main(argv=None):
 def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
-    train, validation = open_data(arguments)
+    with explain_faults(arguments.data, "train_saliency.py"):
+        train, validation = open_data(arguments)
     steps = arguments.steps or arguments.passes * -(-len(train) // arguments.batch_size)
     model = build_model(arguments)
     model.compile(optimizer=build_optimizer(arguments, steps))

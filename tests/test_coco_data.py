@@ -341,7 +341,7 @@ def test_faulty_entries_are_refused(tmp_path, content, message):
 
 def test_files_that_are_no_coco_json_are_refused(tmp_path):
     path = tmp_path / "instances.json"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"must be a file that can be read. Received: .*\(No such file"):
         CocoDataset(path, tmp_path)
     path.write_text("no JSON")
     with pytest.raises(ValueError, match=r"must be a JSON file. Received: .*instances.json"):

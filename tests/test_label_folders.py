@@ -265,3 +265,14 @@ def test_images_have_three_bands(bands):
     for size in (None, (9, 9)):
         with pytest.raises(ValueError, match="three of its bands"):
             semantic_evaluation_batches(Source(), image_size=size)
+
+
+def test_a_missing_folder_and_one_without_splits_are_told_apart(tmp_path):
+    with pytest.raises(ValueError, match=r"path must be a folder that exists\. Received: .*missing"):
+        SemanticFolder(tmp_path / "missing")
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="path must hold images/<split>/ with one of labels"):
+        SemanticFolder(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(ValueError, match="folders of the same name, the splits, in images/ and annotations/"):
+        SemanticFolder(tmp_path)

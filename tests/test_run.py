@@ -461,6 +461,13 @@ def in_new_folder(tmp_path, monkeypatch):
     return run
 
 
+def test_the_first_scoring_is_announced(tmp_path, capsys):
+    run = start(tmp_path, build_model())
+    run.on_test_begin()
+    run.on_test_begin()
+    assert capsys.readouterr().out.count("Scoring the held-out data") == 1
+
+
 def touch_state(arguments, folder):
     (folder / "state").mkdir(exist_ok=True)
     (folder / "state" / "latest.weights.h5").touch()

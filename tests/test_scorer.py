@@ -42,7 +42,7 @@ def test_a_training_that_goes_on_scores_at_once(capsys):
     callback = Counter([], every=10)
     assert run(callback, [4, 5]) == [1.0, 1.0]
     assert run(callback, [6], verbose=0) == [2.0]
-    assert capsys.readouterr().out == "\nEpoch 5: scored 1 times\n"
+    assert capsys.readouterr().out == "\nScoring the held-out data ...\n\nEpoch 5: scored 1 times\n"
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5])

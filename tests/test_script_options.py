@@ -25,7 +25,7 @@ def ask_for_help(script):
 
 
 def test_all_scripts_are_here():
-    assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {"options", "results"}
+    assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {"options", "results", "faults"}
     assert "finetune_segmentation" in SCRIPTS
 
 
@@ -99,3 +99,32 @@ def test_tensorflow_is_told_to_be_silent():
             command, cwd=EXAMPLES, env=environment, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == level
+
+
+def load_fake_keras(folder, text):
+    """Returns what a process writes to stderr that loads a module keras of this text."""
+    (folder / "keras.py").write_text(text)
+    program = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(EXAMPLES)!r}]\n"
+    program += "import options; options.load_keras()"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stderr
+
+
+def test_messages_of_the_machine_are_left_out_and_no_others(tmp_path):
+    messages = """
+import os, sys, warnings
+os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n")
+os.write(2, b"I0000 00:00:1795712344.570046   21678 port.cc:153] oneDNN custom operations are on.\\n")
+os.write(2, b"To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow.\\n")
+os.write(2, b"E0000 00:00:1795712344.570046   21678 cuda.cc:1] no GPU\\n")
+print("from Python", file=sys.stderr)
+"""
+    told = load_fake_keras(tmp_path, messages)
+    assert told.splitlines() == ["E0000 00:00:1795712344.570046   21678 cuda.cc:1] no GPU", "from Python"]
+
+
+def test_a_keras_that_cannot_be_loaded_is_told(tmp_path):
+    told = load_fake_keras(
+        tmp_path, "import os; os.write(2, b'missing.so\\n'); raise ImportError('no backend')"
+    )
+    assert told.startswith("missing.so\nTraceback")
+    assert told.rstrip().endswith("ImportError: no backend")

@@ -133,7 +133,7 @@ def test_data_is_checked_first(data_folder, tmp_path):
     data = shutil.copytree(data_folder, tmp_path / "data")
     (data / "images/train/1.jpg").write_bytes(b"no picture")
     (data / "panoptic/train/2.png").unlink()
-    with pytest.raises(ValueError, match=r"(?s)faulty files or annotations.*1\.jpg: .*2\.png: "):
+    with pytest.raises(SystemExit, match=r"(?s)faulty files or annotations.*1\.jpg: .*2\.png: "):
         run(tmp_path / "run", "--data", str(data))
 
 

@@ -128,5 +128,5 @@ def test_data_is_checked_first(data_folder, tmp_path):
     data = shutil.copytree(data_folder, tmp_path / "data")
     (data / "images/train/1.jpg").write_bytes(b"no picture")
     (data / "images/train/2.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"(?s)faulty files in 'train':.*1.jpg: .*2.jpg: "):
+    with pytest.raises(SystemExit, match=r"(?s)faulty files in 'train':.*1.jpg: .*2.jpg: "):
         run(tmp_path / "run", "--data", str(data))

@@ -26,12 +26,16 @@ def read_json(source, name: str):
     """The content of a JSON file of any Unicode encoding, or `source` itself where it is no path.
 
     Raises:
-        ValueError: If the file is no JSON; the message speaks of `name`.
+        ValueError: If the file is missing or no JSON; the message speaks of `name`.
     """
     if not isinstance(source, str | os.PathLike):
         return source
     try:
         return json.loads(pathlib.Path(source).read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"{name} must be a file that can be read. Received: {source} ({error.strerror})"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} must be a JSON file. Received: {source} ({error})") from error
 

@@ -43,11 +43,14 @@ class Scorer(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         if self._last_logs is None or (epoch + 1) % self.every == 0:
+            is_told = self.params.get("verbose", 1)
+            if is_told and self._last_logs is None:  # the first time the model is traced, which takes long
+                print("\nScoring the held-out data ...", flush=True)  # noqa: T201
             self.last_scores = scores = self.score(self.model)
             numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
             # Keras's callbacks take a first NaN for the best score for ever.
             self._last_logs = {f"val_{name}": score for name, score in numbers.items() if score == score}
-            if self.params.get("verbose", 1):
+            if is_told:
                 print(f"\nEpoch {epoch + 1}: {self.describe(scores)}", flush=True)  # noqa: T201
         logs.update(self._last_logs)
 

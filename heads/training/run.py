@@ -88,7 +88,7 @@ class TrainingRun(keras.callbacks.Callback):
         self.states = States(self.folder / "state", keep)
         self.epoch, self.step, self.epoch_start, self.best, self.rows = 0, 0, 0, None, []
         # Busy: weights, counts and files do not fit together before the step or the saving has ended.
-        self._is_busy, self._stop_reason = False, None
+        self._is_busy, self._stop_reason, self._has_scored = False, None, False
 
     def restore(self, model) -> bool:
         """Fills a compiled model from the latest whole state, or says that there is none.
@@ -178,6 +178,8 @@ class TrainingRun(keras.callbacks.Callback):
                 is_cut = self.step > self.epoch_start
                 if is_cut and self.step >= min(self.epoch_start + evaluate_every, self.steps):
                     self._score_epoch(model, scorer, options.get("validation_data"))
+                if self.step < self.steps:
+                    _say("\nThe first step takes longest, because the model is traced before it ...")
                 for plan in self.plan_fits(evaluate_every):
                     batches = make_batches(first_step=self.step)
                     model.fit(batches, callbacks=callbacks, shuffle=False, **plan, **options)
@@ -193,6 +195,11 @@ class TrainingRun(keras.callbacks.Callback):
             os.write(2, b"\nThe training stops after this step.\n")  # signals must not print
             return
         raise KeyboardInterrupt(*reason)
+
+    def on_test_begin(self, logs=None):
+        if not self._has_scored:  # the first time takes long, and shows nothing
+            _say("\nScoring the held-out data ...")
+            self._has_scored = True
 
     def on_train_batch_begin(self, batch, logs=None):
         self._is_busy = True
