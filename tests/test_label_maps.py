@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from heads.drawing.label_maps import draw_comparison, draw_label_map, draw_segmentation, overlay_label_map
+from heads.drawing.label_maps import (
+    WRONG_COLOUR,
+    draw_comparison,
+    draw_label_map,
+    draw_segmentation,
+    draw_wrong_pixels,
+    overlay_label_map,
+)
 from heads.drawing.pages import draw_legend, label_picture
 from heads.drawing.palette import class_palette
 
@@ -78,33 +85,46 @@ def test_segmentation_enlarges_small_pictures_by_a_whole_factor():
     image = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
     truth = np.zeros((40, 64), np.int32)
     picture = draw_segmentation(image, truth, truth + 1, NAMES)
-    # Three pictures of 64 x 4 pixels, which is at least 256.
-    assert picture.shape[1] == 3 * 256 + 4 * 6
+    # Four pictures of 64 x 4 pixels, which is at least 256.
+    assert picture.shape[1] == 4 * 256 + 5 * 6
     enlarged = image.repeat(4, axis=0).repeat(4, axis=1)
     np.testing.assert_array_equal(picture[-6 - 160 : -6, 6 : 6 + 256], enlarged)
     large = np.zeros((40, 300, 3), np.uint8)
     row = draw_segmentation(large, np.zeros((40, 300), int), np.zeros((40, 300), int), NAMES)
-    assert row.shape[1] == 3 * 300 + 4 * 6
+    assert row.shape[1] == 4 * 300 + 5 * 6
 
 
-def test_segmentation_tells_the_share_of_right_pixels():
-    image = np.zeros((256, 256, 3), np.uint8)
+def test_segmentation_shows_the_wrong_pixels_and_tells_their_share():
+    image = np.full((256, 256, 3), 100, np.uint8)
     truth = np.zeros((256, 256), int)
     truth[:128] = 1
     truth[:, :64] = 255  # a quarter does not count
     captions = {
         text: label_picture(np.zeros((1, 256, 3), np.uint8), text)[:-1]
-        for text in ("prediction: 50.0% right", "prediction: 100.0% right", "prediction")
+        for text in ("wrong: 50.0%", "wrong: 0.0%", "wrong")
     }
 
     def caption_of(truth, prediction):
         row = draw_segmentation(image, truth, prediction, NAMES)
-        strip = row[6 : 6 + len(captions["prediction"]), -6 - 256 : -6]
+        strip = row[6 : 6 + len(captions["wrong"]), -6 - 256 : -6]
+        is_red = (row[-6 - 256 : -6, -6 - 256 : -6] == WRONG_COLOUR).all(axis=-1)
+        np.testing.assert_array_equal(is_red, (truth != prediction) & (truth != 255))
         return [text for text, expected in captions.items() if (strip == expected).all()]
 
-    assert caption_of(truth, np.zeros((256, 256), int)) == ["prediction: 50.0% right"]
-    assert caption_of(truth, np.where(truth == 255, 2, truth)) == ["prediction: 100.0% right"]
-    assert caption_of(np.full((256, 256), 255), truth) == ["prediction"]
+    assert caption_of(truth, np.zeros((256, 256), int)) == ["wrong: 50.0%"]
+    assert caption_of(truth, np.where(truth == 255, 2, truth)) == ["wrong: 0.0%"]
+    assert caption_of(np.full((256, 256), 255), truth) == ["wrong"]
+
+
+def test_right_pixels_are_light_and_grey():
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    picture = draw_wrong_pixels(image, np.zeros((4, 5), bool))
+    assert picture.min() >= 155
+    assert (np.ptp(picture, axis=-1) == 0).all()
+    assert picture.std() > 5
+    for wrong in (np.zeros((4, 5)), np.zeros((5, 4), bool)):
+        with pytest.raises(ValueError, match="wrong must be bool"):
+            draw_wrong_pixels(image, wrong)
 
 
 def test_comparison_has_all_rows_and_a_legend_of_what_occurs():

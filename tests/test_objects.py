@@ -2,10 +2,10 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
-from heads.drawing.objects import draw_detection_comparison, draw_detections
-from heads.drawing.pages import draw_legend, enlarge_picture, label_picture
+from heads.drawing.objects import choose_colours, draw_dashes, draw_detections
+from heads.drawing.pages import draw_legend, enlarge_picture
 from heads.drawing.palette import class_palette
 
 NAMES = ("cat", "dog", "bird")
@@ -69,8 +69,8 @@ def test_lines_are_thinner_on_small_boxes_and_thicker_on_large_pictures():
 
 
 def test_dark_colours_get_a_light_outline():
-    # Label 10 is navy.
-    picture = draw_nameless(make_objects([(100, 50, 200, 120)], [10]), names=[""] * 12)
+    # Label 7 is blue.
+    picture = draw_nameless(make_objects([(100, 50, 200, 120)], [7]), names=[""] * 12)
     assert (picture[49, 150] == 192).all()
 
 
@@ -201,8 +201,8 @@ def test_neighbours_of_a_class_differ_in_brightness():
     colours = [tuple(picture[100, left + 25]) for left, *_ in row]
     assert all(first != second for first, second in itertools.pairwise(colours))
     assert tuple(class_palette(3)[0]) in colours
-    for colour in colours:  # still blue
-        assert colour[2] > colour[1] > colour[0]
+    for colour in colours:  # still orange
+        assert colour[0] > colour[1] > colour[2]
     apart = draw_nameless(make_objects([row[0], row[3]]))
     assert (apart[100, 45] == apart[100, 195]).all()
     two_classes = draw_nameless(make_objects(row[:2], [0, 1]))
@@ -347,43 +347,46 @@ def test_objects_that_do_not_fit_are_refused():
         draw(make_objects(box), image=GREY[:, :, 0])
 
 
-# The comparison
+# Scores, and a single class
 
 
-def test_comparison_shows_image_truth_and_detections_with_one_legend():
-    random = np.random.default_rng(3)
-    images = [
-        random.integers(0, 256, (100, 200, 3), np.uint8),
-        random.integers(0, 256, (400, 300, 3), np.uint8),
-    ]
-    truths = [make_objects([(20, 20, 80, 80)], [1]), make_objects([(20, 20, 80, 80), (0, 0, 1, 1)], [1, -1])]
-    found = [make_objects([(25, 20, 80, 80)], [2], scores=np.array([0.8])), make_objects([])]
-    picture = draw_detection_comparison(images, truths, found, NAMES)
-    assert picture.dtype == np.uint8
-    strip = label_picture(np.zeros((1, 400, 3), np.uint8), "")
-    top = 6 + len(strip) - 1
-    np.testing.assert_array_equal(picture[top : top + 200, 6:406], enlarge_picture(images[0], 2))
-    for index, objects in enumerate((truths[0], found[0]), 1):
-        expected = draw_detections(images[0], objects, NAMES, factor=2, legend=False)
-        left = 6 + index * 406
-        np.testing.assert_array_equal(picture[top : top + 200, left : left + 400], expected)
-        caption = ("", "truth: 1", "detections: 1")[index]
-        np.testing.assert_array_equal(
-            picture[6:top, left : left + 400], label_picture(expected, caption)[: top - 6]
-        )
-    legend = draw_legend(("dog", "bird"), picture.shape[1], class_palette(3)[[1, 2]])
-    np.testing.assert_array_equal(picture[-len(legend) :], legend)
+def test_boxes_are_fainter_where_the_score_is_low():
+    colour = class_palette(3)[0].astype(int)
+
+    def distance(score):
+        objects = make_objects([(100, 50, 200, 120)], scores=np.array([score]))
+        pixel = draw_nameless(objects, score_threshold=0.0)[80, 100].astype(int)
+        return np.abs(pixel - colour).sum()
+
+    distances = [distance(score) for score in (1.0, 0.7, 0.3, 0.0)]
+    assert distances[0] == 0
+    assert distances == sorted(distances)
+    assert distances[-1] < np.abs(colour - 128).sum()  # still to be seen
 
 
-def test_comparison_uses_the_threshold_and_refuses_what_does_not_fit():
-    objects = make_objects([(20, 20, 80, 80)], scores=np.array([0.4]))
-    with_it, without = (
-        draw_detection_comparison([GREY], [objects], [objects], NAMES, at) for at in (0.3, 0.5)
-    )
-    assert with_it.shape != without.shape or (with_it != without).any()
-    nothing = draw_detection_comparison([GREY], [make_objects([])], [make_objects([])], NAMES)
-    np.testing.assert_array_equal(nothing, without)
-    with pytest.raises(ValueError, match=r"Received: \(2, 1, 1\)"):
-        draw_detection_comparison([GREY, GREY], [objects], [objects], NAMES)
-    with pytest.raises(ValueError, match="at least one"):
-        draw_detection_comparison([], [], [], NAMES)
+def test_each_object_of_a_single_class_has_its_own_colour():
+    boxes = [(x, 100, x + 40, 140) for x in range(0, 350, 50)]
+    colours = choose_colours(make_objects(boxes), ["nucleus"])
+    assert len(set(colours)) == len(boxes) == 7
+    many = [(x, y, x + 9, y + 9) for x in range(0, 200, 12) for y in range(0, 60, 12)]
+    colours = choose_colours(make_objects(many), ["nucleus"])
+    for (box, colour), (other, another) in itertools.combinations(zip(many, colours, strict=True), 2):
+        if abs(box[0] - other[0]) + abs(box[1] - other[1]) == 12:  # side by side
+            assert colour != another
+    assert set(choose_colours(make_objects(boxes, [1] * 7), NAMES)).isdisjoint(map(tuple, class_palette(1)))
+
+
+def test_dashes_lie_on_the_box():
+    picture = Image.new("RGB", (60, 40))
+    draw_dashes(picture, (5, 6, 54, 33), (255, 0, 0), 2, 4, 8)
+    drawn = np.asarray(picture)[..., 0] > 0
+    assert drawn[6, 5:9].all()
+    assert not drawn[6, 9:13].any()
+    assert drawn[6, 13:17].all()
+    assert not drawn[8:32, 7:53].any()
+    assert not drawn[:6].any()
+    assert not drawn[34:].any()
+    assert 0.3 < drawn[6:34, 5:7].mean() < 0.7
+    draw_dashes(picture, (3, 3, 3, 3), (0, 255, 0), 5, 4, 8)
+    assert np.asarray(picture)[3, 3, 1] == 255
+    assert (np.asarray(picture)[..., 1] == 255).sum() == 1

@@ -1,9 +1,10 @@
 """Pictures of what a head was told and what it said: arrays in, arrays out; nothing is shown or saved."""
 
+from heads.drawing.comparison import draw_detection_comparison
 from heads.drawing.confusion import draw_confusion
 from heads.drawing.curves import draw_curves
 from heads.drawing.label_maps import draw_comparison, draw_label_map, draw_segmentation, overlay_label_map
-from heads.drawing.objects import draw_detection_comparison, draw_detections
+from heads.drawing.objects import draw_detections
 from heads.drawing.pages import draw_legend, label_picture, tile_pictures
 from heads.drawing.palette import class_palette
 from heads.drawing.saliency_maps import draw_saliency_comparison, draw_saliency_map

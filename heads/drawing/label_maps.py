@@ -9,10 +9,11 @@ from heads.ops.labels import IGNORED_LABEL
 
 # Pictures with a longer side below this are enlarged by a whole factor, so that each pixel stays a square.
 COMFORTABLE_SIDE = 256
+WRONG_COLOUR = (160, 0, 0)  # dark on light grey: for all eyes
 
 
 def draw_comparison(images, truths, predictions, class_names) -> np.ndarray:
-    """Draws one row "image | truth | prediction" for each image, and a legend of the classes that occur.
+    """Draws a row "image | truth | prediction | wrong" for each image, and a legend of what occurs.
 
     Args:
         images: A list of images (h, w, 3), uint8 or float 0 .. 255, or one array of them.
@@ -34,7 +35,7 @@ def draw_comparison(images, truths, predictions, class_names) -> np.ndarray:
 
 
 def draw_segmentation(image, truth, prediction, class_names) -> np.ndarray:
-    """Draws one row "image | truth | prediction"; the last caption tells the share of right pixels.
+    """Draws one row "image | truth | prediction | wrong"; the last caption tells the share of wrong pixels.
 
     Args:
         image: (h, w, 3), uint8 or float 0 .. 255.
@@ -53,10 +54,34 @@ def draw_segmentation(image, truth, prediction, class_names) -> np.ndarray:
     factor = -(-COMFORTABLE_SIDE // max(image.shape[:2]))
     image, *label_maps = (pages.enlarge_picture(array, factor) for array in (image, truth, prediction))
     palette = class_palette(len(class_names))
-    overlays = [overlay_label_map(image, label_map, 0.75, palette) for label_map in label_maps]
-    right = (truth == prediction)[truth != IGNORED_LABEL]
-    captions = ("image", "truth", f"prediction: {right.mean():.1%} right" if right.size else "prediction")
-    return pages.tile_pictures([map(pages.label_picture, (image, *overlays), captions)])
+    overlays = [overlay_label_map(image, label_map, 0.5, palette) for label_map in label_maps]
+    wrong = (truth != prediction) & (truth != IGNORED_LABEL)
+    num_known = (truth != IGNORED_LABEL).sum()
+    captions = (
+        "image",
+        "truth",
+        "prediction",
+        f"wrong: {wrong.sum() / num_known:.1%}" if num_known else "wrong",
+    )
+    pictures = (image, *overlays, draw_wrong_pixels(image, pages.enlarge_picture(wrong, factor)))
+    return pages.tile_pictures([map(pages.label_picture, pictures, captions)])
+
+
+def draw_wrong_pixels(image, wrong) -> np.ndarray:
+    """Draws an image in light grey, and some of its pixels in one strong colour.
+
+    Args:
+        image: (h, w, 3), uint8 or float 0 .. 255.
+        wrong: Bool (h, w).
+
+    Returns:
+        uint8 (h, w, 3).
+    """
+    image, wrong = pages.check_picture(image), np.asarray(wrong)
+    rule = "wrong must be bool (height, width) of the image's size"
+    require(wrong.dtype == bool and wrong.shape == image.shape[:2], rule, f"{wrong.dtype} {wrong.shape}")
+    grey = 155 + 0.4 * image.mean(axis=2, keepdims=True)
+    return np.where(wrong[..., None], np.array(WRONG_COLOUR), grey).round().astype(np.uint8)
 
 
 def draw_label_map(label_map, palette=None, num_classes: int | None = None) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Pictures of objects: their boxes, masks and labels on an image.
 
-The colour tells the class, its brightness tells neighbours of one class apart. Where objects are too small or
-too crowded for text, the legend still names their class.
+The colour tells the class, its brightness tells neighbours of one class apart; of a single class each object
+has its own colour. The lower the score, the fainter the box. Where objects are too small or too crowded for
+text, the legend still names their class.
 """
 
 import numpy as np
@@ -26,35 +27,9 @@ MOST_SMALL_OBJECTS = 40
 SMALL_AREA = 2000
 # What a class's colour is multiplied by, and how much white is added.
 SHADES = np.array([(1.0, 0), (0.6, 102), (0.65, 0), (0.8, 51)])
-
-
-def draw_detection_comparison(images, truths, detections, class_names, score_threshold=0.3) -> np.ndarray:
-    """Draws one row "image | truth | detections" for each image, and a legend of the classes that occur.
-
-    Args:
-        images: A list of images (h, w, 3), uint8 or float 0 .. 255, or one array of them.
-        truths: A list of the true objects of each image, see `draw_detections`.
-        detections: A list of the found objects of each image.
-        class_names: The names of all classes.
-        score_threshold: Detections below it are left out.
-
-    Returns:
-        One picture, uint8 (height, width, 3).
-
-    Raises:
-        ValueError: If the three differ in length, are empty, or do not fit each other.
-    """
-    rows, labels = [], []
-    for image, *both in pages.zip_examples(images, truths, detections):
-        image = pages.check_picture(image)
-        both = [_select_objects(each, image, class_names, score_threshold) for each in both]
-        # Three pictures side by side: each may be smaller than one alone.
-        factor = max(choose_factor(image, each["boxes"], 0.6) for each in both)
-        pictures = [_draw_objects(image, each, class_names, factor) for each in both]
-        labels += [each["labels"] for each in both]
-        captions = ("image", f"truth: {len(labels[-2])}", f"detections: {len(labels[-1])}")
-        rows.append(map(pages.label_picture, (pages.enlarge_picture(image, factor), *pictures), captions))
-    return pages.add_legend(pages.tile_pictures(rows), np.concatenate(labels), class_names)
+NUM_HUES = 7  # of the objects of a single class
+NEAR = 6  # pixels between neighbours
+FAINTEST = 0.35  # opacity of the box of a score of 0
 
 
 def draw_detections(
@@ -86,13 +61,18 @@ def draw_detections(
         ValueError: If the arrays do not fit each other, the image or the class names.
     """
     image = pages.check_picture(image)
-    objects = _select_objects(detections, image, class_names, score_threshold)
+    objects = select_objects(detections, image, class_names, score_threshold)
     factor = choose_factor(image, objects["boxes"]) if factor is None else factor
     require(factor >= 1, "factor must be a whole number from 1 on", factor)
-    return _draw_objects(image, objects, class_names, factor, show_boxes, legend)
+    picture = draw_objects(image, objects, class_names, factor, show_boxes=show_boxes)
+    if not legend:
+        return picture
+    return pages.add_legend(
+        picture, objects["labels"], class_names, True, find_line_width(Image.fromarray(picture))
+    )
 
 
-def _select_objects(detections, image, class_names, score_threshold):
+def select_objects(detections, image, class_names, score_threshold):
     """Returns what is to be drawn as a dict of arrays, the largest box first; masks become bool (n, h, w)."""
     given = {"boxes", "labels", "scores", "masks"} & detections.keys()
     arrays = {name: np.asarray(detections[name]) for name in given if detections[name] is not None}
@@ -135,13 +115,26 @@ def choose_factor(image, boxes, share=1.0):
     return max(1, min(factor, int(share * LARGEST_SIDE) // side))
 
 
-def _draw_objects(image, objects, class_names, factor, show_boxes=None, legend=False):
+def draw_objects(image, objects, class_names, factor, colours=None, is_right=None, show_boxes=None):
+    """Draws objects of `select_objects`; boxes of those that are not right are dashed.
+
+    Args:
+        image: uint8 (h, w, 3).
+        objects: From `select_objects`.
+        class_names: The names of all classes.
+        factor: By which the picture is enlarged.
+        colours: Of the objects; see `choose_colours`.
+        is_right: Bool (n,); all by default.
+        show_boxes: See `draw_detections`.
+
+    Returns:
+        uint8 (h * factor, w * factor, 3).
+    """
     picture = Image.fromarray(pages.enlarge_picture(image, factor))
-    line = max(1, round(max(picture.size) / SIDE_PER_LINE))  # the width of a thin line in pixels
-    boxes = objects["boxes"] * factor - (0, 0, 1, 1)  # the first and the last pixels
-    boxes = boxes.clip(0, np.tile(picture.size, 2) - 1).round().astype(int)
-    boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
-    colours = _choose_colours(boxes, objects["labels"], class_palette(len(class_names)))
+    line = find_line_width(picture)
+    boxes = scale_boxes(objects["boxes"], factor, picture.size)
+    colours = choose_colours(objects, class_names) if colours is None else colours
+    is_right = np.ones(len(boxes), bool) if is_right is None else is_right
     # Where tags touch their objects: the corners of boxes, or the ends of masks.
     ends = list(boxes[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2))
     show_boxes = "masks" not in objects if show_boxes is None else show_boxes
@@ -149,32 +142,85 @@ def _draw_objects(image, objects, class_names, factor, show_boxes=None, legend=F
         _draw_mask(picture, mask, factor, colours[index], line)
         if mask.any() and not show_boxes:
             ends[index] = _find_ends(mask) * factor
-    if show_boxes:
-        _draw_boxes(picture, boxes, colours, line)
+    # Masks show what is where; a false one's box is drawn all the same, for its dashes.
+    drawn = np.ones(len(boxes), bool) if show_boxes else ~is_right
+    opacities = FAINTEST + (1 - FAINTEST) * np.clip(objects.get("scores", np.ones(len(boxes))), 0, 1)
+    for row in np.flatnonzero(drawn):
+        _draw_box(picture, boxes[row], colours[row], line, opacities[row], is_right[row])
     _draw_tags(picture, objects, class_names, boxes, ends, colours, line)
-    picture = np.array(picture)
-    return pages.add_legend(picture, objects["labels"], class_names, True, line) if legend else picture
+    return np.array(picture)
 
 
-def _choose_colours(boxes, labels, palette):
-    """Returns each object's class colour, in the shade that its neighbours of the class use least."""
-    shades = np.zeros(len(boxes), int)
+def find_line_width(picture):
+    """Returns the width of a thin line on a picture, in pixels."""
+    return max(1, round(max(picture.size) / SIDE_PER_LINE))
+
+
+def scale_boxes(boxes, factor, size):
+    """Returns the first and last pixels of boxes on an enlarged picture of a (width, height), int (n, 4)."""
+    boxes = (boxes * factor - (0, 0, 1, 1)).clip(0, np.tile(size, 2) - 1).round().astype(int)
+    boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
+    return boxes
+
+
+def choose_colours(objects, class_names):
+    """Returns each object's colour, one that its neighbours of the class use least.
+
+    Of several classes that is a shade of the class's colour; of a single class a colour of the palette,
+    because there is nothing else to tell by it.
+    """
+    boxes, labels = objects["boxes"], objects["labels"]
+    choices = SHADES if len(class_names) > 1 else class_palette(NUM_HUES)
+    chosen = np.zeros(len(boxes), int)
     for index, box in enumerate(boxes):
         others = boxes[:index]
-        near = (others[:, :2] - 6 < box[2:]).all(axis=1) & (box[:2] - 6 < others[:, 2:]).all(axis=1)
-        used = shades[:index][near & (labels[:index] == labels[index])]
-        shades[index] = np.bincount(used, minlength=len(SHADES)).argmin()
-    scales, whites = SHADES[shades].T[:, :, None]
+        near = (others[:, :2] - NEAR < box[2:]).all(axis=1) & (box[:2] - NEAR < others[:, 2:]).all(axis=1)
+        used = chosen[:index][near & (labels[:index] == labels[index])]
+        counts = np.bincount(used, minlength=len(choices))
+        if len(class_names) == 1:  # also objects that are far from each other differ
+            counts = counts * len(boxes) + np.bincount(chosen[:index], minlength=len(choices))
+        chosen[index] = counts.argmin()
+    if len(class_names) == 1:
+        return [tuple(map(int, colour)) for colour in choices[chosen]]
+    scales, whites = SHADES[chosen].T[:, :, None]
+    palette = class_palette(len(class_names))
     return [tuple(map(int, colour)) for colour in palette[labels] * scales + whites]
 
 
-def _draw_boxes(picture, boxes, colours, line):
+def _draw_box(picture, box, colour, line, opacity, is_right):
+    """Draws a box with an outline: solid, or dashed where it is not right."""
     pen = ImageDraw.Draw(picture, "RGBA")  # mixes colours by their opacity
-    for box, colour in zip(boxes, colours, strict=True):
-        width = line if min(box[2:] - box[:2]) < 24 * line else 2 * line
+    width = line if min(box[2:] - box[:2]) < 24 * line else 2 * line
+    colour, outline = (*colour, round(255 * opacity)), (*contrasting_ink(colour), round(128 * opacity))
+    if is_right:
         outer = box + np.multiply((-1, -1, 1, 1), line)
-        pen.rectangle(outer.tolist(), outline=(*contrasting_ink(colour), 128), width=width + 2 * line)
+        pen.rectangle(outer.tolist(), outline=outline, width=width + 2 * line)
         pen.rectangle(box.tolist(), outline=colour, width=width)
+    else:
+        draw_dashes(picture, box, colour, width, 8 * line, 14 * line)
+
+
+def draw_dashes(picture, box, colour, width, length, period):
+    """Draws a box of dashes onto a picture.
+
+    Args:
+        picture: A PIL image.
+        box: Its first and last pixels, integers (4,).
+        colour: (r, g, b), or with an opacity.
+        width: Of the line, inwards.
+        length: Of a dash.
+        period: From one dash to the next.
+    """
+    pen = ImageDraw.Draw(picture, "RGBA")
+    left, top, right, bottom = map(int, box)
+    for start in range(left, right + 1, period):
+        end = min(start + length - 1, right)
+        pen.rectangle((start, top, end, min(top + width - 1, bottom)), colour)
+        pen.rectangle((start, max(bottom - width + 1, top), end, bottom), colour)
+    for start in range(top, bottom + 1, period):
+        end = min(start + length - 1, bottom)
+        pen.rectangle((left, start, min(left + width - 1, right), end), colour)
+        pen.rectangle((max(right - width + 1, left), start, right, end), colour)
 
 
 def _draw_mask(picture, mask, factor, colour, line):

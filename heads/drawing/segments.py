@@ -3,7 +3,8 @@
 import numpy as np
 
 import heads.drawing.pages as pages
-from heads.drawing.objects import draw_detection_comparison, draw_detections
+from heads.drawing.comparison import draw_detection_comparison
+from heads.drawing.objects import draw_detections
 from heads.drawing.pages import require
 from heads.ops.labels import VOID_SEGMENT
 

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from heads.data.shapes.scenes import STUFF_NAMES, THING_NAMES
+from heads.data.shapes.scenes import CLASS_NAMES, STUFF_NAMES, THING_NAMES
 from heads.data.shapes.semantic import MAX_CHECKED_SCENES, SemanticShapes
 from heads.ops.labels import VOID_SEGMENT
 
@@ -30,7 +30,7 @@ class PanopticShapes:
 
     def __init__(self, num_images: int = 1000, image_size: tuple[int, int] = (128, 128), seed: int = 0):
         self.scenes = SemanticShapes(num_images, image_size, seed)
-        self.class_names = (*THING_NAMES, *STUFF_NAMES)
+        self.class_names = CLASS_NAMES
         self.num_things, self.num_stuff = len(THING_NAMES), len(STUFF_NAMES)
         self.num_classes = len(self.class_names)
         self.image_ids = list(range(1, num_images + 1))
@@ -73,9 +73,9 @@ class PanopticShapes:
         for row, mask in enumerate(scene["masks"]):
             segments[mask] = row
         labels = scene["labels"].tolist()
-        for kind in range(self.num_stuff):  # stuff comes first in the scenes' label maps
-            mask = scene["semantic"] == kind
+        for stuff in range(self.num_things, self.num_classes):
+            mask = scene["semantic"] == stuff
             if mask.any():
                 segments[mask] = len(labels)
-                labels.append(self.num_things + kind)
+                labels.append(stuff)
         return scene["image"], segments, np.array(labels, np.int32)

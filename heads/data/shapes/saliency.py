@@ -1,6 +1,6 @@
 """The scenes of the embedded data set with things against all else, for salient object detection."""
 
-from heads.data.shapes.scenes import STUFF_NAMES
+from heads.data.shapes.scenes import THING_NAMES
 from heads.data.shapes.semantic import SemanticShapes
 
 
@@ -20,4 +20,4 @@ class SaliencyShapes(SemanticShapes):
 
     def __getitem__(self, index):
         scene = super().__getitem__(index)
-        return {**scene, "semantic": (scene["semantic"] >= len(STUFF_NAMES)).astype("int32")}
+        return {**scene, "semantic": (scene["semantic"] < len(THING_NAMES)).astype("int32")}

@@ -15,7 +15,7 @@ from heads.data.shapes.things import KEYPOINT_NAMES, THINGS, pick_colour, vary_c
 
 STUFF_NAMES = ("sky", "ground", "water")
 THING_NAMES = tuple(THINGS)
-CLASS_NAMES = STUFF_NAMES + THING_NAMES
+CLASS_NAMES = THING_NAMES + STUFF_NAMES  # of detection, panoptic and semantic segmentation: one colour each
 
 SMALLEST_SCENE_SIDE = 32
 MIN_VISIBLE_PIXELS = 12
@@ -72,9 +72,10 @@ def draw_scene(seed, image_size: tuple[int, int] = (256, 256)) -> dict:
             free &= ~thing["mask"]
             things.append(thing)
     _paint_shadows(image, things)
+    semantic += len(THING_NAMES)
     for thing in things:
         image[thing["window"]][thing["mask"][thing["window"]]] = thing["colours"]
-        semantic[thing["mask"]] = len(STUFF_NAMES) + thing["label"]
+        semantic[thing["mask"]] = thing["label"]
 
     masks = np.array([thing["mask"] for thing in things], bool).reshape(-1, height, width)
     keypoints = np.array([thing["keypoints"] for thing in things], np.float32)
