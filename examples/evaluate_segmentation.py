@@ -50,7 +50,7 @@ from results import keep_scores, open_evaluation
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 import van_backbones  # noqa: F401  (the same for the backbone)
-from heads.data import SemanticFolder, semantic_evaluation_batches
+from heads.data import SemanticFolder, format_class_counts, semantic_evaluation_batches
 from heads.drawing import draw_comparison, draw_confusion
 from heads.metrics import evaluate_semantic, format_semantic_scores
 
@@ -74,8 +74,8 @@ def main(argv=None):
             file=sys.stderr,
         )
     with explain_faults(arguments.data, "finetune_segmentation.py"):
-        for folder in folders:
-            folder.check()
+        counts = {folder.split: folder.check() for folder in folders}
+    print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
     segmenter = choose_views(model, arguments)
     output = open_evaluation(arguments)
     for folder in folders:

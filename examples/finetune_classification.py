@@ -74,7 +74,13 @@ from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_scores
 
-from heads.data import ClassAugmentation, ClassFolder, class_training_batches, find_training_pictures
+from heads.data import (
+    ClassAugmentation,
+    ClassFolder,
+    class_training_batches,
+    find_training_pictures,
+    format_class_counts,
+)
 from heads.drawing import draw_confusion
 from heads.metrics import count_confusion
 from heads.pictures import read_picture
@@ -97,6 +103,9 @@ def train_and_draw(arguments, output):
     check_weights(arguments)
     with explain_faults(arguments.data, "finetune_classification.py"):
         train, validation = open_data(arguments)
+    parts = {"train": train, "held out": validation}
+    counts = {name: np.bincount(part.labels, minlength=train.num_classes) for name, part in parts.items()}
+    print(format_class_counts(counts, train.class_names, "pictures"))
     print(f"{train.num_classes} classes, {len(train):,} pictures to learn from, {len(validation):,} to score")
     epoch_steps = -(-len(train) // arguments.batch_size)
     steps = arguments.steps or arguments.epochs * epoch_steps

@@ -77,6 +77,7 @@ from heads.data import (
     SemanticFolder,
     SemanticShapes,
     find_training_pictures,
+    format_class_counts,
     semantic_evaluation_batches,
     semantic_training_batches,
 )
@@ -155,8 +156,8 @@ def open_data(arguments):
         SemanticFolder(arguments.data, split, arguments.class_names, arguments.reduce_zero_label)
         for split in arguments.splits
     ]
-    for folder in folders:
-        folder.check()
+    counts = {folder.split: folder.check() for folder in folders}
+    print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
     return folders
 
 

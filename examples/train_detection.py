@@ -155,6 +155,7 @@ from heads.data import (
     detection_evaluation_batches,
     detection_training_batches,
     find_training_pictures,
+    format_class_counts,
 )
 from heads.drawing import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
@@ -223,14 +224,15 @@ def open_data(arguments):
     if arguments.data is None:
         size = (arguments.image_size or 128,) * 2
         return [DetectionShapes(number, size, seed, with_masks) for number, seed in ((2000, 0), (100, 1))]
-    datasets = []
+    datasets, counts = [], {}
     for split in arguments.splits:
         data = pathlib.Path(arguments.data)
         annotations = data / arguments.annotations.format(split=split)
         datasets.append(CocoDataset(annotations, data / arguments.images.format(split=split), with_masks))
-        datasets[-1].check()
+        counts[split] = datasets[-1].check()
     if datasets[0].class_names != datasets[1].class_names:
         raise SystemExit(f"Both splits must have the same classes: {[data.class_names for data in datasets]}")
+    print(format_class_counts(counts, datasets[0].class_names, "objects"), flush=True)
     for dataset in datasets:
         if not any((labels >= 0).any() for labels in dataset.labels):
             raise SystemExit(

@@ -85,6 +85,7 @@ from heads.data import (
     PanopticDataset,
     PanopticShapes,
     find_training_pictures,
+    format_class_counts,
     panoptic_evaluation_batches,
     panoptic_training_batches,
 )
@@ -150,14 +151,15 @@ def open_data(arguments):
     if arguments.data is None:
         size = (arguments.image_size,) * 2
         return [PanopticShapes(count, size, seed) for count, seed in ((2000, 0), (100, 1))]
-    datasets, data = [], pathlib.Path(arguments.data)
+    datasets, counts, data = [], {}, pathlib.Path(arguments.data)
     for split in arguments.splits:
         places = (arguments.annotations, arguments.images, arguments.segments)
         datasets.append(PanopticDataset(*(data / place.format(split=split) for place in places)))
-        datasets[-1].check()
+        counts[split] = datasets[-1].check()
     classes = [(each.class_names, each.num_things) for each in datasets]
     if classes[0] != classes[1]:
         raise SystemExit(f"Both splits must have the same classes, things first: {classes}")
+    print(format_class_counts(counts, datasets[0].class_names, "segments"), flush=True)
     return datasets
 
 

@@ -70,6 +70,7 @@ from heads.data import (
     SaliencyFolder,
     SaliencyShapes,
     find_training_pictures,
+    format_class_counts,
     semantic_evaluation_batches,
     semantic_training_batches,
 )
@@ -131,8 +132,8 @@ def open_data(arguments):
         size = (max(arguments.image_sizes),) * 2
         return SaliencyShapes(2000, size, seed=0), SaliencyShapes(100, size, seed=1)
     folders = [SaliencyFolder(arguments.data, split, arguments.ignored_value) for split in arguments.splits]
-    for folder in folders:
-        folder.check()
+    counts = {folder.split: folder.check() for folder in folders}
+    print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
     return folders
 
 

@@ -138,11 +138,15 @@ def test_finetune_saves_the_best_and_the_last_model(run):
 def test_finetune_prints_scores(run):
     _, printed = run
     assert "3 classes: wall, window, door" in printed
+    table = printed.partition("class")[2].splitlines()
+    assert "train: pixels" in table[0]
+    assert "val: pixels" in table[0]
+    assert [line.split()[0] for line in table[1:4]] == list(NAMES)
     assert printed.count("all pixels") == 2
     for line in ("Before training", "After training (best.keras)", "s per step (median)"):
         assert line in printed
     for name in NAMES:
-        assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == 2
+        assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == 3
 
 
 @pytest.mark.slow
