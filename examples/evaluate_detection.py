@@ -1,8 +1,9 @@
-"""Scores a detector on held-out pictures with COCO annotations.
+"""Scores a detector on held-out pictures with annotations, in COCO's or another tool's format.
 
     python examples/evaluate_detection.py runs/detection-1/best.keras --data path/to/data --splits val test
     python examples/evaluate_detection.py mask_rcnn_van_b0.pth --head mask_rcnn --variant b0 \
-        --data path/to/coco --splits val2017 --images "{split}"
+        --data path/to/coco --splits val2017
+    python examples/evaluate_detection.py runs/detection-1/best.keras --data path/to/yolo --val-share 0.2
 
 The model is a .keras file, or a checkpoint in mmdetection's or our own format together with --head and
 --variant. The pictures get the sizes that are in the model's file, or, of a checkpoint, the paper's; its
@@ -17,9 +18,11 @@ from options import (
     DETECTORS,
     VARIANTS,
     add_evaluation_options,
+    add_held_out,
     add_sizes,
     check_evaluation_options,
     check_sizes,
+    check_val_share,
     load_keras,
     make_parser,
     whole_number,
@@ -32,9 +35,9 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file, or a checkpoint with --head and --variant")
     add_evaluation_options(parser, "pictures and annotations")
-    annotations = "where in --data; default: annotations/instances_{split}.json"
-    add("--annotations", default="annotations/instances_{split}.json", help=annotations)
-    add("--images", default="images/{split}", help="where in --data; default: images/{split}")
+    add_held_out(parser)
+    add("--annotations", help="COCO's file in --data, as annotations/instances_{split}.json; default: found")
+    add("--images", help="its pictures in --data; default: found, or images/{split} with --annotations")
     add("--head", choices=DETECTORS, help="of a checkpoint; default: the .keras file's")
     add("--variant", choices=VARIANTS, help="of a checkpoint's backbone; default: b0")
     kinds = "what to score; default: all that the model gives"
@@ -44,6 +47,10 @@ def parse_arguments(argv=None):
     add_sizes(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
+    try:
+        check_val_share(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     check_evaluation_options(parser, arguments)
     if (arguments.model.suffix == ".keras") == (arguments.head is not None):
         parser.error("a .keras file knows its head, any other file needs --head (and --variant)")
@@ -62,10 +69,10 @@ import keras
 from detect import choose_resizing
 from faults import explain_faults
 from results import keep_scores, open_evaluation
-from train_detection import HEADS, draw_pictures
+from train_detection import HEADS, draw_pictures, hold_out, open_split
 
 from heads import Resizing
-from heads.data import CocoDataset, detection_evaluation_batches
+from heads.data import detection_evaluation_batches
 from heads.metrics import evaluate_coco, format_coco_scores, predict_coco_results, save_results
 from van_backbones import VANBackbone, load_checkpoint
 
@@ -73,16 +80,19 @@ from van_backbones import VANBackbone, load_checkpoint
 def main(argv=None):
     """Scores the model on each split, and keeps the scores beside it."""
     parser, arguments = parse_arguments(argv)
+    model = None if arguments.head else keras.saving.load_model(arguments.model, compile=False)
+    has_masks = getattr(HEADS[arguments.head] if arguments.head else model, "with_masks", False)
+    kinds = arguments.kinds or (["bbox", "segm"] if has_masks else ["bbox"])
+    if "segm" in kinds and not has_masks:
+        parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")
     with explain_faults(arguments.data, "train_detection.py"):
-        datasets = {split: open_split(arguments, split) for split in arguments.splits}
-    model = load_model(arguments, next(iter(datasets.values())).num_classes)
+        datasets = open_data(arguments, with_masks="segm" in kinds)
+    if model is None:
+        model = load_model(arguments, next(iter(datasets.values())).num_classes)
     for dataset in datasets.values():
         if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
             wanted = f"the {dataset.num_classes} classes of {dataset.path}"
             parser.error(f"the model must be a detector of {wanted}. Received: {arguments.model}")
-    kinds = arguments.kinds or (["bbox", "segm"] if model.with_masks else ["bbox"])
-    if "segm" in kinds and not model.with_masks:
-        parser.error(f"--kinds segm needs a model with masks. Received: {arguments.model}")
     with explain_faults(arguments.data, "train_detection.py"):
         for dataset in datasets.values():
             check_truth(dataset, kinds)
@@ -94,16 +104,15 @@ def main(argv=None):
     print(f"Scores, results and pictures are in {output}")
 
 
-def open_split(arguments, split):
-    """Returns the data of a split."""
-    annotations = arguments.data / arguments.annotations.format(split=split)
-    return CocoDataset(annotations, arguments.data / arguments.images.format(split=split))
+def open_data(arguments, with_masks):
+    """Returns split -> pictures to score."""
+    if arguments.val_share:
+        return {"held-out": hold_out(arguments, with_masks)[0][1]}
+    return {split: open_split(arguments, split, with_masks) for split in arguments.splits}
 
 
 def load_model(arguments, num_classes):
-    """Returns the model of a .keras file, or of a checkpoint."""
-    if arguments.head is None:
-        return keras.saving.load_model(arguments.model, compile=False)
+    """Returns the model of a checkpoint."""
     model = HEADS[arguments.head](VANBackbone(arguments.variant or "b0"), num_classes)
     load_checkpoint(model, arguments.model)
     model.resizing = Resizing(short_side=800, long_side=1333)  # the paper's

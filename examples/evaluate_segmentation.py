@@ -10,8 +10,11 @@ import pathlib
 
 from options import (
     add_evaluation_options,
+    add_held_out,
+    add_label_options,
     add_views,
     check_evaluation_options,
+    check_val_share,
     check_views,
     load_keras,
     make_parser,
@@ -24,11 +27,14 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file")
     add_evaluation_options(parser, "images and labels")
-    names = "text file with a class name per line; default: classes.txt in the data"
-    add("--class-names", type=pathlib.Path, help=names)
-    add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
+    add_held_out(parser)
+    add_label_options(parser)
     add_views(parser)
     arguments = parser.parse_args(argv)
+    try:
+        check_val_share(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     check_views(parser, arguments)
     check_evaluation_options(parser, arguments)
     return parser, arguments
@@ -45,12 +51,11 @@ import types
 import keras
 import numpy as np
 from faults import explain_faults
+from finetune_segmentation import hold_out, open_split
 from PIL import Image
 from results import keep_scores, open_evaluation
 
-import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
-import van_backbones  # noqa: F401  (the same for the backbone)
-from heads.data import SemanticFolder, format_class_counts, semantic_evaluation_batches
+from heads.data import format_class_counts, semantic_evaluation_batches
 from heads.drawing import draw_comparison, draw_confusion
 from heads.metrics import evaluate_semantic, format_semantic_scores
 
@@ -58,30 +63,38 @@ from heads.metrics import evaluate_semantic, format_semantic_scores
 def main(argv=None):
     """Scores the model on each split, and keeps the scores beside it."""
     parser, arguments = parse_arguments(argv)
-    names, options = arguments.class_names, arguments.reduce_zero_label
     with explain_faults(arguments.data, "finetune_segmentation.py"):
-        folders = [SemanticFolder(arguments.data, split, names, options) for split in arguments.splits]
+        folders = open_data(arguments)
+    names = next(iter(folders.values())).class_names
     model = keras.saving.load_model(arguments.model, compile=False)
-    if not hasattr(model, "segment") or model.num_classes != folders[0].num_classes:
+    if not hasattr(model, "segment") or model.num_classes != len(names):
         parser.error(
-            f"the model must be a semantic segmenter of the {folders[0].num_classes} classes of "
+            f"the model must be a semantic segmenter of the {len(names)} classes of "
             f"{arguments.data}. Received: {arguments.model}, {getattr(model, 'num_classes', 'no')} classes"
         )
-    if model.class_names and tuple(model.class_names) != folders[0].class_names:
+    if model.class_names and tuple(model.class_names) != names:
         print(
             f"The classes of the data are not those of the model ({', '.join(model.class_names)}), and are "
-            f"taken in their order: {', '.join(folders[0].class_names)}",
+            f"taken in their order: {', '.join(names)}",
             file=sys.stderr,
         )
     with explain_faults(arguments.data, "finetune_segmentation.py"):
-        counts = {folder.split: folder.check() for folder in folders}
-    print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
+        counts = {split: folder.check() for split, folder in folders.items()}
+    print(format_class_counts(counts, names, "pixels"), flush=True)
     segmenter = choose_views(model, arguments)
     output = open_evaluation(arguments)
-    for folder in folders:
-        print(f"\n{folder.split}: {len(folder):,} pictures", flush=True)
-        score_split(segmenter, folder, output / folder.split, arguments)
+    for split, folder in folders.items():
+        print(f"\n{split}: {len(folder):,} pictures", flush=True)
+        about = {"model": arguments.model, "data": arguments.data, "split": split}
+        score_split(segmenter, folder, output / split, about)
     print(f"Scores and pictures are in {output}")
+
+
+def open_data(arguments):
+    """Returns split -> pictures to score."""
+    if arguments.val_share:
+        return {"held-out": hold_out(arguments)[0][1]}
+    return {split: open_split(arguments, split) for split in arguments.splits}
 
 
 def choose_views(model, arguments):
@@ -93,14 +106,13 @@ def choose_views(model, arguments):
     return types.SimpleNamespace(predict_on_batch=segment, num_classes=model.num_classes)
 
 
-def score_split(segmenter, folder, output, arguments):
+def score_split(segmenter, folder, output, about):
     """Prints and keeps the scores of a split; draws the confusion matrix and some pictures."""
     scores = evaluate_semantic(segmenter, semantic_evaluation_batches(folder), progress=True)
     table = format_semantic_scores(scores, folder.class_names)
     mistakes = list_mistakes(scores["confusion"], folder.class_names)
     table = "\n".join([table, *mistakes])
     print(table, flush=True)
-    about = {"model": arguments.model, "data": arguments.data, "split": folder.split}
     keep_scores(output, scores, table, folder.class_names, **about)
     picture = draw_confusion(scores["confusion"], folder.class_names, in_percent=True)
     Image.fromarray(picture).save(output / "confusion.png")

@@ -2,12 +2,23 @@
 
     python examples/finetune_segmentation.py --data path/to/data --variant b0 --weights imagenet
 
-The data folder holds `images/<split>`, `labels/<split>` and `classes.txt`, or ADE20K's layout. Without --data
-the embedded, synthetic data set is used. The models, their scores, curves and pictures go into a folder of
-the run's own: runs/segmentation-1, runs/segmentation-2 ...
+The data folder holds `images/<split>`, `labels/<split>` and `classes.txt` or a table of the labels' colours,
+or is in ADE20K's or Pascal VOC's layout, or holds outlines of objects in COCO's, YOLO's or labelme's format.
+Of one without splits, `--val-share 0.2` holds out a fifth. Without --data the embedded data set is used. The
+models, their scores, curves and pictures go into a folder of the run's own: runs/segmentation-1, -2 ...
 """
 
-from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
+from options import (
+    add_label_options,
+    add_run_options,
+    add_val_share,
+    add_variant,
+    check_val_share,
+    load_keras,
+    make_parser,
+    number,
+    whole_number,
+)
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
 RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
@@ -23,8 +34,8 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("--data", help="folder of images and labels; default: the embedded data set")
     add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--class-names", help="text file with a class name per line; default: classes.txt in the data")
-    add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
+    add_val_share(parser)
+    add_label_options(parser)
     add("--head", default="semantic_fpn", choices=list(RECIPES), help="default: %(default)s")
     add_variant(parser)
     add("--channels", type=whole_number(1), help="channels of the head; default: the paper's")
@@ -49,10 +60,16 @@ def parse_arguments(argv=None):
     )
     add_run_options(parser, "segmentation")
     arguments = parser.parse_args(argv)
-    if arguments.data is None and (arguments.splits or arguments.class_names or arguments.reduce_zero_label):
+    needed = (arguments.splits, arguments.class_names, arguments.class_colours, arguments.reduce_zero_label)
+    if arguments.data is None and any(needed):
         parser.error(
-            "--splits, --class-names and --reduce-zero-label need --data: the embedded data has its own"
+            "--splits, --class-names, --class-colours and --reduce-zero-label need --data: the embedded data "
+            "has its own"
         )
+    try:
+        check_val_share(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     arguments.splits = arguments.splits or ("train", "val")
@@ -74,10 +91,10 @@ from results import keep_curves, keep_scores
 from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
-    SemanticFolder,
     SemanticShapes,
     find_training_pictures,
     format_class_counts,
+    open_semantic_folder,
     semantic_evaluation_batches,
     semantic_training_batches,
 )
@@ -85,7 +102,7 @@ from heads.drawing import draw_comparison, draw_confusion
 from heads.metrics import evaluate_semantic, format_semantic_scores
 from heads.training import RunError, TrainingRun, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
-from van_backbones.checkpoints.releases import RELEASES, find_release
+from van_backbones.checkpoints.releases import RELEASES, SHORTHANDS, find_release
 from van_backbones.feature_maps import draw_feature_maps
 
 ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the labels of these pictures."
@@ -138,7 +155,7 @@ def train_and_draw(arguments, output):
 
 def check_weights(arguments):
     """Finds a mistyped --weights before the data is read."""
-    is_release = arguments.weights in (*RELEASES, "imagenet")
+    is_release = arguments.weights in (*RELEASES, *SHORTHANDS)
     if arguments.weights is not None and (is_release or not os.path.exists(arguments.weights)):
         try:
             find_release(arguments.weights, arguments.variant)
@@ -152,13 +169,31 @@ def open_data(arguments):
         return SemanticShapes(2000, arguments.crop_size, seed=0), SemanticShapes(
             100, arguments.crop_size, seed=1
         )
-    folders = [
-        SemanticFolder(arguments.data, split, arguments.class_names, arguments.reduce_zero_label)
-        for split in arguments.splits
-    ]
-    counts = {folder.split: folder.check() for folder in folders}
+    if arguments.val_share:
+        folders, counts = hold_out(arguments)
+    else:
+        folders = [open_split(arguments, split) for split in arguments.splits]
+        counts = {split: folder.check() for split, folder in zip(arguments.splits, folders, strict=True)}
     print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
     return folders
+
+
+def open_split(arguments, split):
+    """Returns a split of --data, or where `split` is None what --val-share is taken from."""
+    options = arguments.class_names, arguments.reduce_zero_label, arguments.class_colours
+    folder = open_semantic_folder(arguments.data, split, *options)
+    print(f"Found {folder.layout}: {len(folder)} pictures", flush=True)
+    return folder
+
+
+def hold_out(arguments):
+    """Returns what is trained on and what is held out of the pictures of --data, checked, and its counts."""
+    whole = open_split(arguments, None)
+    counts = {"all": whole.check()}
+    folders = whole.split(arguments.val_share, arguments.seed)
+    held_out = f"{len(folders[1])} of {len(whole)} pictures"
+    print(f"{held_out} are held out to score (--val-share, --seed)", flush=True)
+    return folders, counts
 
 
 def describe_run(arguments, train):

@@ -107,7 +107,7 @@ def add_evaluation_options(parser, content):
     """Adds where the held-out data of an evaluation is, and where its results go."""
     add = parser.add_argument
     add("--data", type=pathlib.Path, required=True, help=f"folder of {content}")
-    add("--splits", nargs="+", default=["val"], metavar="SPLIT", help="what to score; default: val")
+    add("--splits", nargs="+", metavar="SPLIT", help="what to score; default: val")
     output = "folder; default: the next of evaluation-1, evaluation-2 ... beside the model"
     add("--output", type=pathlib.Path, help=output)
 
@@ -116,7 +116,40 @@ def check_evaluation_options(parser, arguments):
     """Ends the program where the model is missing, or the output is a file."""
     check_model(parser, arguments.model)
     check_output(parser, arguments.output)
-    arguments.splits = list(dict.fromkeys(arguments.splits))
+    arguments.splits = list(dict.fromkeys(arguments.splits or ["val"]))
+
+
+def add_val_share(parser):
+    """Adds how much of data without splits is held out; `check_val_share` checks it."""
+    share = "hold out this share of each class, chosen by --seed; default: the data has splits"
+    parser.add_argument("--val-share", type=number(above=0), metavar="SHARE", help=share)
+
+
+def add_label_options(parser):
+    """Adds what label pictures mean."""
+    add = parser.add_argument
+    add("--class-names", help="text file with a class name per line; default: classes.txt in the data")
+    add("--class-colours", help="table of names and colours, where the labels are coloured; default: found")
+    add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
+
+
+def add_held_out(parser):
+    """Adds the same for the evaluation of a training that had it."""
+    add = parser.add_argument
+    share = "score what a training with this option held out; default: --splits"
+    add("--val-share", type=number(above=0), metavar="SHARE", help=share)
+    seed = "of that training, for --val-share; default: %(default)s"
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0, help=seed)
+
+
+def check_val_share(arguments):
+    """Raises ValueError at a --val-share that makes no sense."""
+    if arguments.val_share is None:
+        return
+    if arguments.data is None or arguments.splits:
+        raise ValueError("--val-share splits the pictures of --data: it needs that, and no --splits")
+    if arguments.val_share >= 1:
+        raise ValueError(f"--val-share must be below 1. Received: {arguments.val_share}")
 
 
 def add_views(parser):

@@ -2,17 +2,19 @@
 
     python examples/train_detection.py --data path/to/data --variant b0 --weights imagenet
 
-The data folder holds `images/<split>` and `annotations/instances_<split>.json` in COCO's format, for the
-splits train and val; for COCO itself add `--splits train2017 val2017 --images "{split}"`. Without --data the
-embedded, synthetic data set is used. The defaults are the paper's settings for COCO. The models, their
-scores, curves and pictures go into a folder of the run's own: runs/detection-1, runs/detection-2 ...
+The data folder is in COCO's, YOLO's, Pascal VOC's or labelme's format, with the splits train and val; of one
+without splits, `--val-share 0.2` holds out a fifth of each class. Without --data the embedded, synthetic data
+set is used. The defaults are the paper's settings for COCO. The models, their scores, curves and pictures go
+into a folder of the run's own: runs/detection-1, runs/detection-2 ...
 """
 
 from options import (
     DETECTORS,
     LONG_SIDE,
     add_run_options,
+    add_val_share,
     add_variant,
+    check_val_share,
     load_keras,
     make_parser,
     number,
@@ -40,8 +42,9 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("--data", help="folder of pictures and annotations; default: the embedded data set")
     add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--annotations", help="where in --data; default: annotations/instances_{split}.json")
-    add("--images", help="where in --data; default: images/{split}")
+    add_val_share(parser)
+    add("--annotations", help="COCO's file in --data, as annotations/instances_{split}.json; default: found")
+    add("--images", help="its pictures in --data; default: found, or images/{split} with --annotations")
     add("--head", default="retinanet", choices=DETECTORS, help="default: %(default)s")
     add_variant(parser)
     count = whole_number(1)
@@ -98,6 +101,7 @@ def check_arguments(arguments):
             raise ValueError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
     if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
         raise ValueError("--splits, --annotations and --images need --data: they are places in it")
+    check_val_share(arguments)
     is_square = arguments.image_size or (arguments.data is None and not arguments.short_sides)
     if is_square and arguments.long_side:
         raise ValueError("--long-side must not be given where the pictures are square (--image-size)")
@@ -114,8 +118,6 @@ def check_arguments(arguments):
 def fill_defaults(arguments):
     """Returns the arguments with the defaults that depend on others."""
     arguments.splits = arguments.splits or ("train", "val")
-    arguments.annotations = arguments.annotations or "annotations/instances_{split}.json"
-    arguments.images = arguments.images or "images/{split}"
     arguments.long_side = arguments.long_side or LONG_SIDE
     arguments.scale_range = arguments.scale_range or (0.1, 2.0)
     if arguments.data is None and not arguments.short_sides:
@@ -156,6 +158,7 @@ from heads.data import (
     detection_training_batches,
     find_training_pictures,
     format_class_counts,
+    open_detection_folder,
 )
 from heads.drawing import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
@@ -224,12 +227,11 @@ def open_data(arguments):
     if arguments.data is None:
         size = (arguments.image_size or 128,) * 2
         return [DetectionShapes(number, size, seed, with_masks) for number, seed in ((2000, 0), (100, 1))]
-    datasets, counts = [], {}
-    for split in arguments.splits:
-        data = pathlib.Path(arguments.data)
-        annotations = data / arguments.annotations.format(split=split)
-        datasets.append(CocoDataset(annotations, data / arguments.images.format(split=split), with_masks))
-        counts[split] = datasets[-1].check()
+    if arguments.val_share:
+        datasets, counts = hold_out(arguments, with_masks)
+    else:
+        datasets = [open_split(arguments, split, with_masks) for split in arguments.splits]
+        counts = {split: each.check() for split, each in zip(arguments.splits, datasets, strict=True)}
     if datasets[0].class_names != datasets[1].class_names:
         raise SystemExit(f"Both splits must have the same classes: {[data.class_names for data in datasets]}")
     print(format_class_counts(counts, datasets[0].class_names, "objects"), flush=True)
@@ -240,6 +242,29 @@ def open_data(arguments):
                 "its pictures, or name other --splits"
             )
     return datasets
+
+
+def open_split(arguments, split, with_masks):
+    """Returns a split of --data, or where `split` is None what --val-share is taken from."""
+    data = pathlib.Path(arguments.data)
+    if arguments.annotations or arguments.images:
+        annotations = arguments.annotations or "annotations/instances_{split}.json"
+        images = arguments.images or "images/{split}"
+        places = (data / each.format(split=split or "train") for each in (annotations, images))
+        return CocoDataset(*places, with_masks)
+    dataset = open_detection_folder(data, split, with_masks)
+    print(f"Found {dataset.format}'s format: {len(dataset)} pictures by {dataset.path}", flush=True)
+    return dataset
+
+
+def hold_out(arguments, with_masks):
+    """Returns what is trained on and what is held out of the pictures of --data, checked, and its counts."""
+    whole = open_split(arguments, None, with_masks)
+    counts = {"all": whole.check()}
+    datasets = whole.split(arguments.val_share, arguments.seed)
+    held_out = f"{len(datasets[1])} of {len(whole)} pictures"
+    print(f"{held_out} are held out to score (--val-share, --seed)", flush=True)
+    return datasets, counts
 
 
 def describe_run(arguments, train, resizing):

@@ -132,7 +132,7 @@ def open_data(arguments):
         size = (max(arguments.image_sizes),) * 2
         return SaliencyShapes(2000, size, seed=0), SaliencyShapes(100, size, seed=1)
     folders = [SaliencyFolder(arguments.data, split, arguments.ignored_value) for split in arguments.splits]
-    counts = {folder.split: folder.check() for folder in folders}
+    counts = {split: folder.check() for split, folder in zip(arguments.splits, folders, strict=True)}
     print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
     return folders
 

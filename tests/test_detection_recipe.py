@@ -204,10 +204,10 @@ def test_the_format_is_found_and_a_share_held_out(tmp_path, capsys):
     # The evaluation scores the same pictures.
     model = tmp_path / "model.keras"
     RetinaNet(TinyVAN("b0"), train.num_classes, channels=8, num_convs=1).save(model)
-    options = [str(model), *options, "--image-size", "32", "--output", str(tmp_path / "results.json")]
+    options = [str(model), *options, "--image-size", "32", "--output", str(tmp_path / "scores")]
     evaluate_detection.main(options)
     assert f"detections on {len(val)} pictures" in capsys.readouterr().out
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "scores/held-out/results.json").read_text())
     assert {result["image_id"] for result in results} <= {*val.image_ids}
 
 
@@ -229,9 +229,9 @@ def test_shares_that_make_no_sense(options, message, capsys):
 def test_the_evaluation_refuses_data_that_it_cannot_read(tmp_path, capsys):
     model = tmp_path / "model.keras"
     RetinaNet(TinyVAN("b0"), 2, channels=8, num_convs=1).save(model)
-    options = [str(model), "--data", str(tmp_path), "--output", str(tmp_path / "out/results.json")]
+    options = [str(model), "--data", str(tmp_path), "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="holds no objects in a known format"):
         evaluate_detection.main(options)
     with pytest.raises(SystemExit):
-        evaluate_detection.main([*options, "--split", "val", "--val-share", "0.2"])
-    assert "and no --split" in capsys.readouterr().err
+        evaluate_detection.main([*options, "--splits", "val", "--val-share", "0.2"])
+    assert "and no --splits" in capsys.readouterr().err

@@ -247,8 +247,9 @@ def test_recipe(options, learning_rate, weight_decay, power, warm_up):
         (["--seed", "-3"], "argument --seed: must be a whole number, 0 .. "),
         (["--reduce-zero-label"], "need --data"),
         (["--base-size", "512", "2048"], "--base-size must be LONG SHORT"),
-        (["--class-colours", "table.txt"], "--class-colours and --val-share need --data"),
-        (["--val-share", "0.2"], "--class-colours and --val-share need --data"),
+        (["--class-colours", "table.txt"], "need --data"),
+        (["--val-share", "0.2"], "--val-share splits the pictures of --data: it needs that"),
+        (["--data", "mine", "--splits", "a", "b", "--val-share", "0.2"], "it needs that, and no --splits"),
         (["--data", "mine", "--val-share", "1"], "--val-share must be below 1. Received: 1.0"),
     ],
 )
