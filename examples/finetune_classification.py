@@ -95,7 +95,9 @@ ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at these p
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv), "classification")
+    run_in_folder(
+        train_and_draw, parse_arguments(argv), "classification", shares_work=False
+    )  # --mixup pairs batches
 
 
 def train_and_draw(arguments, output):

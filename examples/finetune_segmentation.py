@@ -100,7 +100,7 @@ from heads.data import (
 )
 from heads.drawing import draw_comparison, draw_confusion
 from heads.metrics import evaluate_semantic, format_semantic_scores
-from heads.training import RunError, TrainingRun, plan_rounds, run_in_folder
+from heads.training import RunError, TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.releases import RELEASES, SHORTHANDS, find_release
 from van_backbones.feature_maps import draw_feature_maps
@@ -146,7 +146,9 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, validation, output)
+    print_scores("After training (best.keras)", best, validation, output if is_first_process() else None)
+    if not go_on_alone():
+        return
     keep_curves(output, run)
     draw_pictures(best, validation, output)
     print(summary)

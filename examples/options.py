@@ -71,6 +71,21 @@ def add_run_options(parser: argparse.ArgumentParser, kind: str):
     add("--keep", type=whole_number(1), default=2, metavar="STATES", help=keep)
     seed = whole_number(0, 2**31 - 1)
     add("--seed", type=seed, default=0, help="of everything random; default: %(default)s")
+    add_process_options(parser)
+
+
+def add_process_options(parser):
+    """Adds how several processes train together: see docs/distributed.md."""
+    add = parser.add_argument
+    processes = "train in so many processes on this machine, on JAX, each with one of its GPUs; default: one"
+    add("--processes", type=whole_number(2), metavar="N", help=processes)
+    coordinator = "join processes of a cluster: where the first one is; default: no cluster"
+    add("--coordinator", metavar="HOST:PORT", help=coordinator)
+    index = "which of them this is, from 0; default: no cluster"
+    add("--process-id", type=whole_number(0), metavar="I", help=index)
+    add("--num-processes", type=whole_number(2), metavar="N", help="how many they are; default: no cluster")
+    device = "GPU of the cluster's machine that this process takes; default: all that it sees"
+    add("--device", type=whole_number(0), metavar="I", help=device)
 
 
 def add_variant(parser, weights=None):

@@ -162,7 +162,7 @@ from heads.data import (
 )
 from heads.drawing import draw_detection_comparison
 from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
-from heads.training import TrainingRun, plan_rounds, run_in_folder
+from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 
 HEADS = {
@@ -214,7 +214,9 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, scorer, output)
+    print_scores("After training (best.keras)", best, scorer, output if is_first_process() else None)
+    if not go_on_alone():
+        return
     keep_curves(output, run)
     draw_pictures(best, scorer.dataset, train.class_names, output)
     print(summary)
@@ -332,7 +334,7 @@ def build_scorer(arguments, validation, resizing):
 
 
 def print_scores(title, model, scorer, output=None):
-    """Prints average precision, also per class; keeps it and COCO's results in `output`."""
+    """Prints average precision, also per class; returns COCO's results, and keeps both in `output`."""
     print(f"\nScoring {len(scorer.image_ids):,} pictures ...", flush=True)
     results = predict_coco_results(model, scorer.dataset, scorer.image_ids, scorer.category_ids)
     scores = evaluate_coco(scorer.truth, results, scorer.kinds, scorer.max_detections)
@@ -341,6 +343,7 @@ def print_scores(title, model, scorer, output=None):
     if output is not None:
         keep_scores(output, scores, table)
         save_results(results, output / "results.json")
+    return results
 
 
 def draw_pictures(model, batches, class_names, output, num_pictures=6):

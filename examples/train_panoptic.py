@@ -91,7 +91,7 @@ from heads.data import (
 )
 from heads.drawing import draw_panoptic_comparison
 from heads.metrics import PanopticScores, evaluate_panoptic, format_panoptic_scores
-from heads.training import TrainingRun, plan_rounds, run_in_folder
+from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 
 EPOCHS, DROPS = 50, (44.4, 48.1)  # the rate falls to a tenth after these epochs
@@ -139,7 +139,11 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, held_out, validation, output)
+    print_scores(
+        "After training (best.keras)", best, held_out, validation, output if is_first_process() else None
+    )
+    if not go_on_alone():
+        return
     keep_curves(output, run)
     draw_pictures(best, held_out, validation, output)
     print(summary)
@@ -193,12 +197,13 @@ def build_optimizer(arguments, steps):
 
 
 def print_scores(title, model, held_out, validation, output):
-    """Prints panoptic quality, also per class; keeps it in `output`."""
+    """Prints panoptic quality, also per class; keeps it in `output`, if any."""
     print(f"\nScoring {len(validation):,} pictures ...", flush=True)
     scores = evaluate_panoptic(model, held_out, validation)
     table = format_panoptic_scores(scores, validation.class_names)
     print(f"{title}\n{table}", flush=True)
-    keep_scores(output, scores, table, validation.class_names)
+    if output is not None:
+        keep_scores(output, scores, table, validation.class_names)
 
 
 def draw_pictures(model, held_out, validation, output, num_pictures=6):

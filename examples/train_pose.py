@@ -107,7 +107,7 @@ from heads.data import (
 )
 from heads.drawing import draw_pose_comparison
 from heads.metrics import KeypointScores, format_keypoint_scores, save_results
-from heads.training import TrainingRun, plan_rounds, run_in_folder
+from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 
 EPOCHS, DROPS = 210, (170, 200)  # the epochs after which the rate falls to a tenth
@@ -152,7 +152,9 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, scorer, output)
+    print_scores("After training (best.keras)", best, scorer, output if is_first_process() else None)
+    if not go_on_alone():
+        return
     keep_curves(output, run)
     draw_pictures(best, validation, output)
     print(summary)
@@ -250,6 +252,7 @@ def print_scores(title, model, scorer, output=None):
     if output is not None:
         keep_scores(output, scores, table)
         save_results(results, output / "results.json")
+    return results
 
 
 def draw_pictures(model, validation, output, num_pictures=6):

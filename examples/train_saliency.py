@@ -87,7 +87,7 @@ ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the mas
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv), "saliency")
+    run_in_folder(train_and_draw, parse_arguments(argv), "saliency", shares_work=False)
 
 
 def train_and_draw(arguments, output):

@@ -157,3 +157,13 @@ def test_metric_refuses_what_it_cannot_count():
         metric.update_state(labels, predictions, np.ones(2))
     with pytest.raises(ValueError, match="num_classes"):
         MeanIoU(0)
+
+
+def test_counts_of_many_processes_are_merged():
+    # In two digits, whose sums over 300 processes do not fit into int32.
+    states = [[np.full((2, 3), 2**24 - 1), np.full((2, 3), 5)]] * 300
+    metric = MeanIoU(2)
+    metric.merge_counts(states)
+    high, low = (np.asarray(digit).astype("int64") for digit in (metric.high_digit, metric.low_digit))
+    np.testing.assert_array_equal(high * 2**24 + low, 300 * (2**24 - 1 + 5 * 2**24))
+    assert low.max() < 2**24

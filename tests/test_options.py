@@ -55,10 +55,11 @@ def test_every_training_script_has_these():
     add_run_options(parser, "here")
     assert "runs/here-1" in parser.format_help()
     defaults = {"mixed_precision": False, "output": None, "resume": False, "seed": 0}
-    assert vars(parser.parse_args([])) == {**defaults, "save_every": None, "keep": 2}
+    alone = dict.fromkeys(("processes", "coordinator", "process_id", "num_processes", "device"))
+    assert vars(parser.parse_args([])) == {**defaults, "save_every": None, "keep": 2, **alone}
     options = ["--seed", "7", "--resume", "--mixed-precision", "--output", "there"]
     found = vars(parser.parse_args([*options, "--save-every", "100", "--keep", "5"]))
     expected = {"mixed_precision": True, "output": "there", "resume": True, "seed": 7}
-    assert found == {**expected, "save_every": 100, "keep": 5}
+    assert found == {**expected, "save_every": 100, "keep": 5, **alone}
     with pytest.raises(SystemExit):
         parser.parse_args(["--seed", "-1"])

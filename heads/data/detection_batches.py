@@ -39,7 +39,7 @@ from heads.data.detection_moves import (
     move_image,
     tighten_boxes,
 )
-from heads.data.order import BatchOrder, continue_batches, find_groups
+from heads.data.order import BatchOrder, continue_batches, find_groups, load_in_order
 from heads.data.prefetching import prefetch_batches
 from heads.data.semantic_moves import colour_padding, fit_original
 from heads.ops.labels import PADDING_LABEL, VOID_SEGMENT
@@ -135,10 +135,10 @@ def batch_moved(source, batch_size, augment, prepare, seed, shuffle, group_by_ra
         image, move = augment(example["image"], tf.stack([seed, tf.cast(number, tf.int32)]))
         return prepare(example, image, move, canvas_size)
 
-    def make_batches(positions, numbers):
+    def make_batches(positions, numbers, size):
         examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
         examples = examples.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return _batch_examples(examples, batch_size, drop_remainder=True)
+        return _batch_examples(examples, size, drop_remainder=True)
 
     return continue_batches(order, first_step, make_batches)
 
@@ -154,7 +154,9 @@ def batch_resized(source, batch_size, resizing, prepare):
         inputs, targets = prepare(example, image, move, resizing.image_size)
         return {**inputs, "original_sizes": original_size}, targets
 
-    examples = source.load().map(resize_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    examples = load_in_order(source, batch_size).map(
+        resize_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
     return _batch_examples(examples, batch_size, drop_remainder=False)
 
 

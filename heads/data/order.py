@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from heads.arguments import read_count, read_seed
+from heads.processes import find_own_pictures, find_place, split_batch
 
 
 class BatchOrder:
@@ -149,17 +150,23 @@ def continue_batches(
     farthest that was drawn from the dataset. So two that are used in turns draw some batches twice; and what
     a buffer behind the dataset (`prefetch`, or Keras's on a GPU with JAX) drew ahead in vain is left out.
 
+    Where several processes train together (`heads.processes`), each gets its share of every batch.
+
     Args:
         order: Which pictures a batch holds.
         first_step: The number of the first batch.
         make_batches: Function of two datasets of int64 scalars, the positions of the pictures and the running
-            numbers of the examples, to the dataset of batches.
+            numbers of the examples, and the number of pictures in a batch or a share, to the dataset of
+            batches.
     """
     place = _Place(read_count("first_step", first_step, smallest=0))
-    size = order.batch_size
+    first, size = split_batch(order.batch_size)
+
+    def find_share(step):
+        return order.find(step)[first : first + size]
 
     def find(step):
-        return tf.ensure_shape(tf.numpy_function(order.find, [step], tf.int64), (size,))
+        return tf.ensure_shape(tf.numpy_function(find_share, [step], tf.int64), (size,))
 
     def count_from(read_start, scale=1):
         # An inner dataset is made anew in each iterator, which reads the start then.
@@ -174,11 +181,40 @@ def continue_batches(
     # Not from_generator: it has TensorFlow give freed memory back at once, which slows the training. Of
     # datasets in a zip the first is asked first: its start is the iterator's, and the others repeat it.
     positions = count_from(place.enter).map(find).unbatch()
-    batches = make_batches(positions, count_from(place.entered, size))
+    numbers = count_from(place.entered, size)
+    if size < order.batch_size:  # an example has the number that it has in the joint batch
+        numbers = numbers.map(lambda number: number // size * order.batch_size + first + number % size)
+    batches = make_batches(positions, numbers, size)
     numbered = tf.data.Dataset.zip((batches, count_from(place.entered)))
     # Not parallel and behind the prefetching: what waits there was not handed out.
     batches = numbered.map(lambda batch, step: note(step, batch))
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def load_in_order(source, batch_size: int) -> tf.data.Dataset:
+    """Returns the examples of one pass over a source, in its order, for batches that are scored.
+
+    Where several processes train together (`heads.processes`), each gets those of its own batches: of all
+    again once it has left the others, from the same dataset.
+    """
+    if find_place()[1] == 1:
+        return source.load()
+    pictures = getattr(source, "image_ids", source)
+    if not hasattr(pictures, "__len__"):
+        raise ValueError(
+            "source must have a length, the number of its pictures, where several processes score it. "
+            f"Received: {source!r}"
+        )
+
+    def find():
+        return find_own_pictures(len(pictures), batch_size)
+
+    def list_positions(_):
+        return tf.data.Dataset.from_tensor_slices(
+            tf.ensure_shape(tf.numpy_function(find, [], tf.int64), (None,))
+        )
+
+    return source.load(indices=tf.data.Dataset.range(1).flat_map(list_positions))
 
 
 class _Place:

@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from heads.arguments import read_count, read_flag, read_seed, read_size
-from heads.data.order import BatchOrder, continue_batches, find_groups
+from heads.data.order import BatchOrder, continue_batches, find_groups, load_in_order
 from heads.data.person_moves import PersonMove, move_person
 from heads.data.prefetching import prefetch_batches
 from heads.person_crops import fit_box, invert_warp, make_warp
@@ -80,10 +80,10 @@ def pose_training_batches(
         inputs, targets = _prepare_example(source, example, choose(example, number), crop_size)
         return {"images": inputs["images"]}, targets
 
-    def make_batches(positions, numbers):
+    def make_batches(positions, numbers, size):
         examples = tf.data.Dataset.zip((source.load(indices=positions), numbers))
         examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return prefetch_batches(examples.batch(batch_size, drop_remainder=True))
+        return prefetch_batches(examples.batch(size, drop_remainder=True))
 
     return continue_batches(order, first_step, make_batches)
 
@@ -111,7 +111,9 @@ def pose_evaluation_batches(
         warp = tf.numpy_function(place, [example["box"]], tf.float64)
         return _prepare_example(source, example, (warp, tf.constant(False)), crop_size)
 
-    examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    examples = load_in_order(source, batch_size).map(
+        prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
     return prefetch_batches(examples.batch(batch_size))
 
 

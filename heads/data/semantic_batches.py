@@ -6,12 +6,13 @@ import tensorflow as tf
 from PIL import Image
 
 from heads.arguments import read_count, read_flag, read_seed
-from heads.data.order import BatchOrder, continue_batches, find_groups
+from heads.data.order import BatchOrder, continue_batches, find_groups, load_in_order
 from heads.data.prefetching import prefetch_batches
 from heads.data.semantic_folder import SemanticFolder
 from heads.data.semantic_moves import check_bands, fit_original, pad_pair, resize_pair
 from heads.picture_sizes import Resizing
 from heads.pictures import named_faults
+from heads.processes import find_place
 
 
 def semantic_training_batches(
@@ -45,20 +46,25 @@ def semantic_training_batches(
         image, label = augment(*example, tf.stack([seed, tf.cast(number, tf.int32)]))
         return tf.cast(image, tf.float32), tf.cast(label, tf.int32)
 
-    def make_batches(examples, numbers):
+    def make_batches(examples, numbers, size):
         numbered = tf.data.Dataset.zip((examples, numbers))
         augmented = numbered.map(augment_one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return prefetch_batches(augmented.batch(batch_size, drop_remainder=True))
+        return prefetch_batches(augmented.batch(size, drop_remainder=True))
 
     if not hasattr(source, "__len__"):
+        if find_place()[1] > 1:
+            raise ValueError(
+                "source must have a length and `load(indices=...)`, so that each process reads its share. "
+                f"Received: {source!r}"
+            )
         first = read_count("first_step", first_step, smallest=0) * batch_size
         examples = source.load(shuffle_seed=order_seed).repeat().skip(first)
-        return make_batches(examples, tf.data.Dataset.counter(first))
+        return make_batches(examples, tf.data.Dataset.counter(first), batch_size)
     order = BatchOrder(find_groups(source, group_by_ratio=False), batch_size, order_seed)
     return continue_batches(
         order,
         first_step,
-        lambda positions, numbers: make_batches(source.load(indices=positions), numbers),
+        lambda positions, *numbers: make_batches(source.load(indices=positions), *numbers),
     )
 
 
@@ -91,7 +97,9 @@ def semantic_evaluation_batches(
         size = fit_original(resizing, tf.shape(label))
         return pad_pair(*resize_pair(image, label, size), resizing.image_size)
 
-    examples = source.load().map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    examples = load_in_order(source, batch_size).map(
+        prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
     return prefetch_batches(examples.batch(batch_size))
 
 

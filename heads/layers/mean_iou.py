@@ -1,6 +1,7 @@
 """The running mean IoU of semantic segmentation, for the progress line of `fit`."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from heads.ops.label_overlaps import measure_overlaps
@@ -63,6 +64,16 @@ class MeanIoU(keras.metrics.Metric):
         low = self.low_digit + counts
         self.high_digit.assign(self.high_digit + low // self._BASE)
         self.low_digit.assign(low % self._BASE)
+
+    def merge_counts(self, states):
+        """Replaces the counts by the sum of those of several processes.
+
+        Args:
+            states: For each process the values of `variables`.
+        """
+        low, high = (np.sum(digits, axis=0, dtype="int64") for digits in zip(*states, strict=True))
+        self.high_digit.assign((high + low // self._BASE).astype("int32"))
+        self.low_digit.assign((low % self._BASE).astype("int32"))
 
     def _count(self, labels, predictions):
         """Confusion matrix of one batch, `(classes, classes + 1)` int32."""

@@ -21,6 +21,7 @@ from heads.metrics.average_precision import (
 )
 from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.masks import paste_masks
+from heads.processes import find_place, gather_batches, on_this_process
 
 
 class CocoScores(Scorer):
@@ -97,7 +98,7 @@ class CocoScores(Scorer):
     def score(self, model) -> dict:
         """Returns the scores of a model, and keeps its results where that is wanted."""
         results = predict_coco_results(model, self.dataset, self.image_ids, self.category_ids)
-        if self.results_path is not None:
+        if self.results_path is not None and find_place()[0] == 0:
             save_results(results, self.results_path)
         return evaluate_coco(self.truth, results, self.kinds, self.max_detections, image_ids=self.image_ids)
 
@@ -131,20 +132,28 @@ def predict_coco_results(
     Raises:
         ValueError: Where `dataset` has more or fewer pictures than there are ids.
     """
+    batches, num_images = [], 0
+    with on_this_process(model) as model:
+        for inputs in with_progress(dataset, progress):
+            inputs = inputs[0] if isinstance(inputs, tuple | list) else inputs
+            # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
+            inputs = keras.tree.map_structure(np.asarray, inputs)
+            sizes = _picture_sizes(inputs)
+            num_images += len(sizes)
+            if num_images > len(image_ids):
+                raise ValueError(
+                    f"image_ids must have one id for each picture of the dataset, which has more than "
+                    f"{len(image_ids)}. Is it repeated, or shuffled and cut? Received: {len(image_ids)} ids"
+                )
+            # Where a batch is among those of all processes is known at the end.
+            places = range(len(sizes))
+            found = to_coco_results(_detect(model, inputs, sizes), places, category_ids, sizes)
+            batches.append({"num_images": len(sizes), "results": found})
     results, num_images = [], 0
-    for inputs in with_progress(dataset, progress):
-        inputs = inputs[0] if isinstance(inputs, tuple | list) else inputs
-        # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
-        inputs = keras.tree.map_structure(np.asarray, inputs)
-        sizes = _picture_sizes(inputs)
-        ids = image_ids[num_images : num_images + len(sizes)]
-        num_images += len(sizes)
-        if len(ids) < len(sizes):
-            raise ValueError(
-                f"image_ids must have one id for each picture of the dataset, which has more than "
-                f"{len(image_ids)}. Is it repeated, or shuffled and cut? Received: {len(image_ids)} ids"
-            )
-        results += to_coco_results(_detect(model, inputs, sizes), ids, category_ids, sizes)
+    for batch in gather_batches(batches):
+        ids = to_plain_list(image_ids[num_images : num_images + batch["num_images"]])
+        num_images += batch["num_images"]
+        results += [{**each, "image_id": ids[each["image_id"]]} for each in batch["results"]]
     if num_images != len(image_ids):
         raise ValueError(
             f"image_ids must have one id for each of {num_images} pictures of the dataset. "

@@ -9,6 +9,7 @@ from heads.metrics.average_precision import check_known, read_truth, to_plain_li
 from heads.metrics.coco import prepare_path, save_results
 from heads.metrics.keypoint_precision import check_sigmas, evaluate_keypoints, is_labelled, read_people
 from heads.metrics.scorer import Scorer, with_progress
+from heads.processes import find_place, gather_batches, on_this_process
 
 KEYPOINT_THRESHOLD = 0.2  # mmpose's: keypoints below do not count in a person's score
 
@@ -88,7 +89,7 @@ class KeypointScores(Scorer):
     def score(self, model) -> dict:
         """Returns the scores of a model, and keeps its results where that is wanted."""
         results = self.predict(model)
-        if self.results_path is not None:
+        if self.results_path is not None and find_place()[0] == 0:
             save_results(results, self.results_path)
         return self.evaluate(results)
 
@@ -123,23 +124,30 @@ def predict_keypoint_results(
     Raises:
         ValueError: Where `dataset` has more or fewer people than there are ids or scores.
     """
-    model = model.with_flip_test() if flip_test else model
     box_scores = [1.0] * len(image_ids) if box_scores is None else box_scores
     if len(box_scores) != len(image_ids):
         raise ValueError(
             f"box_scores must have one for each of {len(image_ids)} people. Received: {len(box_scores)}"
         )
+    batches, count = [], 0
+    with on_this_process(model) as model:
+        model = model.with_flip_test() if flip_test else model
+        for inputs in with_progress(dataset, progress):
+            inputs = inputs[0] if isinstance(inputs, tuple | list) else inputs
+            # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
+            found = model.predict_on_batch(keras.tree.map_structure(np.asarray, inputs))
+            found = {name: keras.ops.convert_to_numpy(found[name]) for name in ("keypoints", "scores")}
+            count += len(found["scores"])
+            if count > len(image_ids):
+                raise ValueError(
+                    "image_ids must have one id for each person of the dataset, which has more than "
+                    f"{len(image_ids)}. Is it repeated, or shuffled? Received: {len(image_ids)} ids"
+                )
+            batches.append({name: values.astype("float64").tolist() for name, values in found.items()})
     results, count = [], 0
-    for inputs in with_progress(dataset, progress):
-        inputs = inputs[0] if isinstance(inputs, tuple | list) else inputs
-        # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
-        found = model.predict_on_batch(keras.tree.map_structure(np.asarray, inputs))
+    for batch in gather_batches(batches):
+        found = {name: np.asarray(values) for name, values in batch.items()}
         end = count + len(found["scores"])
-        if end > len(image_ids):
-            raise ValueError(
-                "image_ids must have one id for each person of the dataset, which has more than "
-                f"{len(image_ids)}. Is it repeated, or shuffled? Received: {len(image_ids)} ids"
-            )
         results += to_keypoint_results(found, image_ids[count:end], category_id, box_scores[count:end])
         count = end
     if count != len(image_ids):

@@ -8,6 +8,7 @@ import numpy as np
 
 from heads.metrics.scorer import Scorer
 from heads.ops.labels import PADDING_LABEL, VOID_SEGMENT
+from heads.processes import find_own_pictures, find_place, gather_batches, gather_numbers, on_this_process
 
 MATCH_IOU = 0.5  # above it, a segment can match one other only
 GROUPS = ("all", "things", "stuff")
@@ -190,20 +191,39 @@ def evaluate_panoptic(model, dataset: Iterable, source) -> dict:
     Raises:
         ValueError: Where `dataset` has more or fewer pictures than the source.
     """
-    counts, index = PanopticCounts.zeros(source.num_classes), 0
-    for inputs, _ in dataset:
-        inputs = keras.tree.map_structure(np.asarray, inputs)
-        for found in model.predict_resized(*(inputs[name] for name in INPUTS)):
-            if index < len(source.image_ids):
-                truth = source.load_segments(index)
-                counts = counts.add(count_panoptic(truth, found, source.num_classes))
-            index += 1
-    if index != len(source.image_ids):
+    positions, index, batches = _find_positions(dataset, len(source.image_ids)), 0, []
+    with on_this_process(model) as model:
+        for inputs, _ in dataset:
+            inputs, batch = keras.tree.map_structure(np.asarray, inputs), []
+            for found in model.predict_resized(*(inputs[name] for name in INPUTS)):
+                counts = PanopticCounts.zeros(source.num_classes)
+                if index < len(positions):
+                    truth = source.load_segments(int(positions[index]))
+                    counts = count_panoptic(truth, found, source.num_classes)
+                batch.append([values.tolist() for values in counts])
+                index += 1
+            batches.append(batch)
+    # Added in the order of one process: sums of floats depend on it.
+    pictures = [picture for batch in gather_batches(batches) for picture in batch]
+    if len(pictures) != len(source.image_ids):
         raise ValueError(
             f"dataset must have the {len(source.image_ids)} pictures of the source, once each. "
-            f"Received: {index} pictures"
+            f"Received: {len(pictures)} pictures"
         )
-    return score_panoptic(counts, source.num_things)
+    total = PanopticCounts.zeros(source.num_classes)
+    for picture in pictures:
+        total = total.add(PanopticCounts(*map(np.array, picture)))
+    return score_panoptic(total, source.num_things)
+
+
+def _find_positions(dataset, num_pictures):
+    """Returns the positions in the source of the pictures of a dataset, which is a share of several."""
+    if find_place()[1] == 1:
+        return np.arange(num_pictures)
+    first = next(iter(dataset), None)
+    size = 0 if first is None else len(first[0]["images"])
+    # The only batch of this process may be the last one, and smaller.
+    return find_own_pictures(num_pictures, max(1, int(gather_numbers([size]).max())))
 
 
 INPUTS = ("images", "image_sizes", "original_sizes")

@@ -6,6 +6,7 @@ import numpy as np
 
 from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.labels import IGNORED_LABEL
+from heads.processes import gather_batches, on_this_process
 
 NUM_THRESHOLDS = 50
 THRESHOLDS = np.linspace(1 / (NUM_THRESHOLDS + 1), 1 - 1 / (NUM_THRESHOLDS + 1), NUM_THRESHOLDS)
@@ -52,11 +53,13 @@ def evaluate_saliency(model, dataset: Iterable, progress: bool = False) -> dict:
         ValueError: If no picture can be scored.
     """
     comparisons = []
-    for images, masks in with_progress(dataset, progress):
-        # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
-        saliency_maps = model.predict_on_batch(np.asarray(images))
-        comparisons += map(compare_saliency, np.asarray(masks), saliency_maps)
-    return score_saliency(comparisons)
+    with on_this_process(model) as model:
+        for images, masks in with_progress(dataset, progress):
+            # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
+            saliency_maps = model.predict_on_batch(np.asarray(images))
+            found = map(compare_saliency, np.asarray(masks), saliency_maps)
+            comparisons.append([{name: np.asarray(each[name]).tolist() for name in each} for each in found])
+    return score_saliency(each for batch in gather_batches(comparisons) for each in batch)
 
 
 def compare_saliency(mask: np.ndarray, saliency_map: np.ndarray) -> dict:

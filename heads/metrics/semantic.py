@@ -7,6 +7,7 @@ import numpy as np
 from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.label_overlaps import measure_overlaps
 from heads.ops.labels import IGNORED_LABEL
+from heads.processes import gather, on_this_process
 
 
 class SemanticScores(Scorer):
@@ -52,10 +53,12 @@ def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
         ValueError: If no pixel can be scored.
     """
     confusion = np.zeros((model.num_classes,) * 2, "int64")
-    for images, labels in with_progress(dataset, progress):
-        # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
-        predictions = model.predict_on_batch(np.asarray(images))
-        confusion += count_confusion(np.asarray(labels), predictions, model.num_classes)
+    with on_this_process(model) as model:
+        for images, labels in with_progress(dataset, progress):
+            # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
+            predictions = model.predict_on_batch(np.asarray(images))
+            confusion += count_confusion(np.asarray(labels), predictions, model.num_classes)
+    confusion = np.sum(gather(confusion.tolist()), axis=0)
     if not confusion.any():
         raise ValueError("dataset must hold at least one pixel with a label. Received: none")
     return {**score_confusion(confusion), "confusion": confusion}

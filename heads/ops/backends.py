@@ -9,7 +9,8 @@ def call_on_host(function, arrays, shape, dtype: str):
     """Returns what a NumPy function makes of tensors, also inside of graphs; it has no gradient.
 
     Args:
-        function: function of NumPy arrays that gives one. What it raises ends the step.
+        function: function of NumPy arrays that gives one, each row of it from the same row of the arrays:
+            devices that share a batch call it for their rows. What it raises ends the step.
         arrays: tensors.
         shape: shape of the result.
         dtype: dtype of the result.
@@ -22,10 +23,25 @@ def call_on_host(function, arrays, shape, dtype: str):
         result = tf.numpy_function(function, arrays, dtype, stateful=False)
         return ops.reshape(result, shape)
     if backend == "jax":
-        import jax
-
-        return jax.pure_callback(function, jax.ShapeDtypeStruct(shape, np.dtype(dtype)), *arrays)
+        return _call_from_jax(function, arrays, shape, np.dtype(dtype))
     return ops.convert_to_tensor(function(*map(ops.convert_to_numpy, arrays)), dtype)
+
+
+def _call_from_jax(function, arrays, shape, dtype):
+    import jax
+
+    def call(*rows):
+        return jax.pure_callback(function, jax.ShapeDtypeStruct((len(rows[0]), *shape[1:]), dtype), *rows)
+
+    joint = keras.distribution.distribution()
+    if joint is None:
+        return call(*arrays)
+    # Otherwise one device would ask for the rows of all, which processes do not give to each other.
+    rows = jax.sharding.PartitionSpec(joint.batch_dim_name)
+    share = jax.shard_map(
+        call, mesh=joint.device_mesh.backend_mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+    return share(*arrays)
 
 
 def sum_over_devices(value):
@@ -49,3 +65,10 @@ def sum_over_devices(value):
 
             return all_reduce(value), distributed.get_world_size()
     return value, 1
+
+
+def keep_tensorflow_off_gpus():
+    """Leaves the GPUs to the backend where TensorFlow only reads pictures: it would take all their memory."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")

@@ -3,8 +3,10 @@
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
 from heads.training.folders import find_newest_run, make_numbered_folder
-from heads.training.run import TrainingRun, plan_rounds, run_in_folder
+from heads.training.run import TrainingRun, plan_rounds
+from heads.training.shares import is_first_process
 from heads.training.signals import interrupt_on_signals
+from heads.training.workers import go_on_alone, run_in_folder
 
 __all__ = [
     "RunError",
@@ -12,8 +14,10 @@ __all__ = [
     "StopOnNonFinite",
     "TrainingRun",
     "find_newest_run",
+    "go_on_alone",
     "hold_folder",
     "interrupt_on_signals",
+    "is_first_process",
     "make_numbered_folder",
     "plan_rounds",
     "replace_file",

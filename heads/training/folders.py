@@ -1,8 +1,39 @@
 """Numbered folders, so that no run and no evaluation overwrites another."""
 
+import contextlib
 import pathlib
 
-from heads.training.files import RunError
+from heads.training.files import RunError, hold_folder
+
+RUNS = "runs"
+
+
+@contextlib.contextmanager
+def hold_run_folder(arguments, kind: str):
+    """The folder of a run, which no other training uses meanwhile.
+
+    Args:
+        arguments: With `output` and `resume`, as `examples/options.py` adds them. Where there is no `output`,
+            it is set: to a new folder `runs/<kind>-<number>`, or, with `resume`, to the newest of these.
+        kind: Of the run.
+
+    Yields:
+        The path. A new folder is removed at the end if the run has written nothing.
+
+    Raises:
+        RunError: Where another training uses the folder, or there is none to resume.
+    """
+    is_new = arguments.output is None and not arguments.resume
+    if arguments.output is None:
+        find_folder = find_newest_run if arguments.resume else make_numbered_folder
+        arguments.output = str(find_folder(RUNS, kind))
+        print(f"The run is in {arguments.output}", flush=True)  # noqa: T201
+    try:
+        with hold_folder(arguments.output) as folder:
+            yield folder
+    finally:
+        if is_new:
+            remove_unused_folder(arguments.output)
 
 
 def make_numbered_folder(parent, name: str) -> pathlib.Path:

@@ -1,29 +1,31 @@
 """A training in a folder: its models, its log, and the state that it goes on from after a kill."""
 
+import atexit
 import csv
 import io
 import json
 import math
 import os
 import pathlib
+import shutil
 import signal
+import tempfile
 
 import keras
 
+from heads.processes import find_place, gather, gather_numbers
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import (
     UNFINISHED,
     RunError,
     check_finite,
-    hold_folder,
     replace_text,
     save_model,
 )
-from heads.training.folders import find_newest_run, make_numbered_folder, remove_unused_folder
+from heads.training.shares import ShapedBatches, SharedValidation, is_first_process
 from heads.training.signals import SIGTERM_REASON, interrupt_on_signals
 from heads.training.states import States
 
-RUNS = "runs"
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
 NOTES = ("settings.json",)
 # Made of the best model at the end.
@@ -31,6 +33,7 @@ RESULTS = (
     *("scores.json", "scores.txt", "results.json"),
     *("curves.png", "predictions.png", "features.png", "confusion.png"),
 )
+WISHES = (None, (), SIGTERM_REASON)  # why a training is to stop, the weightier last
 RECORDED = ("epoch", "step", "epoch_start", "best", "rows")
 # Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
 FREE_SETTINGS = {
@@ -89,6 +92,7 @@ class TrainingRun(keras.callbacks.Callback):
         self.epoch, self.step, self.epoch_start, self.best, self.rows = 0, 0, 0, None, []
         # Busy: weights, counts and files do not fit together before the step or the saving has ended.
         self._is_busy, self._stop_reason, self._has_scored = False, None, False
+        self._batches = ShapedBatches(self._find_wish)
 
     def restore(self, model) -> bool:
         """Fills a compiled model from the latest whole state, or says that there is none.
@@ -113,8 +117,10 @@ class TrainingRun(keras.callbacks.Callback):
         """Readies the folder, at the last moment before `fit`: until here it is as it was.
 
         A new run moves the files of an older one to `older/1`, `older/2` ...: its notes and its models stay
-        together. A resumed run gets the log of its state.
+        together. A resumed run gets the log of its state. Of several processes only the first one writes.
         """
+        if not is_first_process():
+            return
         for path in (*self.folder.glob(f"{UNFINISHED}*"), *self.folder.glob(f"state/{UNFINISHED}*")):
             path.unlink()
         if self.step:
@@ -169,30 +175,40 @@ class TrainingRun(keras.callbacks.Callback):
             `interrupted.keras` and the state saved.
         """
         timer = StepTimer()
-        callbacks = [StopOnNonFinite(self.step, find_pictures, advice), scorer, self]
-        callbacks = [each for each in (*callbacks, *make_loggers(self.folder), timer) if each is not None]
+        if find_place()[1] > 1:
+            self._check_places()
+        scorers = [] if scorer is None else [scorer]
+        if find_place()[1] > 1 and options.get("validation_data") is not None:
+            scorers.insert(0, SharedValidation(options.pop("validation_data")))
+        watch = StopOnNonFinite(self.step, find_pictures, advice)
+        callbacks = [watch, *scorers, self, *make_loggers(self.folder), timer]
         self.begin()
         self.set_model(model)
         with interrupt_on_signals(self.interrupt):
             try:
                 is_cut = self.step > self.epoch_start
                 if is_cut and self.step >= min(self.epoch_start + evaluate_every, self.steps):
-                    self._score_epoch(model, scorer, options.get("validation_data"))
+                    self._score_epoch(model, scorers, options.get("validation_data"))
                 if self.step < self.steps:
                     _say("\nThe first step takes longest, because the model is traced before it ...")
                 for plan in self.plan_fits(evaluate_every):
-                    batches = make_batches(first_step=self.step)
+                    batches = self._batches.shape(make_batches(first_step=self.step))
                     model.fit(batches, callbacks=callbacks, shuffle=False, **plan, **options)
             except KeyboardInterrupt as reason:
                 self.save_interrupted(reason)
                 return None
+        if find_place()[1] > 1:
+            gather("done")  # the others wait for the first one's files
+            keras.distribution.set_distribution(None)  # models that are loaded now are each process's own
         return timer.summary()
 
     def interrupt(self, *reason):
         """Ends the training with a KeyboardInterrupt: after the step that runs, or at once if asked again."""
-        if self._is_busy and self._stop_reason is None:
+        # Several processes stop after the same step.
+        if self._stop_reason is None and (self._is_busy or find_place()[1] > 1):
             self._stop_reason = reason
-            os.write(2, b"\nThe training stops after this step.\n")  # signals must not print
+            if is_first_process():
+                os.write(2, b"\nThe training stops after this step.\n")  # signals must not print
             return
         raise KeyboardInterrupt(*reason)
 
@@ -218,6 +234,8 @@ class TrainingRun(keras.callbacks.Callback):
         self.epoch, self.epoch_start = epoch + 1, self.step
         self.rows.append({"epoch": epoch, **logs})
         score = logs.get(self.monitor, math.nan)
+        if (text := self._batches.describe_new()) is not None:
+            _say(text)
         # An equal score counts: of models that all score 0 the one that was trained longest is kept.
         is_best = self.best is None or score >= self.best
         if is_best:
@@ -244,7 +262,8 @@ class TrainingRun(keras.callbacks.Callback):
             SystemExit: With a shell's code 143 after a SIGTERM, so that what started the job starts it again.
         """
         path = self.folder / "interrupted.keras"
-        save_model(self.model, path)
+        if is_first_process():
+            save_model(self.model, path)
         place = "the last saved step"  # a step that was cut may have changed some weights
         if self.step and not self._is_busy:
             self.save_state()
@@ -256,24 +275,40 @@ class TrainingRun(keras.callbacks.Callback):
     def _rest(self):
         """Ends what a first Ctrl-C or SIGTERM waits for."""
         self._is_busy = False
-        if self._stop_reason is not None:
+        if find_place()[1] > 1:
+            if self._batches.wish:
+                raise KeyboardInterrupt(*WISHES[self._batches.wish])
+        elif self._stop_reason is not None:
             raise KeyboardInterrupt(*self._stop_reason)
 
-    def _score_epoch(self, model, scorer, validation_data):
+    def _find_wish(self):
+        return WISHES.index(self._stop_reason)
+
+    def _check_places(self):
+        """Raises RunError where the processes do not go on from one state."""
+        steps = gather_numbers([self.step])[:, 0].tolist()
+        if len(set(steps)) > 1:
+            raise RunError(
+                "all processes must go on from one state: --output must be one folder, on a shared disk. "
+                f"Received: the steps {steps}"
+            )
+
+    def _score_epoch(self, model, scorers, validation_data):
         """Ends an epoch that was cut between its last step and its score."""
         logs = {}
         if validation_data is not None:
             scores = model.evaluate(validation_data, return_dict=True, verbose=0)
             logs = {f"val_{name}": value for name, value in scores.items()}
-        for callback in (scorer, self):
-            if callback is not None:
-                callback.set_params({})
-                callback.set_model(model)
-                callback.on_epoch_end(self.epoch, logs)
+        for callback in (*scorers, self):
+            callback.set_params({})
+            callback.set_model(model)
+            callback.on_epoch_end(self.epoch, logs)
 
     def _save(self, what, is_best=None):
         """Saves the state; with `is_best` the models and the log of a finished epoch, too."""
         check_finite(self.model)
+        if not is_first_process():
+            return
         try:
             with self.states.write(self.model, self._describe()):
                 if is_best is not None:
@@ -335,39 +370,11 @@ class TrainingRun(keras.callbacks.Callback):
 
 def make_loggers(folder):
     """Returns what else is logged into the folder of a run."""
+    if not is_first_process():
+        # Nobody reads them; but what the first process computes for them, the others compute, too.
+        folder = pathlib.Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
-
-
-def run_in_folder(function, arguments, kind: str):
-    """Calls `function(arguments, folder)` in `arguments.output`, a folder that no other training uses.
-
-    Args:
-        function: Trains, and returns nothing.
-        arguments: With `output`, `resume`, `seed` and `mixed_precision`, as `examples/options.py` adds them.
-            Where there is no `output`, it is set: to a new folder `runs/<kind>-<number>`, or, with `resume`,
-            to the newest of these.
-        kind: Of the run.
-
-    Raises:
-        SystemExit: With the message alone, where the training says itself why it ends.
-    """
-    keras.utils.set_random_seed(arguments.seed)
-    if arguments.mixed_precision:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    is_new = arguments.output is None and not arguments.resume
-    try:
-        if arguments.output is None:
-            find_folder = find_newest_run if arguments.resume else make_numbered_folder
-            arguments.output = str(find_folder(RUNS, kind))
-            _say(f"The run is in {arguments.output}")
-        try:
-            with hold_folder(arguments.output) as folder:
-                function(arguments, folder)
-        finally:
-            if is_new:
-                remove_unused_folder(arguments.output)
-    except (RunError, FloatingPointError) as error:
-        raise SystemExit(f"\n{error}") from error
 
 
 def plan_rounds(steps: int, evaluate_every: int) -> int:
@@ -377,4 +384,5 @@ def plan_rounds(steps: int, evaluate_every: int) -> int:
 
 
 def _say(text):
-    print(text, flush=True)  # noqa: T201
+    if is_first_process():
+        print(text, flush=True)  # noqa: T201

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from keras import ops
 
+from heads.processes import without_the_others
 from heads.training.files import RunError, replace_file
 
 
@@ -81,7 +82,8 @@ class States:
         """
         # The state is written first, so that the disk has room for it, and renamed last.
         with replace_file(self.latest) as unfinished:
-            model.save_weights(unfinished)
+            with without_the_others():
+                model.save_weights(unfinished)
             seeds = [ops.convert_to_numpy(seed).tolist() for seed in _list_seeds(model)]
             with h5py.File(unfinished, "r+") as file:
                 # A text has no limit of 64 KB.

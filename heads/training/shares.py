@@ -1,0 +1,109 @@
+"""What is between the batches and `fit` on JAX: shapes that are few, and equal on all processes."""
+
+import keras
+import numpy as np
+
+from heads.batch_shapes import choose_shape, measure_batch, pad_batch
+from heads.processes import find_place, gather, gather_numbers, on_this_process
+
+
+class ShapedBatches:
+    """Hands batches to `fit` in few shapes, the same on all processes, which agree when to stop, too.
+
+    JAX compiles a step anew for each shape. On other backends batches are left as they are.
+
+    Args:
+        find_wish: Function without arguments that returns whether this process is to stop: 0 for no, or a
+            number; the largest of all processes counts.
+
+    Attributes:
+        shapes: The shapes of the batches so far.
+        wish: What all processes agreed on before the last batch.
+    """
+
+    def __init__(self, find_wish):
+        self.find_wish = find_wish
+        self.shapes, self.wish, self._told = set(), 0, 0
+
+    def shape(self, batches):
+        """Returns the batches for `fit`.
+
+        Args:
+            batches: A dataset, endless.
+        """
+        return self._shape(batches) if keras.backend.backend() == "jax" else batches
+
+    def describe_new(self) -> str | None:
+        """Returns what was compiled since the last time, as text; None for nothing."""
+        new, self._told = len(self.shapes) - self._told, len(self.shapes)
+        if not new:
+            return None
+        shapes = "shape" if new == 1 else "shapes"
+        return f"JAX compiled the training step for {new} {shapes} of batches, {self._told} so far"
+
+    def _shape(self, batches):
+        one_size = _has_one_size(batches)
+        for batch in batches:
+            batch = keras.tree.map_structure(np.asarray, batch)
+            measures = gather_numbers([*measure_batch(batch), self.find_wish()]).max(axis=0)
+            self.wish = int(measures[-1])
+            if measures[:-1].any():
+                batch = pad_batch(batch, choose_shape(*measures[:-1], one_size))
+            self.shapes.add(tuple(array.shape for array in keras.tree.flatten(batch)))
+            yield batch
+
+
+class SharedValidation(keras.callbacks.Callback):
+    """Does what `validation_data` of `fit` does, on several processes: each evaluates its share.
+
+    Args:
+        dataset: Batches of this process's share.
+    """
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset = dataset
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs.update({f"val_{name}": value for name, value in self.evaluate(self.model).items()})
+
+    def evaluate(self, model) -> dict:
+        """Returns the losses and metrics of a compiled model, on the pictures of all processes."""
+        with on_this_process(model) as copy:
+            copy.reset_metrics()
+            variables = [variable for metric in copy.metrics for variable in metric.variables]
+            # In 64 bits: there may be more pixels than 32 count.
+            sums = [np.asarray(variable.value, variable.dtype[:-2] + "64") for variable in variables]
+            for batch in self.dataset:
+                copy.test_on_batch(*keras.tree.map_structure(np.asarray, batch))  # begins at 0 again
+                sums = [total + np.asarray(each.value) for total, each in zip(sums, variables, strict=True)]
+            _set_counts(copy.metrics, gather([total.tolist() for total in sums]))
+            scores = {name: float(value) for name, value in copy.get_metrics_result().items()}
+        return scores
+
+
+def _has_one_size(batches):
+    """Returns whether the pictures of all batches have one size."""
+    try:
+        return None not in batches.element_spec[0]["images"].shape[1:3]
+    except (AttributeError, TypeError, KeyError, IndexError):  # no dataset, or one of other batches
+        return False
+
+
+def _set_counts(metrics, states):
+    """Gives metrics the sums of the counts that the processes have in their variables."""
+    first = 0
+    for metric in metrics:
+        last = first + len(metric.variables)
+        counts = [state[first:last] for state in states]
+        if hasattr(metric, "merge_counts"):
+            metric.merge_counts(counts)
+        else:
+            for variable, values in zip(metric.variables, zip(*counts, strict=True), strict=True):
+                variable.assign(np.sum(values, axis=0).astype(variable.dtype))
+        first = last
+
+
+def is_first_process() -> bool:
+    """Returns whether this process is the one that writes and prints."""
+    return find_place()[0] == 0
