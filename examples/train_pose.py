@@ -243,7 +243,7 @@ def build_scorer(arguments, validation):
 
 
 def print_scores(title, model, scorer, output=None):
-    """Prints average precision and recall; keeps them and COCO's results in `output`."""
+    """Prints average precision and recall; returns COCO's results, and keeps all in `output`."""
     print("\nScoring the held-out people ...", flush=True)
     results = scorer.predict(model)
     scores = scorer.evaluate(results)

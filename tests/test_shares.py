@@ -16,7 +16,7 @@ from heads.data import (
     semantic_training_batches,
 )
 from heads.training import TrainingRun
-from heads.training.shares import ShapedBatches, SharedValidation, is_first
+from heads.training.shares import ShapedBatches, SharedValidation, is_first_process
 from van_backbones import VANBackbone
 
 SIZE = (64, 64)
@@ -115,7 +115,7 @@ def make_run(folder):
 def test_the_first_process_alone_writes(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path)
     monkeypatch.setattr(processes, "_place", (1, 2))
-    assert not is_first()
+    assert not is_first_process()
     run.begin()
     run.on_train_batch_end(0)
     run.on_epoch_end(0, {"val_score": 0.5})
