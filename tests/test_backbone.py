@@ -380,7 +380,7 @@ def test_initial_weights_are_the_official_codes():
         ({"widths": ()}, r"widths must be four positive integers"),
         ({"depths": (1, 1, 1, 1, 1)}, r"depths must be four positive integers.*\(1, 1, 1, 1, 1\)"),
         ({"depths": (1, 1, 1, -1)}, r"depths must be four positive integers"),
-        ({"weights": "imagenet21k"}, r"release must be 'imagenet' or one of .*'imagenet21k'"),
+        ({"weights": "imagenet21k"}, r"release must be one of .*'imagenet22k'.*'imagenet21k'"),
         ({"weights": "nowhere.weights.h5"}, r"weights file not found. Received: 'nowhere.weights.h5'"),
     ],
     ids=str,

@@ -299,7 +299,8 @@ def test_callback_scores_only_the_images_it_was_given(capsys):
     logs = {}
     callback.on_epoch_end(0, logs)
     assert logs["val_bbox_AP"] == pytest.approx(1)
-    assert capsys.readouterr().out == "\nEpoch 1: bbox AP 1.0000, AP50 1.0000 (on 1 of 3 images)\n"
+    printed = "\nScoring the held-out data ...\n\nEpoch 1: bbox AP 100.00%, AP50 100.00% (on 1 of 3 images)\n"
+    assert capsys.readouterr().out == printed
 
 
 def test_callback_is_as_quiet_as_fit(capsys):

@@ -217,7 +217,7 @@ def test_the_callback_scores_every_other_epoch(shapes, tmp_path, capsys):
     logs = {"loss": 1.0}
     callback.on_epoch_end(0, logs)
     assert logs["val_keypoints_AP"] == 1.0
-    assert "Epoch 1: keypoints AP 1.0000, AP50 1.0000" in capsys.readouterr().out
+    assert "Epoch 1: keypoints AP 100.00%, AP50 100.00%" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "new" / "results.json").read_text())) == len(shapes)
     callback.set_model(Oracle(shapes))
     again = {}

@@ -271,8 +271,8 @@ def test_a_missing_folder_and_one_without_splits_are_told_apart(tmp_path):
     with pytest.raises(ValueError, match=r"path must be a folder that exists\. Received: .*missing"):
         SemanticFolder(tmp_path / "missing")
     (tmp_path / "images" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match="path must hold images/<split>/ with one of labels"):
+    with pytest.raises(ValueError, match="path must hold images and label pictures"):
         SemanticFolder(tmp_path)
     (tmp_path / "annotations").mkdir()
-    with pytest.raises(ValueError, match="folders of the same name, the splits, in images/ and annotations/"):
+    with pytest.raises(ValueError, match="has no splits: open it with split=None"):
         SemanticFolder(tmp_path)
