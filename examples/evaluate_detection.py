@@ -18,11 +18,9 @@ from options import (
     DETECTORS,
     VARIANTS,
     add_evaluation_options,
-    add_held_out,
     add_sizes,
     check_evaluation_options,
     check_sizes,
-    check_val_share,
     load_keras,
     make_parser,
     whole_number,
@@ -35,7 +33,6 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file, or a checkpoint with --head and --variant")
     add_evaluation_options(parser, "pictures and annotations")
-    add_held_out(parser)
     add("--annotations", help="COCO's file in --data, as annotations/instances_{split}.json; default: found")
     add("--images", help="its pictures in --data; default: found, or images/{split} with --annotations")
     add("--head", choices=DETECTORS, help="of a checkpoint; default: the .keras file's")
@@ -47,10 +44,6 @@ def parse_arguments(argv=None):
     add_sizes(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
-    try:
-        check_val_share(arguments)
-    except ValueError as error:
-        parser.error(str(error))
     check_evaluation_options(parser, arguments)
     if (arguments.model.suffix == ".keras") == (arguments.head is not None):
         parser.error("a .keras file knows its head, any other file needs --head (and --variant)")

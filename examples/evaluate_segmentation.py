@@ -10,11 +10,9 @@ import pathlib
 
 from options import (
     add_evaluation_options,
-    add_held_out,
     add_label_options,
     add_views,
     check_evaluation_options,
-    check_val_share,
     check_views,
     load_keras,
     make_parser,
@@ -27,14 +25,9 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file")
     add_evaluation_options(parser, "images and labels")
-    add_held_out(parser)
     add_label_options(parser)
     add_views(parser)
     arguments = parser.parse_args(argv)
-    try:
-        check_val_share(arguments)
-    except ValueError as error:
-        parser.error(str(error))
     check_views(parser, arguments)
     check_evaluation_options(parser, arguments)
     return parser, arguments

@@ -12,7 +12,17 @@ models, their scores, curves and pictures go into a folder of the run's own: run
 
 import pathlib
 
-from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
+from options import (
+    add_run_options,
+    add_step_options,
+    add_val_share,
+    add_variant,
+    check_val_share,
+    load_keras,
+    make_parser,
+    number,
+    whole_number,
+)
 
 
 def parse_arguments(argv=None):
@@ -22,7 +32,7 @@ def parse_arguments(argv=None):
     data = "folder of class folders, or of train and val"
     add("--data", type=pathlib.Path, required=True, help=data)
     add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val, where these folders exist")
-    add("--held-out", type=number(above=0), help="share of each class to score; default: 0.2")
+    add_val_share(parser, default="0.2, where there are no --splits")
     add_variant(parser)
     side = "of the squares that the model sees; default: %(default)s"
     add("--image-size", type=whole_number(32), default=224, metavar="SIDE", help=side)
@@ -36,22 +46,17 @@ def parse_arguments(argv=None):
     add("--steps", type=count, help="of the training; default: those of --epochs")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch"
     add("--evaluate-every", type=count, help=every)
-    add("--learning-rate", type=number(at_least=0), help="default: 5e-5, or 1e-3 without --weights")
-    decay = "not of norms and biases; default: %(default)s"
-    add("--weight-decay", type=number(at_least=0), default=5e-4, help=decay)
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
+    add_step_options(parser, "5e-5, or 1e-3 without --weights", weight_decay=5e-4)
     add_run_options(parser, "classification")
     arguments = parser.parse_args(argv)
     low, high = arguments.area_range
     if not low <= high <= 1:
         parser.error(f"--area-range must be LOWEST HIGHEST, at most 1. Received: {arguments.area_range}")
-    if arguments.held_out is not None and arguments.held_out >= 1:
-        parser.error(f"--held-out must be below 1. Received: {arguments.held_out}")
+    check_val_share(parser, arguments)
     if arguments.splits is None and has_splits(arguments.data, ("train", "val")):
         arguments.splits = ("train", "val")
-    if arguments.held_out is not None and arguments.splits:
-        parser.error(f"--held-out must not be given where there is a folder val: {arguments.data}")
+    if arguments.val_share is not None and arguments.splits:
+        parser.error(f"--val-share must not be given where there is a folder val: {arguments.data}")
     return arguments
 
 
@@ -160,7 +165,7 @@ def open_data(arguments):
         return train, validation
     folder = ClassFolder(arguments.data)
     folder.check()
-    return folder.split(arguments.held_out or 0.2, arguments.seed)
+    return folder.split(arguments.val_share or 0.2, arguments.seed)
 
 
 def describe_run(arguments, train):

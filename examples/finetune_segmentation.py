@@ -11,12 +11,12 @@ models, their scores, curves and pictures go into a folder of the run's own: run
 from options import (
     add_label_options,
     add_run_options,
+    add_step_options,
     add_val_share,
     add_variant,
     check_val_share,
     load_keras,
     make_parser,
-    number,
     whole_number,
 )
 
@@ -48,16 +48,8 @@ def parse_arguments(argv=None):
     add("--steps", type=whole_number(1), default=2000, help="of the training; default: %(default)s")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=whole_number(1), default=200, help=every)
-    add(
-        "--learning-rate",
-        type=number(at_least=0),
-        help="default: the paper's for the head, or 1e-3 without --weights",
-    )
-    add(
-        "--warm-up",
-        type=whole_number(0),
-        help="steps of linear warm-up, 0 for none; default: 1500, at most a tenth of --steps",
-    )
+    rate = "the paper's for the head, or 1e-3 without --weights"
+    add_step_options(parser, rate, warm_up="1500, at most a tenth of --steps")
     add_run_options(parser, "segmentation")
     arguments = parser.parse_args(argv)
     needed = (arguments.splits, arguments.class_names, arguments.class_colours, arguments.reduce_zero_label)
@@ -66,10 +58,7 @@ def parse_arguments(argv=None):
             "--splits, --class-names, --class-colours and --reduce-zero-label need --data: the embedded data "
             "has its own"
         )
-    try:
-        check_val_share(arguments)
-    except ValueError as error:
-        parser.error(str(error))
+    check_val_share(parser, arguments)
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     arguments.splits = arguments.splits or ("train", "val")

@@ -22,6 +22,7 @@ EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
 MACHINE_MESSAGE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+ \S+\] |To enable the following instructions"
 )
+WARM_UP = "500, at most a tenth of the steps"
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
 
 
@@ -123,20 +124,25 @@ def add_evaluation_options(parser, content):
     add = parser.add_argument
     add("--data", type=pathlib.Path, required=True, help=f"folder of {content}")
     add("--splits", nargs="+", metavar="SPLIT", help="what to score; default: val")
+    share = "score what a training with this option held out; default: --splits"
+    add("--val-share", type=number(above=0), metavar="SHARE", help=share)
+    seed = "of that training, for --val-share; default: %(default)s"
+    add("--seed", type=whole_number(0, 2**31 - 1), default=0, help=seed)
     output = "folder; default: the next of evaluation-1, evaluation-2 ... beside the model"
     add("--output", type=pathlib.Path, help=output)
 
 
 def check_evaluation_options(parser, arguments):
-    """Ends the program where the model is missing, or the output is a file."""
+    """Ends the program where the model is missing, or the other options make no sense."""
     check_model(parser, arguments.model)
     check_output(parser, arguments.output)
+    check_val_share(parser, arguments)
     arguments.splits = list(dict.fromkeys(arguments.splits or ["val"]))
 
 
-def add_val_share(parser):
+def add_val_share(parser, default="the data has splits"):
     """Adds how much of data without splits is held out; `check_val_share` checks it."""
-    share = "hold out this share of each class, chosen by --seed; default: the data has splits"
+    share = f"hold out this share of each class, chosen by --seed; default: {default}"
     parser.add_argument("--val-share", type=number(above=0), metavar="SHARE", help=share)
 
 
@@ -148,23 +154,36 @@ def add_label_options(parser):
     add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
 
 
-def add_held_out(parser):
-    """Adds the same for the evaluation of a training that had it."""
-    add = parser.add_argument
-    share = "score what a training with this option held out; default: --splits"
-    add("--val-share", type=number(above=0), metavar="SHARE", help=share)
-    seed = "of that training, for --val-share; default: %(default)s"
-    add("--seed", type=whole_number(0, 2**31 - 1), default=0, help=seed)
-
-
-def check_val_share(arguments):
-    """Raises ValueError at a --val-share that makes no sense."""
+def check_val_share(parser, arguments):
+    """Ends the program at a --val-share that makes no sense."""
     if arguments.val_share is None:
         return
     if arguments.data is None or arguments.splits:
-        raise ValueError("--val-share splits the pictures of --data: it needs that, and no --splits")
+        parser.error("--val-share splits the pictures of --data: it needs that, and no --splits")
     if arguments.val_share >= 1:
-        raise ValueError(f"--val-share must be below 1. Received: {arguments.val_share}")
+        parser.error(f"--val-share must be below 1. Received: {arguments.val_share}")
+
+
+def add_step_options(parser, rate, warm_up=WARM_UP, weight_decay=None, clip_norm=None):
+    """Adds how far a step goes.
+
+    Args:
+        parser: The parser.
+        rate: The default of --learning-rate, in words.
+        warm_up: That of --warm-up, in words.
+        weight_decay: That of --weight-decay; None for no such option.
+        clip_norm: That of --clip-norm, in words; None for no such option.
+    """
+    add = parser.add_argument
+    add("--learning-rate", type=number(at_least=0), help=f"default: {rate}")
+    if weight_decay is not None:
+        decay = "decoupled, not of norms and biases; default: %(default)s"
+        add("--weight-decay", type=number(at_least=0), default=weight_decay, help=decay)
+    steps = f"steps of linear warm-up, 0 for none; default: {warm_up}"
+    add("--warm-up", type=whole_number(0), help=steps)
+    if clip_norm is not None:
+        limit = f"limit of the gradients' norm, 0 for none; default: {clip_norm}"
+        add("--clip-norm", type=number(at_least=0), help=limit)
 
 
 def add_views(parser):

@@ -12,6 +12,7 @@ from options import (
     DETECTORS,
     LONG_SIDE,
     add_run_options,
+    add_step_options,
     add_val_share,
     add_variant,
     check_val_share,
@@ -77,16 +78,11 @@ def parse_arguments(argv=None):
     add("--long-side", type=count, help="limit of the long side; default: 1333")
     jitter = "jitter of the square pictures; default: 0.1 2"
     add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
-    rate = "default: 1e-4 * batch size / 16, or 2e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    decay = "not of norms and biases; default: %(default)s"
-    add("--weight-decay", type=number(at_least=0), default=0.05, help=decay)
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
-    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    rate, clip_norm = "1e-4 * batch size / 16, or 2e-3 without --weights", "none, or 1 without --weights"
+    add_step_options(parser, rate, weight_decay=0.05, clip_norm=clip_norm)
     add_run_options(parser, "detection")
     arguments = parser.parse_args(argv)
+    check_val_share(parser, arguments)
     try:
         check_arguments(arguments)
     except ValueError as error:
@@ -101,7 +97,6 @@ def check_arguments(arguments):
             raise ValueError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
     if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):
         raise ValueError("--splits, --annotations and --images need --data: they are places in it")
-    check_val_share(arguments)
     is_square = arguments.image_size or (arguments.data is None and not arguments.short_sides)
     if is_square and arguments.long_side:
         raise ValueError("--long-side must not be given where the pictures are square (--image-size)")

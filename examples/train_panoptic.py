@@ -10,7 +10,15 @@ tenth of the head's there. The models, their scores, curves and pictures go into
 runs/panoptic-1, runs/panoptic-2 ...
 """
 
-from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
+from options import (
+    add_run_options,
+    add_step_options,
+    add_variant,
+    load_keras,
+    make_parser,
+    number,
+    whole_number,
+)
 
 
 def parse_arguments(argv=None):
@@ -40,14 +48,9 @@ def parse_arguments(argv=None):
     jitter = "jitter of the sizes; default: 0.1 2"
     range_of = {"nargs": 2, "metavar": ("LOWEST", "HIGHEST"), "default": (0.1, 2.0)}
     add("--scale-range", type=number(above=0), **range_of, help=jitter)
-    rate = "default: 1e-4 * batch size / 16, or 1e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    decay = "not of norms and biases; default: %(default)s"
-    add("--weight-decay", type=number(at_least=0), default=0.05, help=decay)
-    warm_up = "steps of linear warm-up, 0 for none; default: none, or a tenth of the steps without --weights"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    clip_norm = "limit of the gradients' norm, 0 for none; default: 0.01, or 1 without --weights"
-    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    rate, clip_norm = "1e-4 * batch size / 16, or 1e-3 without --weights", "0.01, or 1 without --weights"
+    warm_up = "none, or a tenth of the steps without --weights"
+    add_step_options(parser, rate, warm_up, weight_decay=0.05, clip_norm=clip_norm)
     add_run_options(parser, "panoptic")
     arguments = parser.parse_args(argv)
     if arguments.data is None and (arguments.splits or arguments.annotations or arguments.images):

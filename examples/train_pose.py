@@ -9,7 +9,15 @@ are the paper's settings for COCO. The models, their scores, curves and pictures
 own: runs/pose-1, runs/pose-2 ...
 """
 
-from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
+from options import (
+    add_run_options,
+    add_step_options,
+    add_variant,
+    load_keras,
+    make_parser,
+    number,
+    whole_number,
+)
 
 CROP_SIZE, EMBEDDED_CROP_SIZE = (256, 192), (64, 64)
 
@@ -43,12 +51,8 @@ def parse_arguments(argv=None):
     rotation = "largest turn of the crops, degrees; default: %(default)s"
     add("--rotation", type=number(at_least=0), default=80.0, help=rotation)
     add("--flip-test", action="store_true", help="score with the mirrored crops, too")
-    rate = "default: 5e-4 * batch size / 64, or 2e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
-    clip_norm = "limit of the gradients' norm, 0 for none; default: none, or 1 without --weights"
-    add("--clip-norm", type=number(at_least=0), help=clip_norm)
+    rate, clip_norm = "5e-4 * batch size / 64, or 2e-3 without --weights", "none, or 1 without --weights"
+    add_step_options(parser, rate, clip_norm=clip_norm)
     add_run_options(parser, "pose")
     arguments = parser.parse_args(argv)
     try:

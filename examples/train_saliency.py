@@ -8,7 +8,7 @@ sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS. T
 curves and pictures go into a folder of the run's own: runs/saliency-1, runs/saliency-2 ...
 """
 
-from options import add_run_options, add_variant, load_keras, make_parser, number, whole_number
+from options import add_run_options, add_step_options, add_variant, load_keras, make_parser, whole_number
 
 IMAGE_SIZES, BATCH_SIZE, PASSES = (320, 352, 384), 24, 30
 # The embedded data is small.
@@ -32,12 +32,7 @@ def parse_arguments(argv=None):
     add("--steps", type=count, help="of the training; default: 30 passes over the data, embedded data: 2")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=count, default=200, help=every)
-    rate = "default: 5e-5, or 1e-3 without --weights"
-    add("--learning-rate", type=number(at_least=0), help=rate)
-    decay = "decoupled, as AdamW's, not of norms and biases; default: %(default)s"
-    add("--weight-decay", type=number(at_least=0), default=1e-4, help=decay)
-    warm_up = "steps of linear warm-up, 0 for none; default: 500, at most a tenth of the steps"
-    add("--warm-up", type=whole_number(0), help=warm_up)
+    add_step_options(parser, "5e-5, or 1e-3 without --weights", weight_decay=1e-4)
     add_run_options(parser, "saliency")
     arguments = parser.parse_args(argv)
     if arguments.data is None and arguments.ignored_value is not None:

@@ -78,6 +78,11 @@ def find_place() -> tuple[int, int]:
     return _place
 
 
+def is_first_process() -> bool:
+    """Returns whether this process is the one that writes and prints."""
+    return _place[0] == 0
+
+
 def count_devices() -> int:
     """Returns the number of devices that share a batch."""
     if _place[1] == 1:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from heads.batch_shapes import choose_shape, measure_batch, pad_batch, round_side
 from heads.pictures import MEAN_PIXEL
+from heads.training.batch_shapes import choose_shape, measure_batch, pad_batch, round_side
 
 
 def make_batch(height=40, width=70, rows=3, **targets):

@@ -205,9 +205,8 @@ def test_detections_equal_mmdetections(box_head, model, kind):
         for row, other in pairs:
             assert not (least[other] & ~theirs[row]).any()
             assert not (theirs[row] & ~most[other]).any()
-        # Few pixels are so close to it; of all masks, as the small ones have few pixels at all.
-        found = [other for _, other in pairs]
-        assert least[found].sum() >= 0.95 * most[found].sum() > 0
+            # Few pixels are so close to it; of a mask of 28 pixels two are.
+            assert (most[other] & ~least[other]).sum() <= max(2, 0.05 * most[other].sum())
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_split_holds_out_a_share_of_each_class(tmp_path):
     assert [len(part) for part in folder.split(0.99)] == [3, 10]
     with pytest.raises(ValueError, match=r"share must be below 1.*Received: 1"):
         folder.split(1.0)
-    with pytest.raises(ValueError, match="must have a class of two pictures"):
+    with pytest.raises(ValueError, match="must have a class on two pictures"):
         ClassFolder(write_classes(tmp_path / "single", {"a": 1, "b": 1})).split(0.5)
 
 

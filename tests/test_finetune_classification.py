@@ -149,8 +149,8 @@ def test_recipe(options, learning_rate, warm_up):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--held-out", "1"], "--held-out must be below 1. Received: 1.0"),
-        (["--held-out", "0"], "argument --held-out: must be a number, above 0"),
+        (["--val-share", "1"], "--val-share must be below 1. Received: 1.0"),
+        (["--val-share", "0"], "argument --val-share: must be a number, above 0"),
         (["--area-range", "0.5", "0.2"], "--area-range must be LOWEST HIGHEST, at most 1"),
         (["--image-size", "16"], "argument --image-size: must be a whole number, at least 32"),
         (["--epochs", "0"], "argument --epochs: must be a whole number, at least 1"),
@@ -166,8 +166,8 @@ def test_a_share_of_folders_that_are_split_already_is_refused(tmp_path, capsys):
     for split in ("train", "val"):
         write_pictures(tmp_path / split, 1)
     with pytest.raises(SystemExit):
-        finetune_classification.parse_arguments(["--data", str(tmp_path), "--held-out", "0.1"])
-    assert "--held-out must not be given where there is a folder val" in capsys.readouterr().err
+        finetune_classification.parse_arguments(["--data", str(tmp_path), "--val-share", "0.1"])
+    assert "--val-share must not be given where there is a folder val" in capsys.readouterr().err
 
 
 def test_all_faulty_pictures_are_named_at_once(tmp_path):

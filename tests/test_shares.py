@@ -15,8 +15,9 @@ from heads.data import (
     semantic_evaluation_batches,
     semantic_training_batches,
 )
+from heads.processes import is_first_process
 from heads.training import TrainingRun
-from heads.training.shares import ShapedBatches, SharedValidation, is_first_process
+from heads.training.shares import ShapedBatches, SharedValidation
 from van_backbones import VANBackbone
 
 SIZE = (64, 64)

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from heads.arguments import read_seed, read_share
 from heads.data.label_folders import list_briefly
 from heads.data.semantic_batches import semantic_training_batches
+from heads.data.splits import choose_held_out
 from heads.pictures import read_picture, show_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -102,16 +102,9 @@ class ClassFolder:
         Raises:
             ValueError: For a share that is not below 1, or where no class has two pictures.
         """
-        if read_share("share", share) == 1:
-            raise ValueError(f"share must be below 1, or nothing is left to train on. Received: {share!r}")
-        random, chosen = np.random.default_rng(read_seed(seed)), []
-        for label in range(self.num_classes):
-            places = random.permutation(np.flatnonzero(self.labels == label))
-            count = min(max(round(share * len(places)), 1), len(places) - 1)
-            chosen.extend(places[: max(count, 0)])
-        if not chosen:
-            raise ValueError(f"{show_path(self.path)} must have a class of two pictures. Received: none")
-        is_held_out = np.isin(np.arange(len(self)), chosen)
+        is_on = self.labels[:, None] == np.arange(self.num_classes)
+        keys = [path.relative_to(self.path).as_posix() for path in self.image_paths]
+        is_held_out = choose_held_out(is_on, keys, share, seed, self.path)
         return self._select(~is_held_out), self._select(is_held_out)
 
     def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:

@@ -1,6 +1,5 @@
 """Pictures of true objects beside found ones: which of them match, which are false, which were missed."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -134,17 +133,15 @@ def keep_best(objects: dict, most: int) -> dict:
 
 def _measure_overlaps(truth, found):
     """Returns the IoU of each true object with each detection, (n, m)."""
-    if "masks" in truth and "masks" in found:
-        ours, theirs = (
-            each["masks"].reshape(len(each["masks"]), math.prod(each["masks"].shape[1:])).astype("float32")
-            for each in (truth, found)
-        )
-        common = ours @ theirs.T
-        areas = ours.sum(axis=1), theirs.sum(axis=1)
-    else:
-        ours, theirs = truth["boxes"][:, None], found["boxes"]
-        sides = np.minimum(ours[..., 2:], theirs[:, 2:]) - np.maximum(ours[..., :2], theirs[:, :2])
-        common = np.maximum(sides, 0).prod(axis=-1)
-        areas = [np.maximum(b[:, 2:] - b[:, :2], 0).prod(axis=1) for b in (truth["boxes"], found["boxes"])]
-    union = areas[0][:, None] + areas[1] - common
-    return common / np.maximum(union, 1e-9)
+    from pycocotools import mask as coco_masks
+
+    def describe(objects):
+        if "masks" in truth and "masks" in found:
+            return coco_masks.encode(np.asfortranarray(objects["masks"].transpose(1, 2, 0), "uint8"))
+        starts, ends = np.split(np.asarray(objects["boxes"], "float64"), 2, axis=1)
+        return np.concatenate([starts, ends - starts], axis=1)
+
+    if not len(truth["labels"]) or not len(found["labels"]):
+        return np.zeros((len(truth["labels"]), len(found["labels"])))
+    is_crowd = np.zeros(len(found["labels"]), "uint8")
+    return coco_masks.iou(describe(truth), describe(found), is_crowd)

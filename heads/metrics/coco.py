@@ -21,7 +21,7 @@ from heads.metrics.average_precision import (
 )
 from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.masks import paste_masks
-from heads.processes import find_place, gather_batches, on_this_process
+from heads.processes import gather_batches, is_first_process, on_this_process
 
 
 class CocoScores(Scorer):
@@ -98,7 +98,7 @@ class CocoScores(Scorer):
     def score(self, model) -> dict:
         """Returns the scores of a model, and keeps its results where that is wanted."""
         results = predict_coco_results(model, self.dataset, self.image_ids, self.category_ids)
-        if self.results_path is not None and find_place()[0] == 0:
+        if self.results_path is not None and is_first_process():
             save_results(results, self.results_path)
         return evaluate_coco(self.truth, results, self.kinds, self.max_detections, image_ids=self.image_ids)
 

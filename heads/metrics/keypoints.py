@@ -9,7 +9,7 @@ from heads.metrics.average_precision import check_known, read_truth, to_plain_li
 from heads.metrics.coco import prepare_path, save_results
 from heads.metrics.keypoint_precision import check_sigmas, evaluate_keypoints, is_labelled, read_people
 from heads.metrics.scorer import Scorer, with_progress
-from heads.processes import find_place, gather_batches, on_this_process
+from heads.processes import gather_batches, is_first_process, on_this_process
 
 KEYPOINT_THRESHOLD = 0.2  # mmpose's: keypoints below do not count in a person's score
 
@@ -89,7 +89,7 @@ class KeypointScores(Scorer):
     def score(self, model) -> dict:
         """Returns the scores of a model, and keeps its results where that is wanted."""
         results = self.predict(model)
-        if self.results_path is not None and find_place()[0] == 0:
+        if self.results_path is not None and is_first_process():
             save_results(results, self.results_path)
         return self.evaluate(results)
 

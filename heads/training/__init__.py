@@ -1,10 +1,10 @@
 """What a training script needs around `fit`: a folder of its own, a run that goes on after a kill."""
 
+from heads.processes import is_first_process
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
 from heads.training.folders import find_newest_run, make_numbered_folder
 from heads.training.run import TrainingRun, plan_rounds
-from heads.training.shares import is_first_process
 from heads.training.signals import interrupt_on_signals
 from heads.training.workers import go_on_alone, run_in_folder
 

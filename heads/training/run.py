@@ -13,7 +13,7 @@ import tempfile
 
 import keras
 
-from heads.processes import find_place, gather, gather_numbers
+from heads.processes import find_place, gather, gather_numbers, is_first_process
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import (
     UNFINISHED,
@@ -22,7 +22,7 @@ from heads.training.files import (
     replace_text,
     save_model,
 )
-from heads.training.shares import ShapedBatches, SharedValidation, is_first_process
+from heads.training.shares import ShapedBatches, SharedValidation
 from heads.training.signals import SIGTERM_REASON, interrupt_on_signals
 from heads.training.states import States
 

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from heads.batch_shapes import choose_shape, measure_batch, pad_batch
-from heads.processes import find_place, gather, gather_numbers, on_this_process
+from heads.processes import gather, gather_numbers, on_this_process
+from heads.training.batch_shapes import choose_shape, measure_batch, pad_batch
 
 
 class ShapedBatches:
@@ -102,8 +102,3 @@ def _set_counts(metrics, states):
             for variable, values in zip(metric.variables, zip(*counts, strict=True), strict=True):
                 variable.assign(np.sum(values, axis=0).astype(variable.dtype))
         first = last
-
-
-def is_first_process() -> bool:
-    """Returns whether this process is the one that writes and prints."""
-    return find_place()[0] == 0

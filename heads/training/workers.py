@@ -14,7 +14,7 @@ import traceback
 
 import keras
 
-from heads.processes import count_devices, find_place, gather, join_processes, leave_processes
+from heads.processes import count_devices, gather, is_first_process, join_processes, leave_processes
 from heads.training.files import RunError
 from heads.training.folders import hold_run_folder
 
@@ -166,7 +166,7 @@ def go_on_alone() -> bool:
 
     The scripts of the others end here.
     """
-    is_first = find_place()[0] == 0
+    is_first = is_first_process()
     leave_processes()
     return is_first
 
@@ -185,7 +185,7 @@ def _check_script(function):
 def _share_run_folder(arguments, kind):
     """The folder of the run, which the first process holds; the others must see it, too."""
     with contextlib.ExitStack() as stack:
-        if find_place()[0] == 0:
+        if is_first_process():
             stack.enter_context(hold_run_folder(arguments, kind))
         path = pathlib.Path(gather(os.path.abspath(arguments.output or ""))[0])
         seen = gather(path.is_dir())
