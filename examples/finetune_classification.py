@@ -52,6 +52,10 @@ def parse_arguments(argv=None):
     low, high = arguments.area_range
     if not low <= high <= 1:
         parser.error(f"--area-range must be LOWEST HIGHEST, at most 1. Received: {arguments.area_range}")
+    processes = arguments.processes or arguments.num_processes or 1
+    if arguments.mixup and arguments.batch_size % (2 * processes):
+        pairs = f"--mixup needs pairs: a --batch-size that is a multiple of {2 * processes}"
+        parser.error(f"{pairs}. Received: {arguments.batch_size}")
     check_val_share(parser, arguments)
     if arguments.splits is None and has_splits(arguments.data, ("train", "val")):
         arguments.splits = ("train", "val")
@@ -89,7 +93,8 @@ from heads.data import (
 from heads.drawing import draw_confusion
 from heads.metrics import count_confusion
 from heads.pictures import read_picture
-from heads.training import TrainingRun, plan_rounds, run_in_folder
+from heads.processes import find_own_pictures, find_place, gather_batches
+from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANClassifier
 from van_backbones.classifier import preprocess_images
 
@@ -100,9 +105,7 @@ ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at these p
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(
-        train_and_draw, parse_arguments(argv), "classification", shares_work=False
-    )  # --mixup pairs batches
+    run_in_folder(train_and_draw, parse_arguments(argv), "classification")
 
 
 def train_and_draw(arguments, output):
@@ -116,7 +119,7 @@ def train_and_draw(arguments, output):
     print(f"{train.num_classes} classes, {len(train):,} pictures to learn from, {len(validation):,} to score")
     epoch_steps = -(-len(train) // arguments.batch_size)
     steps = arguments.steps or arguments.epochs * epoch_steps
-    model = VANClassifier(arguments.variant, train.num_classes, weights=arguments.weights)
+    model = build_model(arguments, train.num_classes)
     model.compile(
         build_optimizer(arguments, steps),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
@@ -150,6 +153,8 @@ def train_and_draw(arguments, output):
 
     best = keras.saving.load_model(output / "best.keras")
     score_and_draw(best, held_out, train.class_names, output)
+    if not go_on_alone():
+        return
     keep_curves(output, run)
     print(summary)
     print(f"Model and picture are in {output.resolve()}")
@@ -173,6 +178,11 @@ def describe_run(arguments, train):
     return {**vars(arguments), "data": str(arguments.data), "classes": list(train.class_names)}
 
 
+def build_model(arguments, num_classes):
+    """Returns the classifier."""
+    return VANClassifier(arguments.variant, num_classes, weights=arguments.weights)
+
+
 def build_optimizer(arguments, steps):
     """Returns AdamW as in the paper's recipe: cosine decay, no weight decay on norms and biases."""
     learning_rate = LEARNING_RATE_FROM_SCRATCH if arguments.weights is None else LEARNING_RATE
@@ -191,36 +201,48 @@ def build_optimizer(arguments, steps):
 
 
 def mix_pictures(batches, num_classes, alpha, seed, first_step):
-    """Returns batches whose labels are shares of each class; pictures are mixed where `alpha` is not 0."""
-    # In float32 also under mixed precision, in which Keras's layer cannot mix.
-    mix = keras.layers.MixUp(alpha, dtype="float32")
+    """Returns batches whose labels are shares of each class; pictures are mixed where `alpha` is not 0.
+
+    Each picture is mixed with its neighbour in the batch, whose order is random already: so no process needs
+    another's pictures.
+    """
+    index, count = find_place()
 
     def read(step, batch):
         images, labels = batch[0], tf.one_hot(batch[1], num_classes)
         if not alpha:
             return images, labels
-        # Drawn by the step's number, so that a training that goes on draws what it would have drawn.
-        draws = tf.random.stateless_gamma((2, tf.shape(images)[0]), (seed, step), alpha)
-        order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(images)[0]), (seed, step))
-        pairs = {"mix_weight": draws[0] / tf.reduce_sum(draws, axis=0), "permutation_order": order}
-        return mix.transform_images(images, pairs), mix.transform_labels(labels, pairs)
+        # Drawn by the step's number, so that a training that goes on draws what it would have drawn, and for
+        # the batch of all processes, of which these pictures are a share.
+        size = tf.shape(images)[0]
+        draws = tf.random.stateless_gamma((2, count * size), (seed, step), alpha)
+        shares = (draws[0] / tf.reduce_sum(draws, axis=0))[index * size : (index + 1) * size]
+        neighbours = tf.bitwise.bitwise_xor(tf.range(size), 1)
+
+        # Not `keras.layers.MixUp`, which draws in its own way, and in tf.data needs Keras on TensorFlow.
+        def mix(values):
+            own = tf.reshape(shares, (-1, *[1] * (values.shape.rank - 1)))
+            return own * values + (1.0 - own) * tf.gather(values, neighbours)
+
+        return mix(images), mix(labels)
 
     return batches.enumerate(first_step).map(read)
 
 
 class ScoredPictures(keras.utils.PyDataset):
-    """Batches of pictures as they are scored, with their labels."""
+    """Batches of pictures as they are scored, with their labels: of several processes, this one's share."""
 
     def __init__(self, source, batch_size, image_size):
         super().__init__()
         self.source, self.batch_size, self.image_size = source, batch_size, image_size
+        self.positions = find_own_pictures(len(source), batch_size)
 
     def __len__(self):
-        return -(-len(self.source) // self.batch_size)
+        return -(-len(self.positions) // self.batch_size)
 
     def __getitem__(self, index):
-        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        pictures = (read_picture(path) for path in self.source.image_paths[part])
+        part = self.positions[index * self.batch_size : (index + 1) * self.batch_size]
+        pictures = (read_picture(self.source.image_paths[position]) for position in part)
         prepared = [
             keras.ops.convert_to_numpy(preprocess_images(picture, self.image_size)) for picture in pictures
         ]
@@ -231,9 +253,8 @@ class ScoredPictures(keras.utils.PyDataset):
 def score_and_draw(model, held_out, class_names, output):
     """Prints and keeps top-1, and the classes that are mistaken most; draws the confusion matrix."""
     print(f"\nScoring {len(held_out.source):,} pictures ...", flush=True)
-    predicted = np.concatenate(
-        [model.predict_on_batch(held_out[k][0]).argmax(-1) for k in range(len(held_out))]
-    )
+    found = [model.predict_on_batch(images).argmax(-1).tolist() for images, _ in held_out]
+    predicted = np.concatenate(gather_batches(found))
     confusion = count_confusion(held_out.source.labels, predicted, len(class_names), ignore_label=-1)
     counts = confusion.sum(axis=1)
     per_class = np.diag(confusion) / np.where(counts, counts, np.nan)
@@ -247,8 +268,9 @@ def score_and_draw(model, held_out, class_names, output):
             lines.append(f"  {class_names[truth]} taken for {class_names[guess]}: {share:.0%}")
     table = "\n".join(lines)
     print(f"After training (best.keras): {table}", flush=True)
-    keep_scores(output, scores, table, class_names)
-    Image.fromarray(draw_confusion(confusion, class_names)).save(output / "confusion.png")
+    if is_first_process():
+        keep_scores(output, scores, table, class_names)
+        Image.fromarray(draw_confusion(confusion, class_names)).save(output / "confusion.png")
 
 
 if __name__ == "__main__":

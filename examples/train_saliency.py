@@ -71,18 +71,22 @@ from heads.data import (
 )
 from heads.drawing import draw_saliency_comparison
 from heads.metrics import SaliencyScores, evaluate_saliency, format_saliency_scores
-from heads.training import TrainingRun, plan_rounds, run_in_folder
+from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 
 LEARNING_RATE = 5e-5  # from ImageNet weights; a random start takes, and needs, larger steps
 LEARNING_RATE_FROM_SCRATCH = 1e-3
 BETAS = (0.9, 0.99)
-ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at the masks of these pictures."
+ADVICE = (
+    "Try a lower --learning-rate or a longer --warm-up, and look at the masks of these pictures. The norms "
+    "of the coarsest level, with a place for each 128 x 128 pixels, magnify noise where a batch has few; "
+    "take larger --image-sizes or a larger --batch-size."
+)
 
 
 def main(argv=None):
     """Trains, scores and draws."""
-    run_in_folder(train_and_draw, parse_arguments(argv), "saliency", shares_work=False)
+    run_in_folder(train_and_draw, parse_arguments(argv), "saliency")
 
 
 def train_and_draw(arguments, output):
@@ -114,7 +118,9 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, scorer, output)
+    print_scores("After training (best.keras)", best, scorer, output if is_first_process() else None)
+    if not go_on_alone():
+        return
     keep_curves(output, run)
     draw_pictures(best, validation, output)
     print(summary)

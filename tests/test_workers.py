@@ -79,12 +79,6 @@ def test_a_program_that_is_no_script_is_refused():
         run_in_folder(never, parse("--processes", "2"), "here")
 
 
-@pytest.mark.parametrize("options", [["--processes", "2"], CLUSTER])
-def test_a_script_that_shares_nothing_refuses(options):
-    with pytest.raises(SystemExit, match="trains in one process: leave out --processes and --coordinator"):
-        run_in_folder(never, parse(*options), "here", shares_work=False)
-
-
 def test_a_cluster_needs_jax():
     with pytest.raises(SystemExit, match="KERAS_BACKEND=jax"):
         run_in_folder(never, parse(*CLUSTER), "here")
@@ -215,14 +209,14 @@ def find_table(printed, title):
     return printed.partition(title)[2].partition("\n\n")[0].split("Epoch")[0]
 
 
-def compare(one, two, is_cut=False):
+def compare(one, two, is_cut=False, num_epochs=2):
     """Losses, scores and weights of two folders are equal, to rounding.
 
     Losses of the training are not where an epoch was cut: those of its second part are logged.
     """
     logs = read_log(one), read_log(two)
-    assert len(logs[0]) == len(logs[1]) == 2
-    assert logs[0][0]["loss"] != logs[0][1]["loss"]
+    assert len(logs[0]) == len(logs[1]) == num_epochs
+    assert num_epochs == 1 or logs[0][0]["loss"] != logs[0][1]["loss"]
     for rows in zip(*logs, strict=True):
         assert rows[0].keys() == rows[1].keys()
         for name, value in rows[0].items():
@@ -325,6 +319,45 @@ def test_other_examples_in_two_processes(example, tmp_path):
     compare(tmp_path / "one", tmp_path / "two")
     rows = [json.loads((tmp_path / "two" / f"rows-{index}.json").read_text()) for index in range(2)]
     assert rows[0] == rows[1]
+
+
+@pytest.fixture(scope="module")
+def class_folder(tmp_path_factory):
+    """Six pictures of each of three classes, of one colour and noise."""
+    root, random = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    for name, colour in {"blue": (30, 60, 200), "green": (30, 180, 60), "red": (200, 40, 30)}.items():
+        (root / name).mkdir()
+        for index in range(6):
+            image = np.clip(colour + random.normal(0, 60, (40, 48, 3)), 0, 255).astype("uint8")
+            Image.fromarray(image).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.mark.slow
+def test_a_classifier_in_two_processes(class_folder, tmp_path):
+    options = ["--data", class_folder, "--batch-size", 4, "--image-size", 32, "--mixup", 0.8]
+    options += ["--val-share", 0.4, "--steps", 4, "--evaluate-every", 2]
+    for name, processes in (("one", None), ("two", 2)):
+        train("finetune_classification", tmp_path / name, *options, processes=processes)
+    compare(tmp_path / "one", tmp_path / "two")
+    scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two")]
+    assert scores[0] == scores[1]
+    assert (tmp_path / "two" / "confusion.png").exists()
+
+
+@pytest.mark.slow
+def test_saliency_in_two_processes(tmp_path, monkeypatch):
+    # In float64, and a single step: the norms of the coarsest level, of four values here, magnify rounding.
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    options = ["--image-sizes", 64, "--batch-size", 4, "--steps", 1]
+    printed = [
+        train("train_saliency", tmp_path / name, *options, processes=processes)[0]
+        for name, processes in (("one", None), ("two", 2))
+    ]
+    assert find_table(printed[0], "Before training") == find_table(printed[1], "Before training")
+    assert "max F" in find_table(printed[1], "Before training")
+    compare(tmp_path / "one", tmp_path / "two", num_epochs=1)
+    assert (tmp_path / "two" / "predictions.png").exists()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 
 Writes `rows-<process>.json`, what each process knows of the log, and `before-<process>.json`, what a detector
 finds before training, into the output folder. With DIE_AT in the environment, "<process> <step>", that
-process is killed in that step.
+process is killed in that step. With JAX_ENABLE_X64 it computes in float64.
 """
 
 import functools
@@ -19,6 +19,7 @@ import keras
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
+import van_backbones.classifier
 from heads.processes import find_place
 from heads.training import TrainingRun, run_in_folder
 from van_backbones import VANBackbone
@@ -41,6 +42,7 @@ class Killer(TrainingRun):
 
 
 def train_and_draw(arguments, output):
+    van_backbones.classifier.VANBackbone = TinyVAN
     example.VANBackbone = lambda variant, weights=None: TinyVAN(variant, weights=weights)
     example.TrainingRun = Killer
     # Others move weights without a gradient by what rounding leaves of it.
@@ -65,5 +67,7 @@ def train_and_draw(arguments, output):
 
 
 if __name__ == "__main__":
+    if "JAX_ENABLE_X64" in os.environ:
+        keras.config.set_dtype_policy("float64")
     example = importlib.import_module(sys.argv[1])  # workers are started with the same arguments
     run_in_folder(train_and_draw, example.parse_arguments(sys.argv[2:]), "here")

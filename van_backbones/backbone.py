@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from van_backbones.checkpoints import load_checkpoint
+from van_backbones.depthwise import widen_dtype
 from van_backbones.freezing import freeze_parts, list_frozen
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
 from van_backbones.normalization import ImageNormalization
@@ -77,7 +78,7 @@ class VANBackbone(keras.Model):
             drop_path_rate = row.drop_path_rate
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         # At least float32, because half precision cannot hold resized pixels.
-        input_dtype = keras.backend.result_type("float32", policy.compute_dtype)
+        input_dtype = widen_dtype(policy.compute_dtype)
         images = keras.Input(input_shape, dtype=input_dtype, name="images")
         x = images
         if normalization is not None:

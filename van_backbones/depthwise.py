@@ -38,6 +38,12 @@ def convolve_depthwise(inputs, kernel, dilation=1):
     return outputs[:, :height, :width]
 
 
+def widen_dtype(dtype) -> str:
+    """Returns the dtype in which values of a floating dtype are added up: float32, or float64 for float64."""
+    # Not `keras.backend.result_type`, which on JAX and PyTorch takes float64 for float32.
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
 def _convolve(inputs, kernel):
     return ops.depthwise_conv(inputs, kernel, padding="same", data_format="channels_last")
 
@@ -84,9 +90,9 @@ def _add_shifted(inputs, kernel, dilation):
 def _differentiate_kernel(inputs, gradient, kernel, dilation):
     import jax
 
-    shift, num_places = _make_shift(inputs, kernel, dilation), len(kernel) ** 2
+    shift, places = _make_shift(inputs, kernel, dilation), jax.numpy.arange(len(kernel) ** 2)
     # The batch is summed behind the loop, in one exchange where several devices share it.
-    sums = jax.lax.map(lambda place: ops.sum(shift(place) * gradient, axis=(1, 2)), ops.arange(num_places))
+    sums = jax.lax.map(lambda place: ops.sum(shift(place) * gradient, axis=(1, 2)), places)
     return ops.cast(ops.reshape(ops.sum(sums, axis=1), kernel.shape), kernel.dtype)
 
 
@@ -106,4 +112,4 @@ def _make_shift(inputs, kernel, dilation):
 
 
 def _widen(values):
-    return ops.cast(values, keras.backend.result_type(values.dtype, "float32"))
+    return ops.cast(values, widen_dtype(values.dtype))

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from van_backbones.cpu_kernels import normalize_in_one_pass
+from van_backbones.depthwise import widen_dtype
 from van_backbones.devices import find_device_sum, join_moments
 
 
@@ -40,7 +41,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if not self.trainable:
             return super().call(inputs, training=False), ()
         inputs = ops.cast(inputs, self.compute_dtype)
-        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        dtype = widen_dtype(self.compute_dtype)
         gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
         is_half = self.compute_dtype in ("float16", "bfloat16")
         if keras.backend.backend() == "tensorflow" and is_half and find_device_sum() is None:
@@ -89,7 +90,7 @@ class ImageNormalization(keras.layers.Layer):
         self.deviation = tuple(deviation)
 
     def call(self, images):
-        images = ops.cast(images, keras.backend.result_type("float32", self.compute_dtype))
+        images = ops.cast(images, widen_dtype(self.compute_dtype))
         images = (images - ops.array(self.mean, images.dtype)) / ops.array(self.deviation, images.dtype)
         return ops.cast(images, self.compute_dtype)
 

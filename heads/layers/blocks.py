@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from heads.ops.backends import widen_dtype
 from heads.ops.moments import measure_moments
 
 
@@ -54,7 +55,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         if not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
-        inputs = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        inputs = ops.cast(inputs, widen_dtype(inputs.dtype))
         mean, variance, count = measure_moments(inputs, mask)
         gamma, beta = ops.cast(self.gamma, inputs.dtype), ops.cast(self.beta, inputs.dtype)
         outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, self.epsilon)

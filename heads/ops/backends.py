@@ -44,6 +44,12 @@ def _call_from_jax(function, arrays, shape, dtype):
     return share(*arrays)
 
 
+def widen_dtype(dtype) -> str:
+    """Returns the dtype in which values of a floating dtype are added up: float32, or float64 for float64."""
+    # Not `keras.backend.result_type`, which on JAX and PyTorch takes float64 for float32.
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
 def sum_over_devices(value):
     """Returns the sum of a value over the devices that share a batch, and their number.
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from heads.processes import gather, gather_numbers, on_this_process
+from heads.processes import gather, gather_numbers, is_first_process, on_this_process
 from heads.training.batch_shapes import choose_shape, measure_batch, pad_batch
 
 
@@ -70,16 +70,22 @@ class SharedValidation(keras.callbacks.Callback):
     def evaluate(self, model) -> dict:
         """Returns the losses and metrics of a compiled model, on the pictures of all processes."""
         with on_this_process(model) as copy:
-            copy.reset_metrics()
-            variables = [variable for metric in copy.metrics for variable in metric.variables]
-            # In 64 bits: there may be more pixels than 32 count.
-            sums = [np.asarray(variable.value, variable.dtype[:-2] + "64") for variable in variables]
+            sums = None
             for batch in self.dataset:
                 copy.test_on_batch(*keras.tree.map_structure(np.asarray, batch))  # begins at 0 again
-                sums = [total + np.asarray(each.value) for total, each in zip(sums, variables, strict=True)]
-            _set_counts(copy.metrics, gather([total.tolist() for total in sums]))
-            scores = {name: float(value) for name, value in copy.get_metrics_result().items()}
-        return scores
+                # In 64 bits: there may be more pixels than 32 count.
+                counts = [np.asarray(each.value, each.dtype[:-2] + "64") for each in _list_variables(copy)]
+                sums = counts if sums is None else [*map(np.add, sums, counts)]
+            states = gather(sums and [total.tolist() for total in sums])
+            scores = None
+            if is_first_process():  # which has the first batch: before one, metrics may have no variables
+                _set_counts(copy.metrics, [state for state in states if state])
+                scores = {name: float(value) for name, value in copy.get_metrics_result().items()}
+        return gather(scores)[0]
+
+
+def _list_variables(model):
+    return [variable for metric in model.metrics for variable in metric.variables]
 
 
 def _has_one_size(batches):

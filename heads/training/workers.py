@@ -25,7 +25,7 @@ GRACE_SECONDS = 5  # after one has failed, for the others to say so and to end w
 STOP_SECONDS = 600  # after Ctrl-C or SIGTERM, for the first to save
 
 
-def run_in_folder(function, arguments, kind: str, shares_work: bool = True):
+def run_in_folder(function, arguments, kind: str):
     """Calls `function(arguments, folder)` in `arguments.output`, a folder that no other training uses.
 
     Of `--processes` each one calls it, in the same folder; see `heads.processes`.
@@ -35,18 +35,12 @@ def run_in_folder(function, arguments, kind: str, shares_work: bool = True):
         arguments: With `output`, `resume`, `seed` and `mixed_precision`, as `examples/options.py` adds them;
             see `hold_run_folder`. The options of processes are taken out.
         kind: Of the run: what its folder is called where there is no `output`.
-        shares_work: Whether the script can train in several processes.
 
     Raises:
         SystemExit: With the message alone, where the training says itself why it ends.
     """
     try:
         options = take_process_options(arguments)
-        if not shares_work and any(value is not None for value in options.values()):
-            raise RunError(
-                "this script trains in one process: leave out --processes and --coordinator. Others, such as "
-                "examples/train_detection.py, have them"
-            )
         if options["processes"]:
             _check_script(function)
             check_batch_size(arguments, options["processes"])
