@@ -151,6 +151,14 @@ def test_nothing_imports_the_tests_or_examples():
         assert importers(modules, "tests", "examples", "contracts", "golden_reference") == set()
 
 
+def test_modules_of_unix_alone_are_imported_where_they_are_used():
+    unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+    for name, (tree, _) in (HEADS | BACKBONES | read_modules("examples")).items():
+        # On Windows the rest must start: see `heads.training.callbacks`.
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not imported_modules(top, name, False) & unix, name
+
+
 HEAVY = """
 ai_edge_litert faster_coco_eval h5py huggingface_hub keras_cv keras_hub matplotlib onnx onnxruntime
 openvino pandas PIL pycocotools safetensors scipy tensorboard tensorflow_datasets tqdm transformers
