@@ -249,7 +249,7 @@ def _make_similarity(features, point):
     for level, each in features.items():
         stride = 2 ** int(level[1:])
         maps[level] = similarity_to_point(each, (int(point[1]) // stride, int(point[0]) // stride))
-    titles = dict.fromkeys(maps, f"similar to {int(point[0])}, {int(point[1])}")
+    titles = dict.fromkeys(maps, "similar to the cross")
     return Column(titles, maps, "RdBu_r", (-1.0, 1.0), ("-1", "1: the same"), True)
 
 
