@@ -24,12 +24,16 @@ MACHINE_MESSAGE = re.compile(
 )
 WARM_UP = "500, at most a tenth of the steps"
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
+# How the script was called, where that was not by its name: `van-backbones train segmentation`.
+program = None
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser that prints a script's docstring as it is."""
+    """Returns a parser that prints a script's docstring, with its calls as the script was called."""
+    if program is not None:
+        description = re.sub(r"python examples/\w+\.py", program, description)
     return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 

@@ -111,7 +111,7 @@ def read_commands(block):
     """Yields each command of a block as words, without comments."""
     text = block.text.replace("\\\n", " ")
     for line in text.splitlines():
-        if line.strip().startswith(("python ", "make ", "pip ")):
+        if line.strip().startswith(("python ", "make ", "pip ", "van-backbones ")):
             yield shlex.split(line, comments=True)
 
 
@@ -137,14 +137,29 @@ def test_commands_exist(words):
         for word in words[1:]:
             variable, is_setting, value = word.partition("=")
             assert variable in targets or (is_setting and f"$({variable})" in makefile), word
-            assert variable != "TASK" or f"DEMO_{value} " in makefile
+            assert variable != "TASK" or value in list_texts(ROOT / "examples/demo.py")
     elif words[0] == "pip":
         extras = PYPROJECT["project"]["optional-dependencies"]
         for word in words:
             names = ",".join(re.findall(r"\[(.+)\]", word)).split(",")
             assert {name for name in names if name} <= extras.keys()
+    elif words[0] == "van-backbones":
+        check_python_command(find_script(words[1:]))
     else:
         check_python_command(words[1:])
+
+
+def find_script(words):
+    """Returns what a command of `van-backbones` runs, as words behind `python`."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from command_line import COMMANDS
+
+    command, *rest = words
+    if command == "checkpoints":
+        return ["-m", "van_backbones.checkpoints", *rest]
+    script = COMMANDS[command]
+    script, rest = (script[rest[0]], rest[1:]) if isinstance(script, dict) else (script, rest)
+    return [f"examples/{script}.py", *rest]
 
 
 def check_python_command(words):

@@ -1,12 +1,18 @@
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from van_backbones.feature_maps import (
     attention_maps,
+    compare_features,
+    draw_feature_comparison,
     draw_feature_maps,
-    mean_activation,
+    draw_receptive_fields,
+    has_random_weights,
     project_to_rgb,
+    project_together,
+    similarity_to_point,
     strongest_channels,
 )
 
@@ -22,14 +28,6 @@ def backbone():
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
-
-
-def test_mean_activation_is_the_mean_size(random):
-    features = random.normal(size=(3, 4, 5)).astype("float32")
-    expected = [[sum(abs(float(v)) for v in features[y, x]) / 5 for x in range(4)] for y in range(3)]
-    activation = mean_activation(features)
-    assert activation.dtype == np.float32
-    np.testing.assert_allclose(activation, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(9, 7, 12), (6, 10, 3), (2, 2, 40)])
@@ -83,7 +81,7 @@ def test_strongest_channels_have_the_largest_variance(random):
 
 
 def test_wrong_features_are_refused(random):
-    for function in (mean_activation, project_to_rgb, strongest_channels):
+    for function in (project_to_rgb, strongest_channels):
         with pytest.raises(ValueError, match=r"Received shape: \(4, 4\)"):
             function(np.zeros((4, 4)))
         with pytest.raises(ValueError, match=r"Received shape: \(0, 4, 8\)"):
@@ -95,7 +93,6 @@ def test_wrong_features_are_refused(random):
 
 def test_bfloat16_tensors_are_taken():
     features = keras.ops.cast(np.arange(24).reshape(2, 3, 4), "bfloat16")
-    np.testing.assert_allclose(mean_activation(features), np.arange(24).reshape(2, 3, 4).mean(axis=-1))
     assert strongest_channels(features, 1)[1].dtype == np.float32
     assert project_to_rgb(features).shape == (2, 3, 3)
 
@@ -136,10 +133,10 @@ def test_deployed_backbones_have_the_same_attention(random):
     assert draw_feature_maps(deployed, images[0]).shape == draw_feature_maps(backbone, images[0]).shape
 
 
-def build_tiny_backbone():
+def build_tiny_backbone(dtype=None):
     from van_backbones.backbone import VANBackbone
 
-    return VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))
+    return VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), dtype=dtype)
 
 
 def test_attention_needs_van_blocks():
@@ -165,39 +162,192 @@ def test_nan_is_refused():
         ValueError, match=r"finite features. Received: NaN or infinite ones at P4 of .*load an"
     ):
         draw_feature_maps(backbone, np.zeros((8, 8, 3)))
-    for function in (mean_activation, project_to_rgb, strongest_channels):
+    for function in (project_to_rgb, strongest_channels):
         with pytest.raises(ValueError, match=r"features must be finite. Received: 1 of 48 NaN or infinite"):
             function(np.where(np.arange(48) == 7, np.inf, 0.0).reshape(4, 4, 3))
+
+
+CAPTION, BAR, MARGIN = 21, 31, 6
+
+
+def find_cell(picture, row, column, size):
+    """Returns the cell of a page whose picture is in row 0; `size` is that of a cell."""
+    height, width = size
+    top = MARGIN + row * (CAPTION + height + MARGIN) + CAPTION
+    left = MARGIN + column * (width + MARGIN)
+    return picture[top : top + height, left : left + width]
+
+
+def assert_cells(cell, expected, tolerance=2):
+    """Each position is a rectangle of its colour."""
+    rows, columns = expected.shape[:2]
+    for row in range(rows):
+        for column in range(columns):
+            y = int((row + 0.5) * cell.shape[0] / rows)
+            x = int((column + 0.5) * cell.shape[1] / columns)
+            assert np.abs(cell[y, x].astype(int) - expected[row, column]).max() <= tolerance
 
 
 def test_picture_of_all_maps(backbone, random):
     image = random.integers(0, 256, (45, 70, 3), np.uint8)
     picture = draw_feature_maps(backbone, image, num_channels=2)
     assert picture.dtype == np.uint8
-    # 5 columns and 1 + 4 rows of cells, each 3 times as large as the image, with a caption.
-    assert picture.shape[1] == 5 * 210 + 6 * 6
-    caption = (picture.shape[0] - 6) / 5 - 6 - 135
-    assert 12 < caption < 30
-    caption = int(caption)
+    # 4 columns; 1 + 4 rows of cells, each 3 times as large as the image, with a caption, and the colour bars.
+    assert picture.shape[1] == 4 * 210 + 5 * MARGIN
+    assert picture.shape[0] == MARGIN + 5 * (CAPTION + 135 + MARGIN) + BAR + MARGIN
     enlarged = image.repeat(3, axis=0).repeat(3, axis=1)
-    np.testing.assert_array_equal(picture[6 + caption : 6 + caption + 135, 6 : 6 + 210], enlarged)
-
-    # The second column of the second row is the projection of P2; its cells stay visible.
+    np.testing.assert_array_equal(find_cell(picture, 0, 0, (135, 210)), enlarged)
     features = keras.ops.convert_to_numpy(backbone(image[None].astype("float32"))["P2"])[0]
-    projected = project_to_rgb(features)
-    top, left = 6 + (caption + 135 + 6) + caption, 6 + 210 + 6
-    cell = picture[top : top + 135, left : left + 210]
-    for row in range(projected.shape[0]):
-        for column in range(projected.shape[1]):
-            y, x = int((row + 0.5) * 135 / 12), int((column + 0.5) * 210 / 18)
-            assert np.abs(cell[y, x].astype(int) - projected[row, column]).max() <= 2
+    assert_cells(find_cell(picture, 1, 0, (135, 210)), project_to_rgb(features))
+    # Channels in deviations: what lies on the mean is nearly white, three deviations above it dark red.
+    _indices, maps = strongest_channels(features, 2)
+    shares = np.clip(((maps[1] - maps[1].mean()) / maps[1].std() + 3) / 6, 0, 1)
+    from matplotlib import colormaps
+
+    assert_cells(find_cell(picture, 1, 2, (135, 210)), colormaps["RdBu_r"](shares, bytes=True)[:, :, :3])
+    # No bar below the colours, one below all others.
+    bars = picture[-MARGIN - BAR : -MARGIN - BAR + 10]
+    assert (bars[:, MARGIN : MARGIN + 210] == 255).all()
+    assert all(bars[:, MARGIN + k * 216 : MARGIN + k * 216 + 210].std() > 20 for k in (1, 2, 3))
 
 
-def test_picture_is_the_same_for_float_images_and_large_ones_keep_their_size(backbone, random):
+def test_one_scale_for_the_attention_of_all_levels(backbone, random):
+    image = random.integers(0, 256, (64, 64, 3), np.uint8)
+    picture = draw_feature_maps(backbone, image, num_channels=1)
+    maps = {level: each[0] / each[0].mean() for level, each in attention_maps(backbone, image[None]).items()}
+    top = max(1.0, np.percentile(np.concatenate([each.ravel() for each in maps.values()]), 98))
+    from matplotlib import colormaps
+
+    grey = np.asarray(Image.fromarray(image).convert("L")).repeat(3, axis=0).repeat(3, axis=1)
+    for row, level in enumerate(sorted(maps), 1):
+        cell = find_cell(picture, row, 2, (192, 192))
+        side = len(maps[level])
+        heat = colormaps["inferno"](np.clip(maps[level] / top, 0, 1), bytes=True)[:, :, :3]
+        places = [int((k + 0.5) * 192 / side) for k in range(side)]
+        below = grey[np.ix_(places, places)][:, :, None]
+        assert_cells(cell, np.rint(0.4 * below + 0.6 * heat).astype(int))
+
+
+def test_reasons_and_similarity_are_columns(backbone, random):
+    image = random.integers(0, 256, (64, 96, 3), np.uint8)
+    class_maps = {"dog": {"P5": np.array([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0]], "float32")}}
+    picture = draw_feature_maps(backbone, image, 1, class_maps=class_maps, point=(40, 10))
+    size = (128, 192)
+    assert picture.shape[1] == 5 * 192 + 6 * MARGIN
+    assert (find_cell(picture, 1, 3, size)[5, 5] == 235).all()  # P2 has no map
+    cell = find_cell(picture, 4, 3, size).astype(int)
+    assert cell[10, 96].sum() > cell[10, 160].sum() > cell[10, 10].sum()
+    # The cross is on all cells of the page, at the middle of the pixel.
+    assert (find_cell(picture, 0, 0, size)[21, 81] == 255).all()
+    assert (find_cell(picture, 3, 1, size)[21, 81] == 255).all()
+    with pytest.raises(
+        ValueError, match=r"point must be \(x, y\) within .* 96 x 64 pixels. Received: \(96, 0\)"
+    ):
+        draw_feature_maps(backbone, image, point=(96, 0))
+
+
+def has_red_text(picture):
+    return (picture == (200, 0, 0)).all(axis=-1).sum() > 50
+
+
+def test_random_weights_are_told_in_the_picture(random):
+    image = random.integers(0, 256, (64, 64, 3), np.uint8)
+    backbone = build_tiny_backbone()
+    assert has_random_weights(backbone)
+    assert has_red_text(draw_feature_maps(backbone, image))
+    assert has_red_text(draw_receptive_fields({"P2": np.ones((64, 64))}, 1, backbone))
+    assert not has_red_text(draw_receptive_fields({"P2": np.ones((64, 64))}, 1))
+    backbone(image[None].astype("float32"), training=True)  # statistics of a batch: it was trained
+    assert not has_random_weights(backbone)
+    assert not has_red_text(draw_feature_maps(backbone, image))
+
+
+def test_loaded_weights_are_not_random(random):
+    backbone = build_tiny_backbone()
+    assert has_random_weights(backbone)
+    backbone.get_layer("stage2_block0").layer_scale_1.assign(np.full(8, 0.3))
+    assert not has_random_weights(backbone)  # such as with frozen batch norms
+    assert has_random_weights(build_tiny_backbone(dtype="bfloat16"))
+
+
+def test_two_models_in_one_projection(random):
+    image = random.integers(0, 256, (64, 96, 3), np.uint8)
+    before, after = build_tiny_backbone(), build_tiny_backbone()
+    after.set_weights(before.get_weights())
+    picture = draw_feature_comparison({"before": before, "after": after}, image)
+    size = (128, 192)
+    assert picture.shape[1] == 3 * 192 + 4 * MARGIN
+    for row in range(1, 5):
+        np.testing.assert_array_equal(find_cell(picture, row, 0, size), find_cell(picture, row, 1, size))
+    assert has_red_text(picture)
+    after.get_layer("stage4_norm").gamma.assign(-np.ones(16))
+    after.get_layer("stage4_norm").beta.assign(np.zeros(16))
+    changed = draw_feature_comparison({"before": before, "after": after}, image)
+    np.testing.assert_array_equal(find_cell(picture, 3, 2, size), find_cell(changed, 3, 2, size))
+    assert find_cell(changed, 4, 2, size).mean() > find_cell(picture, 4, 2, size).mean() + 40
+    with pytest.raises(ValueError, match=r"backbones must be two. Received: \['one'\]"):
+        draw_feature_comparison({"one": before}, image)
+    from van_backbones.backbone import VANBackbone
+
+    other = VANBackbone("b0", widths=(8, 8, 16, 24), depths=(1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"same levels and channels. Received: .*16.* and .*24"):
+        draw_feature_comparison({"one": before, "other": other}, image)
+
+
+def test_projection_of_two_maps_is_one(random):
+    one, other = random.normal(size=(5, 6, 8)), random.normal(size=(3, 4, 8)) + 2.0
+    together = project_together([one, other])
+    assert [each.shape for each in together] == [(5, 6, 3), (3, 4, 3)]
+    # As if they were one map.
+    stacked = np.concatenate([one.reshape(-1, 8), other.reshape(-1, 8)])[None]
+    expected = project_to_rgb(stacked)[0]
+    np.testing.assert_array_equal(np.concatenate([each.reshape(-1, 3) for each in together]), expected)
+    for maps in ([], [one, random.normal(size=(3, 4, 7))]):
+        with pytest.raises(ValueError, match="maps must be feature maps with equal channels"):
+            project_together(maps)
+
+
+def test_similarity_is_the_cosine(random):
+    features = random.normal(size=(4, 5, 6)) + 10.0
+    found = similarity_to_point(features, (1, 3))
+    centred = features - features.mean(axis=(0, 1))
+    for row in range(4):
+        for column in range(5):
+            one, other = centred[row, column], centred[1, 3]
+            expected = one @ other / np.sqrt((one @ one) * (other @ other))
+            assert found[row, column] == pytest.approx(expected, abs=1e-5)
+    assert found[1, 3] == pytest.approx(1.0)
+    assert (similarity_to_point(np.ones((2, 2, 3)), (0, 0)) == 0).all()  # nothing differs
+    for position in ((4, 0), (0, -1)):
+        with pytest.raises(ValueError, match=r"position must be \(row, column\) within 4 x 5. Received"):
+            similarity_to_point(features, position)
+
+
+def test_differences_of_features():
+    one = np.array([[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 0.0]]])
+    other = np.array([[[3.0, 0.0], [1.0, 0.0], [-1.0, -1.0], [1.0, 1.0]]])
+    np.testing.assert_allclose(compare_features(one, other), [[0.0, 1.0, 2.0, 1.0]], atol=1e-6)
+    with pytest.raises(ValueError, match=r"of one shape. Received: \(1, 4, 2\) and \(1, 3, 2\)"):
+        compare_features(one, other[:, :3])
+
+
+def test_receptive_fields_are_drawn():
+    fields = {"P2": np.zeros((50, 60), "float32"), "P3": np.full((50, 60), 1e-3, "float32")}
+    fields["P2"][25, 30] = 1.0
+    picture = draw_receptive_fields(fields, 3)
+    width = 60 * 4
+    assert picture.shape[1] == 2 * width + 3 * MARGIN
+    assert (picture == (253, 231, 36)).all(axis=-1).sum() >= 16  # the strongest pixel, 4 x 4
+    with pytest.raises(ValueError, match="at least one level"):
+        draw_receptive_fields({}, 0)
+
+
+def test_picture_is_the_same_for_float_images_and_large_ones_are_drawn_smaller(backbone, random):
     image = random.integers(0, 256, (33, 200, 3), np.uint8)
     picture = draw_feature_maps(backbone, image)
-    assert picture.shape[1] == 6 * 200 + 7 * 6
+    assert picture.shape[1] == 5 * 200 + 6 * MARGIN
     np.testing.assert_array_equal(draw_feature_maps(backbone, image.astype("float64")), picture)
+    assert draw_feature_maps(backbone, image.repeat(4, axis=1)[:8]).shape[1] == 5 * 320 + 6 * MARGIN
 
 
 def test_mixed_precision_backbones_are_drawn(random):

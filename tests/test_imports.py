@@ -136,6 +136,7 @@ def test_tensorflow_is_in_few_rooms():
         "van_backbones.cpu_kernels",
         "van_backbones.devices",
         "van_backbones.exporting.export",
+        "van_backbones.gradients",
     }
 
 
@@ -149,6 +150,14 @@ def test_no_model_imports_another():
 def test_nothing_imports_the_tests_or_examples():
     for modules in (HEADS, BACKBONES):
         assert importers(modules, "tests", "examples", "contracts", "golden_reference") == set()
+
+
+def test_modules_of_unix_alone_are_imported_where_they_are_used():
+    unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+    for name, (tree, _) in (HEADS | BACKBONES | read_modules("examples")).items():
+        # On Windows the rest must start: see `heads.training.callbacks`.
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        assert not imported_modules(top, name, False) & unix, name
 
 
 HEAVY = """

@@ -25,7 +25,12 @@ def ask_for_help(script):
 
 
 def test_all_scripts_are_here():
-    assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {"options", "results", "faults"}
+    assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {
+        "command_line",
+        "faults",
+        "options",
+        "results",
+    }
     assert "finetune_segmentation" in SCRIPTS
 
 

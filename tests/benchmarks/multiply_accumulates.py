@@ -3,9 +3,6 @@
 python -m tests.benchmarks.multiply_accumulates
 """
 
-import math
-import re
-
 # Of the classifiers at 224 x 224, 1000 classes. The paper: 0.9, 2.5, 5.0, 9.0, 12.2, 17.2 and 38.9 G.
 CLASSIFIERS = {
     "b0": 864_224_000,
@@ -20,15 +17,9 @@ CLASSIFIERS = {
 
 def count_multiply_accumulates(backbone, image_size):
     """Returns the multiply-accumulates of a forward pass over one image: those of its convolutions."""
-    total = 0
-    for name, part in backbone.reference_layers().items():
-        kernel = getattr(part, "kernel", None)
-        if kernel is not None:
-            stage = int(re.search(r"(?:patch_embed|block)(\d)", name)[1])
-            # A depthwise kernel, (height, width, channels, 1), gives every output channel too.
-            positions = math.prod(math.ceil(side / 2 ** (stage + 1)) for side in image_size)
-            total += math.prod(kernel.shape) * positions
-    return total
+    from van_backbones.summary import summarize
+
+    return sum(part.multiply_accumulates for part in summarize(backbone, image_size))
 
 
 def check_against_published(backbone):

@@ -19,9 +19,10 @@ from van_backbones.checkpoints.loading import load_checkpoint, save_state_dict, 
 from van_backbones.classifier import VANClassifier
 
 
-def main(argv=None):
+def main(argv=None, program="python -m van_backbones.checkpoints"):
     """Runs one command; gives the exit code: 0, or 1 with the error on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m van_backbones.checkpoints", description=__doc__)
+    description = __doc__.replace("python -m van_backbones.checkpoints", program)
+    parser = argparse.ArgumentParser(prog=program, description=description)
     commands = parser.add_subparsers(required=True)
 
     def add(name, run, description, *arguments):
