@@ -10,11 +10,15 @@ models, their scores, curves and pictures go into a folder of the run's own: run
 
 from options import (
     add_label_options,
+    add_length,
     add_run_options,
     add_step_options,
     add_val_share,
     add_variant,
     check_val_share,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
     load_keras,
     make_parser,
     whole_number,
@@ -26,6 +30,7 @@ RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
     "upernet": (6e-5, 0.01, 1.0),
 }
 LEARNING_RATE_FROM_SCRATCH = 1e-3
+STEPS = 2000
 
 
 def parse_arguments(argv=None):
@@ -44,8 +49,8 @@ def parse_arguments(argv=None):
     add("--crop-size", type=side, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"), help=crop)
     base = "resize the pictures first, ADE20K's to 2048 512; default: no resizing"
     add("--base-size", type=side, nargs=2, metavar=("LONG", "SHORT"), help=base)
-    add("--batch-size", type=whole_number(1), default=8, help="pictures of a step; default: %(default)s")
-    add("--steps", type=whole_number(1), default=2000, help="of the training; default: %(default)s")
+    add("--batch-size", type=whole_number(1), default=8, help="pictures of a batch; default: %(default)s")
+    add_length(parser, f"{STEPS} steps")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=whole_number(1), default=200, help=every)
     rate = "the paper's for the head, or 1e-3 without --weights"
@@ -62,6 +67,8 @@ def parse_arguments(argv=None):
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     arguments.splits = arguments.splits or ("train", "val")
+    if arguments.epochs is None:
+        arguments.steps = arguments.steps or STEPS
     return arguments
 
 
@@ -108,12 +115,15 @@ def train_and_draw(arguments, output):
     with explain_faults(arguments.data, "finetune_segmentation.py"):
         train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
+    arguments.steps = arguments.steps or choose_steps(arguments, len(train), arguments.epochs)
     model = build_model(arguments, train.num_classes)
     model.class_names = list(train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
-    print(f"{model.name}: {model.count_params():,} parameters")
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
-    run = TrainingRun(output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou", **kept)
+    print(f"{model.name}: {model.count_params():,} parameters, {arguments.steps:,} steps", flush=True)
+    options = choose_run_options(arguments)
+    run = TrainingRun(
+        output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou", **options
+    )
     if arguments.resume:
         run.restore(model)
     else:
@@ -211,7 +221,8 @@ def build_optimizer(arguments):
     if warm_up is None:
         warm_up = max(1, min(1500, arguments.steps // 10))
     schedule = WarmUpPolynomialDecay(learning_rate, warm_up, arguments.steps, power)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
+    options = choose_optimizer_options(arguments)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, **options)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 

@@ -23,6 +23,7 @@ MACHINE_MESSAGE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+ \S+\] |To enable the following instructions"
 )
 WARM_UP = "500, at most a tenth of the steps"
+STEP = "a step is one update of the weights, from --accumulate batches"
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
 
 
@@ -68,11 +69,18 @@ def add_run_options(parser: argparse.ArgumentParser, kind: str):
     add("--resume", action="store_true", help=resume)
     every = "save the state after so many steps, too; default: after each score alone"
     add("--save-every", type=whole_number(1), metavar="STEPS", help=every)
+    patience = "end after so many scores in a row without a better one; default: train to the last step"
+    add("--patience", type=whole_number(1), metavar="SCORES", help=patience)
     keep = "how many states are kept; default: %(default)s"
     add("--keep", type=whole_number(1), default=2, metavar="STATES", help=keep)
     seed = whole_number(0, 2**31 - 1)
     add("--seed", type=seed, default=0, help="of everything random; default: %(default)s")
     add_process_options(parser)
+
+
+def choose_run_options(arguments) -> dict:
+    """Returns the options of `TrainingRun` that the arguments have."""
+    return {name: getattr(arguments, name) for name in ("save_every", "keep", "patience", "accumulate")}
 
 
 def add_process_options(parser):
@@ -164,6 +172,29 @@ def check_val_share(parser, arguments):
         parser.error(f"--val-share must be below 1. Received: {arguments.val_share}")
 
 
+def add_length(parser, default: str):
+    """Adds how long the training is, in steps or in passes over the training data; see `choose_steps`.
+
+    Args:
+        parser: The parser.
+        default: What the length is where neither is given, in words.
+    """
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--steps", type=whole_number(1), help=f"of the training: {STEP}; default: {default}")
+    passes = f"or how often the training sees each of its pictures; default: {default}"
+    either("--epochs", type=whole_number(1), metavar="PASSES", help=passes)
+
+
+def count_epoch_steps(arguments, num_examples: int) -> int:
+    """Returns the steps of one pass over the training data."""
+    return -(-num_examples // (arguments.batch_size * arguments.accumulate))
+
+
+def choose_steps(arguments, num_examples: int, epochs: int) -> int:
+    """Returns the number of steps: --steps, or those of --epochs, by default of `epochs`."""
+    return arguments.steps or (arguments.epochs or epochs) * count_epoch_steps(arguments, num_examples)
+
+
 def add_step_options(parser, rate, warm_up=WARM_UP, weight_decay=None, clip_norm=None):
     """Adds how far a step goes.
 
@@ -184,6 +215,27 @@ def add_step_options(parser, rate, warm_up=WARM_UP, weight_decay=None, clip_norm
     if clip_norm is not None:
         limit = f"limit of the gradients' norm, 0 for none; default: {clip_norm}"
         add("--clip-norm", type=number(at_least=0), help=limit)
+    accumulate = "batches of --batch-size whose gradients make one step, for a large batch in little memory"
+    add(
+        "--accumulate",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help=f"{accumulate}; default: %(default)s",
+    )
+    average = "score and keep a moving average of the weights with this decay a step, such as 0.999"
+    add("--ema", type=number(above=0, below=1), metavar="DECAY", help=f"{average}; default: no average")
+
+
+def choose_optimizer_options(arguments) -> dict:
+    """Returns the options of Keras's optimizers that the arguments have."""
+    options = {}
+    if arguments.accumulate > 1:
+        options["gradient_accumulation_steps"] = arguments.accumulate
+    if arguments.ema is not None:
+        # Keras takes the average at each batch, and not only where the weights have changed.
+        options |= {"use_ema": True, "ema_momentum": arguments.ema ** (1 / arguments.accumulate)}
+    return options
 
 
 def add_views(parser):
@@ -230,9 +282,10 @@ def whole_number(at_least: int, at_most: int | None = None):
     return read
 
 
-def number(at_least: float | None = None, above: float | None = None):
-    """A finite number within a limit."""
+def number(at_least: float | None = None, above: float | None = None, below: float | None = None):
+    """A finite number within limits."""
     limit = f"at least {at_least}" if above is None else f"above {above}"
+    limit += "" if below is None else f" and below {below}"
 
     def read(text):
         try:
@@ -240,6 +293,7 @@ def number(at_least: float | None = None, above: float | None = None):
         except ValueError:
             value = math.nan
         fits = math.isfinite(value) and (value >= at_least if above is None else value > above)
+        fits = fits and (below is None or value < below)
         if not fits:
             raise argparse.ArgumentTypeError(f"must be a number, {limit}. Received: {text!r}")
         return value

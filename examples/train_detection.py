@@ -11,11 +11,16 @@ into a folder of the run's own: runs/detection-1, runs/detection-2 ...
 from options import (
     DETECTORS,
     LONG_SIDE,
+    add_length,
     add_run_options,
     add_step_options,
     add_val_share,
     add_variant,
     check_val_share,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
+    count_epoch_steps,
     load_keras,
     make_parser,
     number,
@@ -65,11 +70,10 @@ def parse_arguments(argv=None):
     add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
     schedule = "epochs, drops of the rate, short sides; default: %(default)s"
     add("--schedule", default="1x", choices=list(SCHEDULES), help=schedule)
-    steps = "of the training, the drops move along; default: the schedule's epochs"
-    add("--steps", type=count, help=steps)
+    add_length(parser, "the schedule's epochs, whose drops move along")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
     add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=16, help="pictures of a step; default: %(default)s")
+    add("--batch-size", type=count, default=16, help="pictures of a batch; default: %(default)s")
     either = parser.add_mutually_exclusive_group().add_argument
     short = "of the pictures, drawn anew, the largest is scored; default: the schedule's"
     either("--short-sides", type=count, nargs="+", help=short)
@@ -78,7 +82,10 @@ def parse_arguments(argv=None):
     add("--long-side", type=count, help="limit of the long side; default: 1333")
     jitter = "jitter of the square pictures; default: 0.1 2"
     add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
-    rate, clip_norm = "1e-4 * batch size / 16, or 2e-3 without --weights", "none, or 1 without --weights"
+    rate, clip_norm = (
+        "1e-4 * pictures of a step / 16, or 2e-3 without --weights",
+        "none, or 1 without --weights",
+    )
     add_step_options(parser, rate, weight_decay=0.05, clip_norm=clip_norm)
     add_run_options(parser, "detection")
     arguments = parser.parse_args(argv)
@@ -193,7 +200,7 @@ def train_and_draw(arguments, output):
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     scorer = build_scorer(arguments, validation, resizing)
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    kept = choose_run_options(arguments)
     run = TrainingRun(output, steps, describe_run(arguments, train, resizing), monitor="val_bbox_AP", **kept)
     if arguments.resume:
         run.restore(model)
@@ -282,8 +289,8 @@ def choose_sizes(arguments):
 def plan_steps(arguments, num_images):
     """Returns the number of steps, those between two scores, and those after which the rate falls."""
     epochs, drops, _ = SCHEDULES[arguments.schedule]
-    epoch_steps = -(-num_images // arguments.batch_size)
-    steps = arguments.steps or epochs * epoch_steps
+    epoch_steps = count_epoch_steps(arguments, num_images)
+    steps = choose_steps(arguments, num_images, epochs)
     evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(epoch_steps, 200))
     return steps, evaluate_every, [round(steps * drop / epochs) for drop in drops]
 
@@ -298,7 +305,7 @@ def build_model(arguments, num_classes):
 
 def build_optimizer(arguments, steps, milestones):
     """Returns AdamW as in the paper's recipes: no weight decay on norms and biases."""
-    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 16, None
+    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size * arguments.accumulate / 16, None
     if arguments.weights is None:
         learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
     if arguments.learning_rate is not None:
@@ -310,6 +317,7 @@ def build_optimizer(arguments, steps, milestones):
         WarmUpStepDecay(learning_rate, warm_up, milestones),
         weight_decay=arguments.weight_decay,
         global_clipnorm=clip_norm,
+        **choose_optimizer_options(arguments),
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer

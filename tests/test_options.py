@@ -6,7 +6,17 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
-from options import add_run_options, number, whole_number
+from options import (
+    add_length,
+    add_run_options,
+    add_step_options,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
+    count_epoch_steps,
+    number,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +27,7 @@ from options import add_run_options, number, whole_number
         (number(at_least=0), "0", 0.0),
         (number(above=0), "1e-9", 1e-9),
         (number(at_least=-1), "-0.5", -0.5),
+        (number(above=0, below=1), "0.999", 0.999),
     ],
 )
 def test_values_within_the_limits(read, text, value):
@@ -35,6 +46,7 @@ def test_values_within_the_limits(read, text, value):
         (number(at_least=0), "inf", "at least 0"),
         (number(above=0), "0", "above 0"),
         (number(above=0), "fast", "above 0"),
+        (number(above=0, below=1), "1", "above 0 and below 1"),
     ],
 )
 def test_other_values_are_refused(read, text, limit):
@@ -56,10 +68,65 @@ def test_every_training_script_has_these():
     assert "runs/here-1" in parser.format_help()
     defaults = {"mixed_precision": False, "output": None, "resume": False, "seed": 0}
     alone = dict.fromkeys(("processes", "coordinator", "process_id", "num_processes", "device"))
-    assert vars(parser.parse_args([])) == {**defaults, "save_every": None, "keep": 2, **alone}
+    kept = {"save_every": None, "keep": 2, "patience": None}
+    assert vars(parser.parse_args([])) == {**defaults, **kept, **alone}
     options = ["--seed", "7", "--resume", "--mixed-precision", "--output", "there"]
+    options += ["--patience", "9"]
     found = vars(parser.parse_args([*options, "--save-every", "100", "--keep", "5"]))
     expected = {"mixed_precision": True, "output": "there", "resume": True, "seed": 7}
-    assert found == {**expected, "save_every": 100, "keep": 5, **alone}
+    assert found == {**expected, "save_every": 100, "keep": 5, "patience": 9, **alone}
     with pytest.raises(SystemExit):
         parser.parse_args(["--seed", "-1"])
+
+
+def parse(*options):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch-size", type=int, default=4)
+    add_length(parser, "10 epochs")
+    add_step_options(parser, "1e-3")
+    add_run_options(parser, "here")
+    return parser.parse_args(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ((), 30),
+        (("--epochs", "2"), 6),
+        (("--steps", "7"), 7),
+        (("--epochs", "2", "--accumulate", "2"), 4),
+        (("--steps", "7", "--accumulate", "2"), 7),
+        (("--epochs", "3", "--batch-size", "99"), 3),
+    ],
+)
+def test_length_in_steps(options, steps):
+    assert choose_steps(parse(*options), 10, epochs=10) == steps
+
+
+def test_a_pass_has_all_pictures():
+    assert count_epoch_steps(parse("--accumulate", "2"), 16) == 2
+    assert count_epoch_steps(parse("--accumulate", "2"), 17) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "3", "--epochs", "2"), "argument --epochs: not allowed with argument --steps"),
+        (("--epochs", "0.5"), "must be a whole number, at least 1. Received: '0.5'"),
+        (("--ema", "1"), "must be a number, above 0 and below 1. Received: '1'"),
+        (("--accumulate", "0"), "must be a whole number, at least 1. Received: '0'"),
+        (("--patience", "0"), "must be a whole number, at least 1. Received: '0'"),
+    ],
+)
+def test_options_of_the_training_that_make_no_sense(options, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(*options)
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_optimizers_and_runs():
+    assert choose_optimizer_options(parse()) == {}
+    found = choose_optimizer_options(parse("--ema", "0.81", "--accumulate", "2"))
+    assert found == {"gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": pytest.approx(0.9)}
+    found = choose_run_options(parse("--patience", "3", "--accumulate", "2", "--keep", "4"))
+    assert found == {"save_every": None, "keep": 4, "patience": 3, "accumulate": 2}
