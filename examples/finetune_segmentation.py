@@ -12,10 +12,13 @@ from options import (
     add_label_options,
     add_length,
     add_run_options,
+    add_segmentation_loss,
     add_step_options,
     add_val_share,
     add_variant,
+    check_class_weights,
     check_val_share,
+    choose_class_weights,
     choose_optimizer_options,
     choose_run_options,
     choose_steps,
@@ -53,6 +56,7 @@ def parse_arguments(argv=None):
     add_length(parser, f"{STEPS} steps")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=whole_number(1), default=200, help=every)
+    add_segmentation_loss(parser)
     rate = "the paper's for the head, or 1e-3 without --weights"
     add_step_options(parser, rate, warm_up="1500, at most a tenth of --steps")
     add_run_options(parser, "segmentation")
@@ -64,6 +68,7 @@ def parse_arguments(argv=None):
             "has its own"
         )
     check_val_share(parser, arguments)
+    check_class_weights(parser, arguments)
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     arguments.splits = arguments.splits or ("train", "val")
@@ -88,6 +93,7 @@ from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
     SemanticShapes,
+    balance_classes,
     find_training_pictures,
     format_class_counts,
     open_semantic_folder,
@@ -113,10 +119,16 @@ def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
     with explain_faults(arguments.data, "finetune_segmentation.py"):
-        train, validation = open_data(arguments)
+        train, validation, counts = open_data(arguments)
+        class_weights = choose_class_weights(
+            arguments.class_weights, train.class_names, lambda: balance_classes(counts)
+        )
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     arguments.steps = arguments.steps or choose_steps(arguments, len(train), arguments.epochs)
-    model = build_model(arguments, train.num_classes)
+    if class_weights is not None:
+        shown = zip(train.class_names, class_weights, strict=True)
+        print("Class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in shown), flush=True)
+    model = build_model(arguments, train.num_classes, class_weights)
     model.class_names = list(train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
     print(f"{model.name}: {model.count_params():,} parameters, {arguments.steps:,} steps", flush=True)
@@ -165,18 +177,18 @@ def check_weights(arguments):
 
 
 def open_data(arguments):
-    """Returns the training and the validation data, checked."""
+    """Returns the training and the validation data, checked, and the pixels of each class, if counted."""
     if arguments.data is None:
-        return SemanticShapes(2000, arguments.crop_size, seed=0), SemanticShapes(
-            100, arguments.crop_size, seed=1
-        )
+        return *(
+            SemanticShapes(count, arguments.crop_size, seed) for count, seed in ((2000, 0), (100, 1))
+        ), None
     if arguments.val_share:
         folders, counts = hold_out(arguments)
     else:
         folders = [open_split(arguments, split) for split in arguments.splits]
         counts = {split: folder.check() for split, folder in zip(arguments.splits, folders, strict=True)}
     print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
-    return folders
+    return *folders, next(iter(counts.values()))
 
 
 def open_split(arguments, split):
@@ -202,12 +214,12 @@ def describe_run(arguments, train):
     return {**vars(arguments), "classes": list(train.class_names)}
 
 
-def build_model(arguments, num_classes):
+def build_model(arguments, num_classes, class_weights=None):
     """Returns the segmenter."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     head = {"semantic_fpn": SemanticFPN, "upernet": UPerNet}[arguments.head]
     options = {} if arguments.channels is None else {"channels": arguments.channels}
-    return head(backbone, num_classes, **options)
+    return head(backbone, num_classes, loss=arguments.loss, class_weights=class_weights, **options)
 
 
 def build_optimizer(arguments):

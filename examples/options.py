@@ -17,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
 DETECTORS = ("retinanet", "gfl", "atss", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn")
+SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice")
 EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
 # absl's information and warnings, "I0000 00:00:1795712344.570046   21678 port.cc:153] oneDNN ...".
 MACHINE_MESSAGE = re.compile(
@@ -160,6 +161,70 @@ def add_label_options(parser):
     add("--class-names", help="text file with a class name per line; default: classes.txt in the data")
     add("--class-colours", help="table of names and colours, where the labels are coloured; default: found")
     add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
+
+
+def add_segmentation_loss(parser):
+    """Adds what a segmenter learns from its label maps; `choose_class_weights` reads the weights."""
+    add = parser.add_argument
+    loss = "what is learnt from the labels; default: %(default)s"
+    add("--loss", default=SEGMENTATION_LOSSES[0], choices=SEGMENTATION_LOSSES, help=loss)
+    weights = "'balanced' by how rare the classes are, a number for each class, or NAME=WEIGHT ..., of the"
+    weights += " others 1; default: all alike"
+    add("--class-weights", nargs="+", metavar="WEIGHT", help=weights)
+
+
+def check_class_weights(parser, arguments):
+    """Ends the program where --class-weights makes no sense whatever the classes are."""
+    words = arguments.class_weights
+    if words is None:
+        return
+    if words == ["balanced"]:
+        if arguments.data is None:
+            parser.error(
+                "--class-weights balanced needs --data: the embedded data has no counts of its pixels"
+            )
+        return
+    read = number(at_least=0)
+    try:
+        for word in words:
+            read(word.rpartition("=")[2])
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --class-weights: {error}, or 'balanced' alone")
+    if len({"=" in word for word in words}) > 1:
+        parser.error(f"--class-weights must all be numbers, or all NAME=WEIGHT. Received: {' '.join(words)}")
+
+
+def choose_class_weights(words, class_names, balance) -> list[float] | None:
+    """Returns the weight of each class; None where --class-weights is not given.
+
+    Args:
+        words: What was given, checked by `check_class_weights`.
+        class_names: Names of the classes.
+        balance: Function without arguments that returns balanced weights.
+
+    Raises:
+        ValueError: Where the words do not fit the classes.
+    """
+    if words is None:
+        return None
+    if words == ["balanced"]:
+        return balance()
+    if "=" not in words[0]:
+        if len(words) != len(class_names):
+            raise ValueError(
+                f"--class-weights must be a number for each of the {len(class_names)} classes, in the order "
+                f"{', '.join(class_names)}; or give single ones as NAME=WEIGHT. Received: {' '.join(words)}"
+            )
+        return [float(word) for word in words]
+    pairs = [word.rpartition("=")[::2] for word in words]
+    unknown = [name for name, _ in pairs if name not in class_names]
+    if unknown or len(dict(pairs)) < len(pairs):
+        raise ValueError(
+            f"--class-weights must name classes of the data, each once: {', '.join(class_names)}. "
+            f"Received: {', '.join(unknown) or ' '.join(words)}"
+        )
+    weights = {name: float(weight) for name, weight in pairs}
+    return [weights.get(name, 1.0) for name in class_names]
 
 
 def check_val_share(parser, arguments):

@@ -9,7 +9,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples")
 from options import (
     add_length,
     add_run_options,
+    add_segmentation_loss,
     add_step_options,
+    check_class_weights,
+    choose_class_weights,
     choose_optimizer_options,
     choose_run_options,
     choose_steps,
@@ -130,3 +133,63 @@ def test_options_of_optimizers_and_runs():
     assert found == {"gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": pytest.approx(0.9)}
     found = choose_run_options(parse("--patience", "3", "--accumulate", "2", "--keep", "4"))
     assert found == {"save_every": None, "keep": 4, "patience": 3, "accumulate": 2}
+
+
+def parse_loss(*options, data="data"):
+    parser = argparse.ArgumentParser()
+    add_segmentation_loss(parser)
+    arguments = parser.parse_args(options)
+    arguments.data = data
+    check_class_weights(parser, arguments)
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "weights"),
+    [
+        ([], None),
+        (["balanced"], [9.0, 8.0]),
+        (["1", "2.5"], [1.0, 2.5]),
+        (["dark=blue=3"], [1.0, 3.0]),
+        (["dark=blue=0", "sky=2"], [2.0, 0.0]),
+    ],
+)
+def test_class_weights(words, weights):
+    arguments = parse_loss(*(["--class-weights", *words] if words else []))
+    assert arguments.loss == "cross_entropy"
+    assert choose_class_weights(arguments.class_weights, ("sky", "dark=blue"), lambda: [9.0, 8.0]) == weights
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["1", "2", "3"], "number for each of the 2 classes, in the order sky, wall.*Received: 1 2 3"),
+        (["roof=2"], "must name classes of the data, each once: sky, wall. Received: roof"),
+        (["sky=1", "sky=2"], "each once: sky, wall. Received: sky=1 sky=2"),
+    ],
+)
+def test_class_weights_of_other_classes(words, message):
+    with pytest.raises(ValueError, match=message):
+        choose_class_weights(words, ("sky", "wall"), lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fair"], "--class-weights: must be a number, at least 0. Received: 'fair', or 'balanced' alone"),
+        (["balanced", "2"], "Received: 'balanced', or 'balanced' alone"),
+        (["sky=-1"], "Received: '-1'"),
+        (["sky=1", "2"], "must all be numbers, or all NAME=WEIGHT. Received: sky=1 2"),
+    ],
+)
+def test_class_weights_that_make_no_sense(words, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_loss("--class-weights", *words)
+    assert message in capsys.readouterr().err
+
+
+def test_embedded_data_has_no_balance(capsys):
+    assert parse_loss("--class-weights", "sky=2", data=None)
+    with pytest.raises(SystemExit):
+        parse_loss("--class-weights", "balanced", data=None)
+    assert "balanced needs --data" in capsys.readouterr().err

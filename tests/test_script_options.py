@@ -80,11 +80,13 @@ def test_choices_are_those_of_the_packages():
     import train_detection
 
     from heads.cascade_rcnn import BOX_HEADS
+    from heads.ops.losses import SEGMENTATION_LOSSES
     from van_backbones import VARIANTS
     from van_backbones.exporting.export import FORMATS
 
     assert options.VARIANTS == tuple(VARIANTS)
     assert options.EXPORT_FORMATS == tuple(FORMATS)
+    assert options.SEGMENTATION_LOSSES == SEGMENTATION_LOSSES
     assert options.DETECTORS == tuple(train_detection.HEADS)
     for name in BOX_HEADS:
         arguments = train_detection.parse_arguments(["--head", "cascade_mask_rcnn", "--box-head", name])
