@@ -81,7 +81,7 @@ import tensorflow as tf
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads.data import (
     ClassAugmentation,
@@ -155,6 +155,7 @@ def train_and_draw(arguments, output):
     best = keras.saving.load_model(output / "best.keras")
     score_and_draw(best, held_out, train.class_names, output)
     keep_curves(output, run)
+    keep_report(output)
     print(summary)
     print(f"Model and picture are in {output.resolve()}")
 

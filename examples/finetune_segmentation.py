@@ -87,7 +87,7 @@ import os
 import keras
 from faults import explain_faults
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import find_worst, keep_curves, keep_report, keep_scores
 
 from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
@@ -157,13 +157,15 @@ def train_and_draw(arguments, output):
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, validation, output if is_first_process() else None)
+    to = output if is_first_process() else None
+    scores = print_scores("After training (best.keras)", best, validation, to)
     if not go_on_alone():
         return
     keep_curves(output, run)
-    draw_pictures(best, validation, output)
+    draw_pictures(best, validation, output, scores)
+    keep_report(output)
     print(summary)
-    print(f"Model and pictures are in {output.resolve()}")
+    print(f"Model, pictures and report.html are in {output.resolve()}")
 
 
 def check_weights(arguments):
@@ -240,7 +242,11 @@ def build_optimizer(arguments):
 
 
 def print_scores(title, model, source, output=None):
-    """Prints IoU per class on `source`; keeps them, and which classes are taken for which, in `output`."""
+    """Prints IoU per class on `source`; keeps them, and which classes are taken for which, in `output`.
+
+    Returns:
+        The scores.
+    """
     print(f"\nScoring {len(source):,} pictures ...", flush=True)
     scores = evaluate_semantic(model, semantic_evaluation_batches(source))
     table = format_semantic_scores(scores, source.class_names)
@@ -249,17 +255,31 @@ def print_scores(title, model, source, output=None):
         keep_scores(output, scores, table, source.class_names)
         picture = draw_confusion(scores["confusion"], source.class_names, in_percent=True)
         Image.fromarray(picture).save(output / "confusion.png")
+    return scores
 
 
-def draw_pictures(model, source, output, num_pictures=6):
-    """Draws image, truth and prediction of some examples, and the features of the first."""
-    dataset = semantic_evaluation_batches(source)
-    examples = [(image[0], label[0]) for image, label in dataset.take(num_pictures).as_numpy_iterator()]
-    images = [image.astype("uint8") for image, _ in examples]
-    predictions = [model.predict_on_batch(image[None])[0] for image, _ in examples]
-    picture = draw_comparison(images, [label for _, label in examples], predictions, source.class_names)
-    Image.fromarray(picture).save(output / "predictions.png")
-    Image.fromarray(draw_feature_maps(model.backbone, images[0])).save(output / "features.png")
+def draw_pictures(model, source, output, scores, num_pictures=6):
+    """Draws some examples, the worst ones, and the features of the first."""
+    first, *_ = draw_examples(
+        model, source, range(min(num_pictures, len(source))), output / "predictions.png"
+    )
+    if worst := find_worst(1 - scores["per_picture_iou"], num_pictures):
+        draw_examples(model, source, worst, output / "worst.png")
+    Image.fromarray(draw_feature_maps(model.backbone, first)).save(output / "features.png")
+
+
+def draw_examples(model, source, positions, path):
+    """Draws image, truth, prediction and wrong pixels of the pictures at some positions; returns them."""
+    found = {}
+    for position, (images, labels) in enumerate(semantic_evaluation_batches(source).as_numpy_iterator()):
+        if position in positions:
+            found[position] = images[0].astype("uint8"), labels[0]
+        if len(found) == len(positions):
+            break
+    images, labels = zip(*(found[position] for position in positions), strict=True)
+    predictions = [model.predict_on_batch(image[None])[0] for image in images]
+    Image.fromarray(draw_comparison(images, labels, predictions, source.class_names)).save(path)
+    return images
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ import keras
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads import Mask2Former, Resizing, WarmUpStepDecay
 from heads.data import (
@@ -156,6 +156,7 @@ def train_and_draw(arguments, output):
         return
     keep_curves(output, run)
     draw_pictures(best, held_out, validation, output)
+    keep_report(output)
     print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 

@@ -105,7 +105,7 @@ import numpy as np
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads import Resizing, SimpleBaseline, WarmUpStepDecay
 from heads.data import (
@@ -168,6 +168,7 @@ def train_and_draw(arguments, output):
         return
     keep_curves(output, run)
     draw_pictures(best, validation, output)
+    keep_report(output)
     print(summary)
     print(f"Model, results and pictures are in {output.resolve()}")
 

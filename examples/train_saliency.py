@@ -68,7 +68,7 @@ import keras
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads import EDN, Resizing, WarmUpPolynomialDecay
 from heads.data import (
@@ -128,6 +128,7 @@ def train_and_draw(arguments, output):
     print_scores("After training (best.keras)", best, scorer, output)
     keep_curves(output, run)
     draw_pictures(best, validation, output)
+    keep_report(output)
     print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 

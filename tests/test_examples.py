@@ -104,7 +104,8 @@ def read_weights(output):
 
 def test_finetune_writes_models_pictures_and_logs(run):
     output, _ = run
-    for name in ("predictions.png", "features.png", "confusion.png", "curves.png"):
+    assert (output / "report.html").read_text("utf-8").count("<img ") == 5
+    for name in ("predictions.png", "features.png", "confusion.png", "curves.png", "worst.png"):
         picture = np.asarray(Image.open(output / name))
         assert picture.ndim == 3
         assert picture.std() > 10

@@ -12,7 +12,8 @@ NOTES = ("settings.json",)
 # Made of the best model at the end.
 RESULTS = (
     *("scores.json", "scores.txt", "results.json"),
-    *("curves.png", "predictions.png", "features.png", "confusion.png"),
+    *("curves.png", "predictions.png", "features.png", "confusion.png", "precision_recall.png", "worst.png"),
+    "report.html",
 )
 
 
