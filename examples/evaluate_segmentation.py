@@ -44,7 +44,7 @@ import types
 import keras
 import numpy as np
 from faults import explain_faults
-from finetune_segmentation import draw_examples, hold_out, open_split
+from finetune_segmentation import compare, hold_out, open_split, take_examples
 from PIL import Image
 from results import find_worst, keep_report, keep_scores, open_evaluation
 
@@ -111,9 +111,11 @@ def score_split(segmenter, folder, output, about):
     keep_scores(output, scores, table, folder.class_names, **about)
     picture = draw_confusion(scores["confusion"], folder.class_names, in_percent=True)
     Image.fromarray(picture).save(output / "confusion.png")
-    draw_examples(segmenter, folder, range(min(NUM_PICTURES, len(folder))), output / "predictions.png")
+    pages = {"predictions.png": range(NUM_PICTURES)}
     if worst := find_worst(1 - scores["per_picture_iou"], NUM_PICTURES):
-        draw_examples(segmenter, folder, worst, output / "worst.png")
+        pages["worst.png"] = worst
+    for name, positions in pages.items():
+        Image.fromarray(compare(segmenter, take_examples(folder, positions))).save(output / name)
     keep_report(output)
 
 

@@ -34,6 +34,7 @@ RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
 }
 LEARNING_RATE_FROM_SCRATCH = 1e-3
 STEPS = 2000
+NUM_LOGGED = 3  # held-out pictures in TensorBoard
 
 
 def parse_arguments(argv=None):
@@ -151,6 +152,7 @@ def train_and_draw(arguments, output):
         plan_rounds(arguments.steps, arguments.evaluate_every),
         find_pictures,
         ADVICE,
+        draw=functools.partial(compare, examples=take_examples(validation, range(NUM_LOGGED))),
         validation_data=semantic_evaluation_batches(validation),
     )
     if summary is None:
@@ -260,26 +262,29 @@ def print_scores(title, model, source, output=None):
 
 def draw_pictures(model, source, output, scores, num_pictures=6):
     """Draws some examples, the worst ones, and the features of the first."""
-    first, *_ = draw_examples(
-        model, source, range(min(num_pictures, len(source))), output / "predictions.png"
-    )
+    examples = take_examples(source, range(num_pictures))
+    Image.fromarray(compare(model, examples)).save(output / "predictions.png")
     if worst := find_worst(1 - scores["per_picture_iou"], num_pictures):
-        draw_examples(model, source, worst, output / "worst.png")
-    Image.fromarray(draw_feature_maps(model.backbone, first)).save(output / "features.png")
+        Image.fromarray(compare(model, take_examples(source, worst))).save(output / "worst.png")
+    Image.fromarray(draw_feature_maps(model.backbone, examples[0][0])).save(output / "features.png")
 
 
-def draw_examples(model, source, positions, path):
-    """Draws image, truth, prediction and wrong pixels of the pictures at some positions; returns them."""
+def take_examples(source, positions):
+    """Returns (image, label map, class names) of the pictures at some positions, if there are so many."""
     found = {}
     for position, (images, labels) in enumerate(semantic_evaluation_batches(source).as_numpy_iterator()):
         if position in positions:
-            found[position] = images[0].astype("uint8"), labels[0]
+            found[position] = images[0].astype("uint8"), labels[0], source.class_names
         if len(found) == len(positions):
             break
-    images, labels = zip(*(found[position] for position in positions), strict=True)
+    return [found[position] for position in positions if position in found]
+
+
+def compare(model, examples):
+    """Returns a picture of images, their truth, what a segmenter makes of them, and the wrong pixels."""
+    images, labels, (class_names, *_) = zip(*examples, strict=True)
     predictions = [model.predict_on_batch(image[None])[0] for image in images]
-    Image.fromarray(draw_comparison(images, labels, predictions, source.class_names)).save(path)
-    return images
+    return draw_comparison(images, labels, predictions, class_names)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,8 @@ def train_and_draw(arguments, output):
     make_batches = functools.partial(detection_training_batches, train, augment=augment, **options)
     by_ratio = augment.image_size is None
     find_pictures = functools.partial(find_training_pictures, train, group_by_ratio=by_ratio, **options)
-    summary = run.train(model, make_batches, evaluate_every, find_pictures, ADVICE, scorer)
+    draw = functools.partial(draw_first, batches=scorer.dataset, class_names=train.class_names)
+    summary = run.train(model, make_batches, evaluate_every, find_pictures, ADVICE, scorer, draw)
     if summary is None:
         return
 
@@ -390,11 +391,21 @@ def draw_pictures(model, batches, class_names, output, worst=(), threshold=None)
     first = range(NUM_PICTURES)
     examples = find_examples(model, batches, {*first, *worst})
     for name, positions in (("predictions.png", first), ("worst.png", worst)):
-        lists = list(zip(*(examples[place] for place in positions if place in examples), strict=True))
-        if lists:
-            lowest = choose_threshold(*lists[1:]) if threshold is None else threshold
-            picture = draw_detection_comparison(*lists, class_names, score_threshold=lowest)
-            Image.fromarray(picture).save(output / name)
+        found = [examples[place] for place in positions if place in examples]
+        if found:
+            Image.fromarray(compare(found, class_names, threshold)).save(output / name)
+
+
+def draw_first(model, batches, class_names, num_pictures=3):
+    """Returns a picture of what a detector makes of the first pictures."""
+    return compare(list(find_examples(model, batches, range(num_pictures)).values()), class_names)
+
+
+def compare(examples, class_names, threshold=None):
+    """Returns a picture of images, their true objects and the found ones above a score."""
+    lists = list(zip(*examples, strict=True))
+    threshold = choose_threshold(*lists[1:]) if threshold is None else threshold
+    return draw_detection_comparison(*lists, class_names, score_threshold=threshold)
 
 
 def find_examples(model, batches, positions):

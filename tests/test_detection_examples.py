@@ -153,7 +153,7 @@ def test_training_prints_scores(run):
     assert "2 classes: square, bar" in printed
     for line in ("Before training", "After training (best.keras)", "s per step (median)"):
         assert line in printed
-    for name, count in (*((name, 3) for name in NAMES), ("AP50", 2)):
+    for name, count in (*((name, 4) for name in NAMES), ("AP50", 2)):
         assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == count, name
     assert "train: objects" in printed
 

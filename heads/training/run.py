@@ -20,7 +20,8 @@ from heads.training.files import (
     save_model,
 )
 from heads.training.folders import RESULTS, move_older_run
-from heads.training.logs import format_log, make_loggers
+from heads.training.logs import PictureLog, format_log, make_loggers
+from heads.training.progress import Progress, choose_verbose
 from heads.training.shares import ShapedBatches, SharedValidation
 from heads.training.signals import SIGTERM_REASON, interrupt_on_signals
 from heads.training.states import States, compare_settings
@@ -159,7 +160,15 @@ class TrainingRun(keras.callbacks.Callback):
         return plans
 
     def train(
-        self, model, make_batches, evaluate_every: int, find_pictures, advice: str, scorer=None, **options
+        self,
+        model,
+        make_batches,
+        evaluate_every: int,
+        find_pictures,
+        advice: str,
+        scorer=None,
+        draw=None,
+        **options,
     ):
         """Trains a compiled model to the last step: watched, scored, saved and logged.
 
@@ -171,7 +180,8 @@ class TrainingRun(keras.callbacks.Callback):
             find_pictures: See `StopOnNonFinite`.
             advice: See `StopOnNonFinite`.
             scorer: A callback that scores the model after each epoch.
-            **options: Further arguments of `fit`.
+            draw: Function `(model)` that returns a picture of what it sees, for TensorBoard.
+            **options: Further arguments of `fit`; for its `verbose` see `heads.training.progress`.
 
         Returns:
             The seconds of a step and the memory, as text; or None where Ctrl-C or a SIGTERM ended it, with
@@ -184,8 +194,10 @@ class TrainingRun(keras.callbacks.Callback):
         if find_place()[1] > 1 and options.get("validation_data") is not None:
             scorers.insert(0, SharedValidation(options.pop("validation_data")))
         watch = StopOnNonFinite(self.step, find_pictures, advice, self.accumulate)
-        scorers.insert(0, self._averages)
-        callbacks = [watch, *scorers, self, *make_loggers(self.folder), timer]
+        scorers = [self._averages, *scorers, *([] if draw is None else [PictureLog(self.folder, draw)])]
+        progress = Progress(self.steps, self.step, self.accumulate)
+        callbacks = [watch, *scorers, self, *make_loggers(self.folder), timer, progress]
+        options.setdefault("verbose", choose_verbose())
         self.begin()
         self.set_model(model)
         with interrupt_on_signals(self.interrupt), keep_weights(model):
