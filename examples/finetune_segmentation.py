@@ -121,9 +121,8 @@ def train_and_draw(arguments, output):
     check_weights(arguments)
     with explain_faults(arguments.data, "finetune_segmentation.py"):
         train, validation, counts = open_data(arguments)
-        class_weights = choose_class_weights(
-            arguments.class_weights, train.class_names, lambda: balance_classes(counts)
-        )
+        balanced = balance_classes(counts)
+        class_weights = choose_class_weights(arguments.class_weights, train.class_names, balanced)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
     arguments.steps = arguments.steps or choose_steps(arguments, len(train), arguments.epochs)
     if class_weights is not None:
@@ -160,11 +159,11 @@ def train_and_draw(arguments, output):
 
     best = keras.saving.load_model(output / "best.keras")
     to = output if is_first_process() else None
-    scores = print_scores("After training (best.keras)", best, validation, to)
+    overlaps = print_scores("After training (best.keras)", best, validation, to)
     if not go_on_alone():
         return
     keep_curves(output, run)
-    draw_pictures(best, validation, output, scores)
+    draw_pictures(best, validation, output, overlaps)
     keep_report(output)
     print(summary)
     print(f"Model, pictures and report.html are in {output.resolve()}")
@@ -181,11 +180,10 @@ def check_weights(arguments):
 
 
 def open_data(arguments):
-    """Returns the training and the validation data, checked, and the pixels of each class, if counted."""
+    """Returns the training and the validation data, checked, and the pixels of each class."""
     if arguments.data is None:
-        return *(
-            SemanticShapes(count, arguments.crop_size, seed) for count, seed in ((2000, 0), (100, 1))
-        ), None
+        folders = [SemanticShapes(count, arguments.crop_size, seed) for count, seed in ((2000, 0), (100, 1))]
+        return *folders, folders[0].check()
     if arguments.val_share:
         folders, counts = hold_out(arguments)
     else:
@@ -247,7 +245,7 @@ def print_scores(title, model, source, output=None):
     """Prints IoU per class on `source`; keeps them, and which classes are taken for which, in `output`.
 
     Returns:
-        The scores.
+        The mean IoU of each picture alone.
     """
     print(f"\nScoring {len(source):,} pictures ...", flush=True)
     scores = evaluate_semantic(model, semantic_evaluation_batches(source))
@@ -257,14 +255,14 @@ def print_scores(title, model, source, output=None):
         keep_scores(output, scores, table, source.class_names)
         picture = draw_confusion(scores["confusion"], source.class_names, in_percent=True)
         Image.fromarray(picture).save(output / "confusion.png")
-    return scores
+    return scores["per_picture_iou"].tolist()
 
 
-def draw_pictures(model, source, output, scores, num_pictures=6):
-    """Draws some examples, the worst ones, and the features of the first."""
+def draw_pictures(model, source, output, overlaps, num_pictures=6):
+    """Draws some examples, those with the lowest IoU, and the features of the first."""
     examples = take_examples(source, range(num_pictures))
     Image.fromarray(compare(model, examples)).save(output / "predictions.png")
-    if worst := find_worst(1 - scores["per_picture_iou"], num_pictures):
+    if worst := find_worst([1 - overlap for overlap in overlaps], num_pictures):
         Image.fromarray(compare(model, take_examples(source, worst))).save(output / "worst.png")
     Image.fromarray(draw_feature_maps(model.backbone, examples[0][0])).save(output / "features.png")
 

@@ -176,31 +176,26 @@ def add_segmentation_loss(parser):
 def check_class_weights(parser, arguments):
     """Ends the program where --class-weights makes no sense whatever the classes are."""
     words = arguments.class_weights
-    if words is None:
-        return
-    if words == ["balanced"]:
-        if arguments.data is None:
-            parser.error(
-                "--class-weights balanced needs --data: the embedded data has no counts of its pixels"
-            )
+    if words in (None, ["balanced"]):
         return
     read = number(at_least=0)
     try:
-        for word in words:
-            read(word.rpartition("=")[2])
+        values = [read(word.rpartition("=")[2]) for word in words]
     except argparse.ArgumentTypeError as error:
         parser.error(f"argument --class-weights: {error}, or 'balanced' alone")
     if len({"=" in word for word in words}) > 1:
         parser.error(f"--class-weights must all be numbers, or all NAME=WEIGHT. Received: {' '.join(words)}")
+    if "=" not in words[0] and not any(values):
+        parser.error(f"--class-weights must not all be 0. Received: {' '.join(words)}")
 
 
-def choose_class_weights(words, class_names, balance) -> list[float] | None:
+def choose_class_weights(words, class_names, balanced) -> list[float] | None:
     """Returns the weight of each class; None where --class-weights is not given.
 
     Args:
         words: What was given, checked by `check_class_weights`.
         class_names: Names of the classes.
-        balance: Function without arguments that returns balanced weights.
+        balanced: The balanced weights.
 
     Raises:
         ValueError: Where the words do not fit the classes.
@@ -208,7 +203,7 @@ def choose_class_weights(words, class_names, balance) -> list[float] | None:
     if words is None:
         return None
     if words == ["balanced"]:
-        return balance()
+        return balanced
     if "=" not in words[0]:
         if len(words) != len(class_names):
             raise ValueError(

@@ -135,11 +135,10 @@ def test_options_of_optimizers_and_runs():
     assert found == {"save_every": None, "keep": 4, "patience": 3, "accumulate": 2}
 
 
-def parse_loss(*options, data="data"):
+def parse_loss(*options):
     parser = argparse.ArgumentParser()
     add_segmentation_loss(parser)
     arguments = parser.parse_args(options)
-    arguments.data = data
     check_class_weights(parser, arguments)
     return arguments
 
@@ -157,7 +156,7 @@ def parse_loss(*options, data="data"):
 def test_class_weights(words, weights):
     arguments = parse_loss(*(["--class-weights", *words] if words else []))
     assert arguments.loss == "cross_entropy"
-    assert choose_class_weights(arguments.class_weights, ("sky", "dark=blue"), lambda: [9.0, 8.0]) == weights
+    assert choose_class_weights(arguments.class_weights, ("sky", "dark=blue"), [9.0, 8.0]) == weights
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,7 @@ def test_class_weights(words, weights):
 )
 def test_class_weights_of_other_classes(words, message):
     with pytest.raises(ValueError, match=message):
-        choose_class_weights(words, ("sky", "wall"), lambda: None)
+        choose_class_weights(words, ("sky", "wall"), None)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +178,7 @@ def test_class_weights_of_other_classes(words, message):
         (["fair"], "--class-weights: must be a number, at least 0. Received: 'fair', or 'balanced' alone"),
         (["balanced", "2"], "Received: 'balanced', or 'balanced' alone"),
         (["sky=-1"], "Received: '-1'"),
+        (["0", "0"], "must not all be 0. Received: 0 0"),
         (["sky=1", "2"], "must all be numbers, or all NAME=WEIGHT. Received: sky=1 2"),
     ],
 )
@@ -186,10 +186,3 @@ def test_class_weights_that_make_no_sense(words, message, capsys):
     with pytest.raises(SystemExit):
         parse_loss("--class-weights", *words)
     assert message in capsys.readouterr().err
-
-
-def test_embedded_data_has_no_balance(capsys):
-    assert parse_loss("--class-weights", "sky=2", data=None)
-    with pytest.raises(SystemExit):
-        parse_loss("--class-weights", "balanced", data=None)
-    assert "balanced needs --data" in capsys.readouterr().err

@@ -65,9 +65,8 @@ def train(arguments, loss, *class_weights):
     keras.utils.set_random_seed(arguments.seed)
     folders = [SemanticFolder(arguments.data, split) for split in ("train", "val")]
     names = folders[0].class_names
-    weights = choose_class_weights(
-        list(class_weights) or None, names, lambda: balance_classes(folders[0].check(progress=False))
-    )
+    balanced = balance_classes(folders[0].check(progress=False))
+    weights = choose_class_weights(list(class_weights) or None, names, balanced)
     backbone = VANBackbone("b0", widths=(16, 32, 64, 128), depths=(2, 2, 2, 2), drop_path_rate=0.0)
     model = SemanticFPN(backbone, len(names), 32, 32, loss=loss, class_weights=weights)
     rate = WarmUpPolynomialDecay(arguments.learning_rate, arguments.steps // 10, arguments.steps, 0.9)
