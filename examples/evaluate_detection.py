@@ -60,9 +60,10 @@ import sys
 
 import keras
 from detect import choose_resizing
+from detection_pictures import draw_mistakes, draw_pictures
 from faults import explain_faults
 from results import keep_report, keep_scores, open_evaluation
-from train_detection import HEADS, draw_mistakes, draw_pictures, hold_out, open_split
+from train_detection import HEADS, hold_out, open_split
 
 from heads import Resizing
 from heads.data import detection_evaluation_batches

@@ -25,7 +25,9 @@ def ask_for_help(script):
 
 
 def test_all_scripts_are_here():
-    assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {"options", "results", "faults"}
+    assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {
+        *("options", "results", "faults", "detection_pictures")
+    }
     assert "finetune_segmentation" in SCRIPTS
 
 
