@@ -60,9 +60,10 @@ import sys
 
 import keras
 from detect import choose_resizing
+from detection_pictures import draw_mistakes, draw_pictures
 from faults import explain_faults
-from results import keep_scores, open_evaluation
-from train_detection import HEADS, draw_pictures, hold_out, open_split
+from results import keep_report, keep_scores, open_evaluation
+from train_detection import HEADS, hold_out, open_split
 
 from heads import Resizing
 from heads.data import detection_evaluation_batches
@@ -124,12 +125,15 @@ def score_split(model, dataset, kinds, batch_size, sizes, output, arguments):
     batches = detection_evaluation_batches(dataset, batch_size, **sizes)
     ids = dataset.image_ids, match_categories(model, dataset)
     results = predict_coco_results(model, batches, *ids, progress=True)
-    scores = evaluate_coco(dataset.to_coco(), results, kinds, (1, 10, model.max_detections))
+    truth, limits = dataset.to_coco(), (1, 10, model.max_detections)
+    scores = evaluate_coco(truth, results, kinds, limits)
     table = format_coco_scores(scores)
     print(table, flush=True)
     keep_scores(output, scores, table, model=arguments.model, data=dataset.path)
     save_results(results, output / "results.json")
-    draw_pictures(model, batches, dataset.class_names, output)
+    worst = draw_mistakes(results, truth, dataset.image_ids, limits, output)
+    draw_pictures(model, batches, dataset.class_names, output, *worst)
+    keep_report(output)
     print(f"{len(results):,} detections on {len(dataset):,} pictures are in {output}")
 
 

@@ -44,13 +44,15 @@ import types
 import keras
 import numpy as np
 from faults import explain_faults
-from finetune_segmentation import hold_out, open_split
+from finetune_segmentation import compare, hold_out, open_split, take_examples
 from PIL import Image
-from results import keep_scores, open_evaluation
+from results import find_worst, keep_report, keep_scores, open_evaluation
 
 from heads.data import format_class_counts, semantic_evaluation_batches
-from heads.drawing import draw_comparison, draw_confusion
+from heads.drawing import draw_confusion
 from heads.metrics import evaluate_semantic, format_semantic_scores
+
+NUM_PICTURES = 6  # of each page
 
 
 def main(argv=None):
@@ -109,7 +111,12 @@ def score_split(segmenter, folder, output, about):
     keep_scores(output, scores, table, folder.class_names, **about)
     picture = draw_confusion(scores["confusion"], folder.class_names, in_percent=True)
     Image.fromarray(picture).save(output / "confusion.png")
-    draw_pictures(segmenter, folder, output)
+    pages = {"predictions.png": range(NUM_PICTURES)}
+    if worst := find_worst(1 - scores["per_picture_iou"], NUM_PICTURES):
+        pages["worst.png"] = worst
+    for name, positions in pages.items():
+        Image.fromarray(compare(segmenter, take_examples(folder, positions))).save(output / name)
+    keep_report(output)
 
 
 def list_mistakes(confusion, class_names, most=5):
@@ -121,15 +128,6 @@ def list_mistakes(confusion, class_names, most=5):
             share = wrong[truth, guess] / confusion[truth].sum()
             lines.append(f"  {class_names[truth]} taken for {class_names[guess]}: {share:.1%}")
     return ["most frequent mistakes", *lines] if lines else []
-
-
-def draw_pictures(segmenter, folder, output, num_pictures=6):
-    """Draws image, truth and prediction of some examples."""
-    examples = semantic_evaluation_batches(folder).take(num_pictures).as_numpy_iterator()
-    images, labels = zip(*((image[0], label[0]) for image, label in examples), strict=True)
-    predictions = [segmenter.predict_on_batch(image[None])[0] for image in images]
-    picture = draw_comparison(images, labels, predictions, folder.class_names)
-    Image.fromarray(picture).save(output / "predictions.png")
 
 
 if __name__ == "__main__":

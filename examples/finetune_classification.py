@@ -13,11 +13,16 @@ models, their scores, curves and pictures go into a folder of the run's own: run
 import pathlib
 
 from options import (
+    add_length,
     add_run_options,
     add_step_options,
     add_val_share,
     add_variant,
     check_val_share,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
+    count_epoch_steps,
     load_keras,
     make_parser,
     number,
@@ -41,9 +46,8 @@ def parse_arguments(argv=None):
     add("--area-range", type=number(above=0), **range_of, help=area)
     mixup = "mixes pairs of pictures, by shares from Beta(ALPHA, ALPHA), 0 for none; default: %(default)s"
     add("--mixup", type=number(at_least=0), default=0.0, metavar="ALPHA", help=mixup)
-    add("--batch-size", type=count, default=16, help="pictures of a step; default: %(default)s")
-    add("--epochs", type=count, default=100, help="passes over the pictures; default: %(default)s")
-    add("--steps", type=count, help="of the training; default: those of --epochs")
+    add("--batch-size", type=count, default=16, help="pictures of a batch; default: %(default)s")
+    add_length(parser, "100 epochs")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch"
     add("--evaluate-every", type=count, help=every)
     add_step_options(parser, "5e-5, or 1e-3 without --weights", weight_decay=5e-4)
@@ -81,7 +85,7 @@ import tensorflow as tf
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads.data import (
     ClassAugmentation,
@@ -98,6 +102,7 @@ from heads.training import TrainingRun, go_on_alone, is_first_process, plan_roun
 from van_backbones import VANClassifier
 from van_backbones.classifier import preprocess_images
 
+EPOCHS = 100
 LEARNING_RATE = 5e-5  # from ImageNet weights; a random start takes, and needs, larger steps
 LEARNING_RATE_FROM_SCRATCH = 1e-3
 ADVICE = "Try a lower --learning-rate or a longer --warm-up, and look at these pictures."
@@ -117,8 +122,7 @@ def train_and_draw(arguments, output):
     counts = {name: np.bincount(part.labels, minlength=train.num_classes) for name, part in parts.items()}
     print(format_class_counts(counts, train.class_names, "pictures"))
     print(f"{train.num_classes} classes, {len(train):,} pictures to learn from, {len(validation):,} to score")
-    epoch_steps = -(-len(train) // arguments.batch_size)
-    steps = arguments.steps or arguments.epochs * epoch_steps
+    epoch_steps, steps = count_epoch_steps(arguments, len(train)), choose_steps(arguments, len(train), EPOCHS)
     model = build_model(arguments, train.num_classes)
     model.compile(
         build_optimizer(arguments, steps),
@@ -126,7 +130,7 @@ def train_and_draw(arguments, output):
         metrics=[keras.metrics.CategoricalAccuracy(name="top_1")],
     )
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    kept = choose_run_options(arguments)
     run = TrainingRun(output, steps, describe_run(arguments, train), monitor="val_top_1", **kept)
     if arguments.resume:
         run.restore(model)
@@ -156,6 +160,7 @@ def train_and_draw(arguments, output):
     if not go_on_alone():
         return
     keep_curves(output, run)
+    keep_report(output)
     print(summary)
     print(f"Model and picture are in {output.resolve()}")
 
@@ -195,7 +200,8 @@ def build_optimizer(arguments, steps):
         warmup_target=learning_rate,
         warmup_steps=warm_up,
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=arguments.weight_decay)
+    options = choose_optimizer_options(arguments)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=arguments.weight_decay, **options)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 

@@ -10,11 +10,18 @@ models, their scores, curves and pictures go into a folder of the run's own: run
 
 from options import (
     add_label_options,
+    add_length,
     add_run_options,
+    add_segmentation_loss,
     add_step_options,
     add_val_share,
     add_variant,
+    check_class_weights,
     check_val_share,
+    choose_class_weights,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
     load_keras,
     make_parser,
     whole_number,
@@ -26,6 +33,8 @@ RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
     "upernet": (6e-5, 0.01, 1.0),
 }
 LEARNING_RATE_FROM_SCRATCH = 1e-3
+STEPS = 2000
+NUM_LOGGED = 3  # held-out pictures in TensorBoard
 
 
 def parse_arguments(argv=None):
@@ -44,10 +53,11 @@ def parse_arguments(argv=None):
     add("--crop-size", type=side, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"), help=crop)
     base = "resize the pictures first, ADE20K's to 2048 512; default: no resizing"
     add("--base-size", type=side, nargs=2, metavar=("LONG", "SHORT"), help=base)
-    add("--batch-size", type=whole_number(1), default=8, help="pictures of a step; default: %(default)s")
-    add("--steps", type=whole_number(1), default=2000, help="of the training; default: %(default)s")
+    add("--batch-size", type=whole_number(1), default=8, help="pictures of a batch; default: %(default)s")
+    add_length(parser, f"{STEPS} steps")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=whole_number(1), default=200, help=every)
+    add_segmentation_loss(parser)
     rate = "the paper's for the head, or 1e-3 without --weights"
     add_step_options(parser, rate, warm_up="1500, at most a tenth of --steps")
     add_run_options(parser, "segmentation")
@@ -59,9 +69,12 @@ def parse_arguments(argv=None):
             "has its own"
         )
     check_val_share(parser, arguments)
+    check_class_weights(parser, arguments)
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     arguments.splits = arguments.splits or ("train", "val")
+    if arguments.epochs is None:
+        arguments.steps = arguments.steps or STEPS
     return arguments
 
 
@@ -75,12 +88,13 @@ import os
 import keras
 from faults import explain_faults
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import find_worst, keep_curves, keep_report, keep_scores
 
 from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
     SemanticShapes,
+    balance_classes,
     find_training_pictures,
     format_class_counts,
     open_semantic_folder,
@@ -106,14 +120,22 @@ def train_and_draw(arguments, output):
     """Trains in a folder that no other training uses."""
     check_weights(arguments)
     with explain_faults(arguments.data, "finetune_segmentation.py"):
-        train, validation = open_data(arguments)
+        train, validation, counts = open_data(arguments)
+        balanced = balance_classes(counts)
+        class_weights = choose_class_weights(arguments.class_weights, train.class_names, balanced)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
-    model = build_model(arguments, train.num_classes)
+    arguments.steps = arguments.steps or choose_steps(arguments, len(train), arguments.epochs)
+    if class_weights is not None:
+        shown = zip(train.class_names, class_weights, strict=True)
+        print("Class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in shown), flush=True)
+    model = build_model(arguments, train.num_classes, class_weights)
     model.class_names = list(train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
-    print(f"{model.name}: {model.count_params():,} parameters")
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
-    run = TrainingRun(output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou", **kept)
+    print(f"{model.name}: {model.count_params():,} parameters, {arguments.steps:,} steps", flush=True)
+    options = choose_run_options(arguments)
+    run = TrainingRun(
+        output, arguments.steps, describe_run(arguments, train), monitor="val_mean_iou", **options
+    )
     if arguments.resume:
         run.restore(model)
     else:
@@ -129,19 +151,22 @@ def train_and_draw(arguments, output):
         plan_rounds(arguments.steps, arguments.evaluate_every),
         find_pictures,
         ADVICE,
+        draw=functools.partial(compare, examples=take_examples(validation, range(NUM_LOGGED))),
         validation_data=semantic_evaluation_batches(validation),
     )
     if summary is None:
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, validation, output if is_first_process() else None)
+    to = output if is_first_process() else None
+    overlaps = print_scores("After training (best.keras)", best, validation, to)
     if not go_on_alone():
         return
     keep_curves(output, run)
-    draw_pictures(best, validation, output)
+    draw_pictures(best, validation, output, overlaps)
+    keep_report(output)
     print(summary)
-    print(f"Model and pictures are in {output.resolve()}")
+    print(f"Model, pictures and report.html are in {output.resolve()}")
 
 
 def check_weights(arguments):
@@ -155,18 +180,17 @@ def check_weights(arguments):
 
 
 def open_data(arguments):
-    """Returns the training and the validation data, checked."""
+    """Returns the training and the validation data, checked, and the pixels of each class."""
     if arguments.data is None:
-        return SemanticShapes(2000, arguments.crop_size, seed=0), SemanticShapes(
-            100, arguments.crop_size, seed=1
-        )
+        folders = [SemanticShapes(count, arguments.crop_size, seed) for count, seed in ((2000, 0), (100, 1))]
+        return *folders, folders[0].check()
     if arguments.val_share:
         folders, counts = hold_out(arguments)
     else:
         folders = [open_split(arguments, split) for split in arguments.splits]
         counts = {split: folder.check() for split, folder in zip(arguments.splits, folders, strict=True)}
     print(format_class_counts(counts, folders[0].class_names, "pixels"), flush=True)
-    return folders
+    return *folders, next(iter(counts.values()))
 
 
 def open_split(arguments, split):
@@ -192,12 +216,12 @@ def describe_run(arguments, train):
     return {**vars(arguments), "classes": list(train.class_names)}
 
 
-def build_model(arguments, num_classes):
+def build_model(arguments, num_classes, class_weights=None):
     """Returns the segmenter."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     head = {"semantic_fpn": SemanticFPN, "upernet": UPerNet}[arguments.head]
     options = {} if arguments.channels is None else {"channels": arguments.channels}
-    return head(backbone, num_classes, **options)
+    return head(backbone, num_classes, loss=arguments.loss, class_weights=class_weights, **options)
 
 
 def build_optimizer(arguments):
@@ -211,13 +235,18 @@ def build_optimizer(arguments):
     if warm_up is None:
         warm_up = max(1, min(1500, arguments.steps // 10))
     schedule = WarmUpPolynomialDecay(learning_rate, warm_up, arguments.steps, power)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
+    options = choose_optimizer_options(arguments)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, **options)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 
 
 def print_scores(title, model, source, output=None):
-    """Prints IoU per class on `source`; keeps them, and which classes are taken for which, in `output`."""
+    """Prints IoU per class on `source`; keeps them, and which classes are taken for which, in `output`.
+
+    Returns:
+        The mean IoU of each picture alone.
+    """
     print(f"\nScoring {len(source):,} pictures ...", flush=True)
     scores = evaluate_semantic(model, semantic_evaluation_batches(source))
     table = format_semantic_scores(scores, source.class_names)
@@ -226,17 +255,34 @@ def print_scores(title, model, source, output=None):
         keep_scores(output, scores, table, source.class_names)
         picture = draw_confusion(scores["confusion"], source.class_names, in_percent=True)
         Image.fromarray(picture).save(output / "confusion.png")
+    return scores["per_picture_iou"].tolist()
 
 
-def draw_pictures(model, source, output, num_pictures=6):
-    """Draws image, truth and prediction of some examples, and the features of the first."""
-    dataset = semantic_evaluation_batches(source)
-    examples = [(image[0], label[0]) for image, label in dataset.take(num_pictures).as_numpy_iterator()]
-    images = [image.astype("uint8") for image, _ in examples]
-    predictions = [model.predict_on_batch(image[None])[0] for image, _ in examples]
-    picture = draw_comparison(images, [label for _, label in examples], predictions, source.class_names)
-    Image.fromarray(picture).save(output / "predictions.png")
-    Image.fromarray(draw_feature_maps(model.backbone, images[0])).save(output / "features.png")
+def draw_pictures(model, source, output, overlaps, num_pictures=6):
+    """Draws some examples, those with the lowest IoU, and the features of the first."""
+    examples = take_examples(source, range(num_pictures))
+    Image.fromarray(compare(model, examples)).save(output / "predictions.png")
+    if worst := find_worst([1 - overlap for overlap in overlaps], num_pictures):
+        Image.fromarray(compare(model, take_examples(source, worst))).save(output / "worst.png")
+    Image.fromarray(draw_feature_maps(model.backbone, examples[0][0])).save(output / "features.png")
+
+
+def take_examples(source, positions):
+    """Returns (image, label map, class names) of the pictures at some positions, if there are so many."""
+    found = {}
+    for position, (images, labels) in enumerate(semantic_evaluation_batches(source).as_numpy_iterator()):
+        if position in positions:
+            found[position] = images[0].astype("uint8"), labels[0], source.class_names
+        if len(found) == len(positions):
+            break
+    return [found[position] for position in positions if position in found]
+
+
+def compare(model, examples):
+    """Returns a picture of images, their truth, what a segmenter makes of them, and the wrong pixels."""
+    images, labels, (class_names, *_) = zip(*examples, strict=True)
+    predictions = [model.predict_on_batch(image[None])[0] for image in images]
+    return draw_comparison(images, labels, predictions, class_names)
 
 
 if __name__ == "__main__":

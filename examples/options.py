@@ -17,12 +17,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
 DETECTORS = ("retinanet", "gfl", "atss", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn")
+SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice")
 EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
 # absl's information and warnings, "I0000 00:00:1795712344.570046   21678 port.cc:153] oneDNN ...".
 MACHINE_MESSAGE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+ \S+\] |To enable the following instructions"
 )
 WARM_UP = "500, at most a tenth of the steps"
+STEP = "a step is one update of the weights, from --accumulate batches"
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
 # How the script was called, where that was not by its name: `van-backbones train segmentation`.
 program = None
@@ -72,11 +74,18 @@ def add_run_options(parser: argparse.ArgumentParser, kind: str):
     add("--resume", action="store_true", help=resume)
     every = "save the state after so many steps, too; default: after each score alone"
     add("--save-every", type=whole_number(1), metavar="STEPS", help=every)
+    patience = "end after so many scores in a row without a better one; default: train to the last step"
+    add("--patience", type=whole_number(1), metavar="SCORES", help=patience)
     keep = "how many states are kept; default: %(default)s"
     add("--keep", type=whole_number(1), default=2, metavar="STATES", help=keep)
     seed = whole_number(0, 2**31 - 1)
     add("--seed", type=seed, default=0, help="of everything random; default: %(default)s")
     add_process_options(parser)
+
+
+def choose_run_options(arguments) -> dict:
+    """Returns the options of `TrainingRun` that the arguments have."""
+    return {name: getattr(arguments, name) for name in ("save_every", "keep", "patience", "accumulate")}
 
 
 def add_process_options(parser):
@@ -158,6 +167,65 @@ def add_label_options(parser):
     add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
 
 
+def add_segmentation_loss(parser):
+    """Adds what a segmenter learns from its label maps; `choose_class_weights` reads the weights."""
+    add = parser.add_argument
+    loss = "what is learnt from the labels; default: %(default)s"
+    add("--loss", default=SEGMENTATION_LOSSES[0], choices=SEGMENTATION_LOSSES, help=loss)
+    weights = "'balanced' by how rare the classes are, a number for each class, or NAME=WEIGHT ..., of the"
+    weights += " others 1; default: all alike"
+    add("--class-weights", nargs="+", metavar="WEIGHT", help=weights)
+
+
+def check_class_weights(parser, arguments):
+    """Ends the program where --class-weights makes no sense whatever the classes are."""
+    words = arguments.class_weights
+    if words in (None, ["balanced"]):
+        return
+    read = number(at_least=0)
+    try:
+        values = [read(word.rpartition("=")[2]) for word in words]
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --class-weights: {error}, or 'balanced' alone")
+    if len({"=" in word for word in words}) > 1:
+        parser.error(f"--class-weights must all be numbers, or all NAME=WEIGHT. Received: {' '.join(words)}")
+    if "=" not in words[0] and not any(values):
+        parser.error(f"--class-weights must not all be 0. Received: {' '.join(words)}")
+
+
+def choose_class_weights(words, class_names, balanced) -> list[float] | None:
+    """Returns the weight of each class; None where --class-weights is not given.
+
+    Args:
+        words: What was given, checked by `check_class_weights`.
+        class_names: Names of the classes.
+        balanced: The balanced weights.
+
+    Raises:
+        ValueError: Where the words do not fit the classes.
+    """
+    if words is None:
+        return None
+    if words == ["balanced"]:
+        return balanced
+    if "=" not in words[0]:
+        if len(words) != len(class_names):
+            raise ValueError(
+                f"--class-weights must be a number for each of the {len(class_names)} classes, in the order "
+                f"{', '.join(class_names)}; or give single ones as NAME=WEIGHT. Received: {' '.join(words)}"
+            )
+        return [float(word) for word in words]
+    pairs = [word.rpartition("=")[::2] for word in words]
+    unknown = [name for name, _ in pairs if name not in class_names]
+    if unknown or len(dict(pairs)) < len(pairs):
+        raise ValueError(
+            f"--class-weights must name classes of the data, each once: {', '.join(class_names)}. "
+            f"Received: {', '.join(unknown) or ' '.join(words)}"
+        )
+    weights = {name: float(weight) for name, weight in pairs}
+    return [weights.get(name, 1.0) for name in class_names]
+
+
 def check_val_share(parser, arguments):
     """Ends the program at a --val-share that makes no sense."""
     if arguments.val_share is None:
@@ -166,6 +234,29 @@ def check_val_share(parser, arguments):
         parser.error("--val-share splits the pictures of --data: it needs that, and no --splits")
     if arguments.val_share >= 1:
         parser.error(f"--val-share must be below 1. Received: {arguments.val_share}")
+
+
+def add_length(parser, default: str):
+    """Adds how long the training is, in steps or in passes over the training data; see `choose_steps`.
+
+    Args:
+        parser: The parser.
+        default: What the length is where neither is given, in words.
+    """
+    either = parser.add_mutually_exclusive_group().add_argument
+    either("--steps", type=whole_number(1), help=f"of the training: {STEP}; default: {default}")
+    passes = f"or how often the training sees each of its pictures; default: {default}"
+    either("--epochs", type=whole_number(1), metavar="PASSES", help=passes)
+
+
+def count_epoch_steps(arguments, num_examples: int) -> int:
+    """Returns the steps of one pass over the training data."""
+    return -(-num_examples // (arguments.batch_size * arguments.accumulate))
+
+
+def choose_steps(arguments, num_examples: int, epochs: int) -> int:
+    """Returns the number of steps: --steps, or those of --epochs, by default of `epochs`."""
+    return arguments.steps or (arguments.epochs or epochs) * count_epoch_steps(arguments, num_examples)
 
 
 def add_step_options(parser, rate, warm_up=WARM_UP, weight_decay=None, clip_norm=None):
@@ -188,6 +279,27 @@ def add_step_options(parser, rate, warm_up=WARM_UP, weight_decay=None, clip_norm
     if clip_norm is not None:
         limit = f"limit of the gradients' norm, 0 for none; default: {clip_norm}"
         add("--clip-norm", type=number(at_least=0), help=limit)
+    accumulate = "batches of --batch-size whose gradients make one step, for a large batch in little memory"
+    add(
+        "--accumulate",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help=f"{accumulate}; default: %(default)s",
+    )
+    average = "score and keep a moving average of the weights with this decay a step, such as 0.999"
+    add("--ema", type=number(above=0, below=1), metavar="DECAY", help=f"{average}; default: no average")
+
+
+def choose_optimizer_options(arguments) -> dict:
+    """Returns the options of Keras's optimizers that the arguments have."""
+    options = {}
+    if arguments.accumulate > 1:
+        options["gradient_accumulation_steps"] = arguments.accumulate
+    if arguments.ema is not None:
+        # Keras takes the average at each batch, and not only where the weights have changed.
+        options |= {"use_ema": True, "ema_momentum": arguments.ema ** (1 / arguments.accumulate)}
+    return options
 
 
 def add_views(parser):
@@ -234,9 +346,10 @@ def whole_number(at_least: int, at_most: int | None = None):
     return read
 
 
-def number(at_least: float | None = None, above: float | None = None):
-    """A finite number within a limit."""
+def number(at_least: float | None = None, above: float | None = None, below: float | None = None):
+    """A finite number within limits."""
     limit = f"at least {at_least}" if above is None else f"above {above}"
+    limit += "" if below is None else f" and below {below}"
 
     def read(text):
         try:
@@ -244,6 +357,7 @@ def number(at_least: float | None = None, above: float | None = None):
         except ValueError:
             value = math.nan
         fits = math.isfinite(value) and (value >= at_least if above is None else value > above)
+        fits = fits and (below is None or value < below)
         if not fits:
             raise argparse.ArgumentTypeError(f"must be a number, {limit}. Received: {text!r}")
         return value

@@ -1,10 +1,23 @@
 """What runs and evaluations keep of their scores, for people and for programs."""
 
+import json
+
+import numpy as np
 from PIL import Image
 
-from heads.drawing import draw_curves
+from heads.drawing import draw_curves, make_report
 from heads.metrics import save_scores
 from heads.training import RunError, make_numbered_folder
+
+# What a folder may hold -> its heading in the report.
+PICTURES = {
+    "curves.png": "Learning curves",
+    "confusion.png": "Which classes are taken for which",
+    "precision_recall.png": "Precision over recall",
+    "worst.png": "The pictures with the most mistakes",
+    "predictions.png": "The first pictures",
+    "features.png": "What the backbone sees",
+}
 
 
 def open_evaluation(arguments):
@@ -30,6 +43,32 @@ def keep_scores(folder, scores, table, class_names=(), **about):
     """
     save_scores(scores, folder / "scores.json", class_names, **about)
     (folder / "scores.txt").write_text(table + "\n", encoding="utf-8")
+
+
+def find_worst(mistakes, most: int = 6) -> list[int]:
+    """Returns where the pictures with the most mistakes are, the worst first; none without mistakes."""
+    mistakes = np.nan_to_num(np.asarray(mistakes, "float64"))
+    return [int(place) for place in np.argsort(-mistakes, kind="stable")[:most] if mistakes[place] > 0]
+
+
+def keep_report(folder):
+    """Writes `report.html`, one page of all that a run or an evaluation has kept in its folder."""
+    parts = []
+    if (folder / "scores.json").exists():
+        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        plain = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
+        classes = {name: value for name, value in scores.items() if isinstance(value, dict)}
+        parts += [("Scores", plain)] + ([("Scores of each class, percent", classes)] if classes else [])
+    for name, heading in PICTURES.items():
+        if (folder / name).exists():
+            with Image.open(folder / name) as picture:
+                parts.append((heading, np.asarray(picture.convert("RGB"))))
+    if (folder / "scores.txt").exists():
+        parts.append(("Scores as they were printed", (folder / "scores.txt").read_text(encoding="utf-8")))
+    if (folder / "settings.json").exists():
+        parts.append(("Settings", json.loads((folder / "settings.json").read_text(encoding="utf-8"))))
+    title = "/".join(folder.resolve().parts[-2:])
+    (folder / "report.html").write_text(make_report(title, parts), encoding="utf-8")
 
 
 def keep_curves(folder, run):

@@ -11,11 +11,16 @@ into a folder of the run's own: runs/detection-1, runs/detection-2 ...
 from options import (
     DETECTORS,
     LONG_SIDE,
+    add_length,
     add_run_options,
     add_step_options,
     add_val_share,
     add_variant,
     check_val_share,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
+    count_epoch_steps,
     load_keras,
     make_parser,
     number,
@@ -65,11 +70,10 @@ def parse_arguments(argv=None):
     add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
     schedule = "epochs, drops of the rate, short sides; default: %(default)s"
     add("--schedule", default="1x", choices=list(SCHEDULES), help=schedule)
-    steps = "of the training, the drops move along; default: the schedule's epochs"
-    add("--steps", type=count, help=steps)
+    add_length(parser, "the schedule's epochs, whose drops move along")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
     add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=16, help="pictures of a step; default: %(default)s")
+    add("--batch-size", type=count, default=16, help="pictures of a batch; default: %(default)s")
     either = parser.add_mutually_exclusive_group().add_argument
     short = "of the pictures, drawn anew, the largest is scored; default: the schedule's"
     either("--short-sides", type=count, nargs="+", help=short)
@@ -78,7 +82,10 @@ def parse_arguments(argv=None):
     add("--long-side", type=count, help="limit of the long side; default: 1333")
     jitter = "jitter of the square pictures; default: 0.1 2"
     add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
-    rate, clip_norm = "1e-4 * batch size / 16, or 2e-3 without --weights", "none, or 1 without --weights"
+    rate, clip_norm = (
+        "1e-4 * pictures of a step / 16, or 2e-3 without --weights",
+        "none, or 1 without --weights",
+    )
     add_step_options(parser, rate, weight_decay=0.05, clip_norm=clip_norm)
     add_run_options(parser, "detection")
     arguments = parser.parse_args(argv)
@@ -128,11 +135,10 @@ import functools
 import pathlib
 
 import keras
-import numpy as np
+from detection_pictures import draw_first, draw_mistakes, draw_pictures
 from faults import explain_faults
 from finetune_segmentation import check_weights
-from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads import (
     ATSS,
@@ -155,8 +161,13 @@ from heads.data import (
     format_class_counts,
     open_detection_folder,
 )
-from heads.drawing import draw_detection_comparison
-from heads.metrics import CocoScores, evaluate_coco, format_coco_scores, predict_coco_results, save_results
+from heads.metrics import (
+    CocoScores,
+    evaluate_coco,
+    format_coco_scores,
+    predict_coco_results,
+    save_results,
+)
 from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 
@@ -193,7 +204,7 @@ def train_and_draw(arguments, output):
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     scorer = build_scorer(arguments, validation, resizing)
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    kept = choose_run_options(arguments)
     run = TrainingRun(output, steps, describe_run(arguments, train, resizing), monitor="val_bbox_AP", **kept)
     if arguments.resume:
         run.restore(model)
@@ -204,18 +215,22 @@ def train_and_draw(arguments, output):
     make_batches = functools.partial(detection_training_batches, train, augment=augment, **options)
     by_ratio = augment.image_size is None
     find_pictures = functools.partial(find_training_pictures, train, group_by_ratio=by_ratio, **options)
-    summary = run.train(model, make_batches, evaluate_every, find_pictures, ADVICE, scorer)
+    draw = functools.partial(draw_first, batches=scorer.dataset, class_names=train.class_names)
+    summary = run.train(model, make_batches, evaluate_every, find_pictures, ADVICE, scorer, draw)
     if summary is None:
         return
 
     best = keras.saving.load_model(output / "best.keras")
-    print_scores("After training (best.keras)", best, scorer, output if is_first_process() else None)
+    to = output if is_first_process() else None
+    results = print_scores("After training (best.keras)", best, scorer, to)
     if not go_on_alone():
         return
     keep_curves(output, run)
-    draw_pictures(best, scorer.dataset, train.class_names, output)
+    worst = draw_mistakes(results, scorer.truth, scorer.image_ids, scorer.max_detections, output)
+    draw_pictures(best, scorer.dataset, train.class_names, output, *worst)
+    keep_report(output)
     print(summary)
-    print(f"Model, results and pictures are in {output.resolve()}")
+    print(f"Model, results, pictures and report.html are in {output.resolve()}")
 
 
 def open_data(arguments):
@@ -282,8 +297,8 @@ def choose_sizes(arguments):
 def plan_steps(arguments, num_images):
     """Returns the number of steps, those between two scores, and those after which the rate falls."""
     epochs, drops, _ = SCHEDULES[arguments.schedule]
-    epoch_steps = -(-num_images // arguments.batch_size)
-    steps = arguments.steps or epochs * epoch_steps
+    epoch_steps = count_epoch_steps(arguments, num_images)
+    steps = choose_steps(arguments, num_images, epochs)
     evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(epoch_steps, 200))
     return steps, evaluate_every, [round(steps * drop / epochs) for drop in drops]
 
@@ -298,7 +313,7 @@ def build_model(arguments, num_classes):
 
 def build_optimizer(arguments, steps, milestones):
     """Returns AdamW as in the paper's recipes: no weight decay on norms and biases."""
-    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 16, None
+    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size * arguments.accumulate / 16, None
     if arguments.weights is None:
         learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
     if arguments.learning_rate is not None:
@@ -310,6 +325,7 @@ def build_optimizer(arguments, steps, milestones):
         WarmUpStepDecay(learning_rate, warm_up, milestones),
         weight_decay=arguments.weight_decay,
         global_clipnorm=clip_norm,
+        **choose_optimizer_options(arguments),
     )
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
@@ -339,33 +355,6 @@ def print_scores(title, model, scorer, output=None):
         keep_scores(output, scores, table)
         save_results(results, output / "results.json")
     return results
-
-
-def draw_pictures(model, batches, class_names, output, num_pictures=6):
-    """Draws image, truth and detections of some examples."""
-    images, truths, detections = [], [], []
-    for inputs, truth in batches.as_numpy_iterator():
-        inputs["original_sizes"] = inputs["image_sizes"]  # draws what the model sees
-        found = model.predict_on_batch(inputs)
-        for index, (height, width) in enumerate(inputs["image_sizes"]):
-            images.append(inputs["images"][index, :height, :width])
-            truths.append({name: values[index] for name, values in truth.items()})
-            if "masks" in truth:
-                truths[-1]["masks"] = truths[-1]["masks"][:, :height, :width]
-            detections.append({name: values[index] for name, values in found.items()})
-        if len(images) >= num_pictures:
-            break
-    lists = [values[:num_pictures] for values in (images, truths, detections)]
-    threshold = choose_threshold(*lists[1:])
-    picture = draw_detection_comparison(*lists, class_names, score_threshold=threshold)
-    Image.fromarray(picture).save(output / "predictions.png")
-
-
-def choose_threshold(truths, detections, highest=0.4):
-    """Returns the score from which on detections are drawn: as many as there are objects, if few are sure."""
-    num_objects = sum(int((truth["labels"] >= 0).sum()) for truth in truths)
-    scores = np.sort(np.concatenate([found["scores"] for found in detections]))[::-1]
-    return min(highest, float(scores[min(max(num_objects, 1), len(scores)) - 1]))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,13 @@ runs/panoptic-1, runs/panoptic-2 ...
 """
 
 from options import (
+    add_length,
     add_run_options,
     add_step_options,
     add_variant,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
     load_keras,
     make_parser,
     number,
@@ -39,16 +43,19 @@ def parse_arguments(argv=None):
     add("--num-decoder-layers", type=count, help="of the queries; default: 9")
     threshold = "segments below are left out; default: %(default)s"
     add("--score-threshold", type=number(at_least=0), default=0.8, help=threshold)
-    add("--steps", type=count, help="of the training, the drops of the rate move along; default: 50 epochs")
+    add_length(parser, "50 epochs; the drops of the rate move along")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
     add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=16, help="pictures of a step; default: %(default)s")
+    add("--batch-size", type=count, default=16, help="pictures of a batch; default: %(default)s")
     side = "side of the square pictures; default: 1024, embedded data: 128"
     add("--image-size", type=count, metavar="SIDE", help=side)
     jitter = "jitter of the sizes; default: 0.1 2"
     range_of = {"nargs": 2, "metavar": ("LOWEST", "HIGHEST"), "default": (0.1, 2.0)}
     add("--scale-range", type=number(above=0), **range_of, help=jitter)
-    rate, clip_norm = "1e-4 * batch size / 16, or 1e-3 without --weights", "0.01, or 1 without --weights"
+    rate, clip_norm = (
+        "1e-4 * pictures of a step / 16, or 1e-3 without --weights",
+        "0.01, or 1 without --weights",
+    )
     warm_up = "none, or a tenth of the steps without --weights"
     add_step_options(parser, rate, warm_up, weight_decay=0.05, clip_norm=clip_norm)
     add_run_options(parser, "panoptic")
@@ -80,7 +87,7 @@ import keras
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads import Mask2Former, Resizing, WarmUpStepDecay
 from heads.data import (
@@ -120,7 +127,7 @@ def train_and_draw(arguments, output):
         DetectionAugmentation(image_size=size, scale_range=arguments.scale_range),
         Resizing(size),
     )
-    steps = arguments.steps or EPOCHS * -(-len(train) // arguments.batch_size)
+    steps = choose_steps(arguments, len(train), EPOCHS)
     evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(steps // EPOCHS, 200))
     model = build_model(arguments, train)
     model.class_names, model.resizing = list(train.class_names), resizing
@@ -128,7 +135,7 @@ def train_and_draw(arguments, output):
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     held_out = panoptic_evaluation_batches(validation, arguments.batch_size, **resizing.get_config())
     settings = {**vars(arguments), "resizing": resizing.get_config(), "classes": list(train.class_names)}
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    kept = choose_run_options(arguments)
     run = TrainingRun(output, steps, settings, monitor="val_PQ", **kept)
     if arguments.resume:
         run.restore(model)
@@ -149,6 +156,7 @@ def train_and_draw(arguments, output):
         return
     keep_curves(output, run)
     draw_pictures(best, held_out, validation, output)
+    keep_report(output)
     print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 
@@ -180,7 +188,7 @@ def build_model(arguments, train):
 
 def build_optimizer(arguments, steps):
     """Returns AdamW as in the paper's recipe: no weight decay on norms, biases and tables."""
-    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 16, CLIP_NORM
+    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size * arguments.accumulate / 16, CLIP_NORM
     warm_up = 0 if arguments.warm_up is None else arguments.warm_up
     if arguments.weights is None:
         learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
@@ -193,6 +201,7 @@ def build_optimizer(arguments, steps):
         WarmUpStepDecay(learning_rate, warm_up, [round(steps * drop / EPOCHS) for drop in DROPS]),
         weight_decay=arguments.weight_decay,
         global_clipnorm=clip_norm,
+        **choose_optimizer_options(arguments),
     )
     without_decay = ["gamma", "beta", "bias", "query_", "level_features"]
     optimizer.exclude_from_weight_decay(var_names=without_decay)

@@ -10,9 +10,14 @@ own: runs/pose-1, runs/pose-2 ...
 """
 
 from options import (
+    add_length,
     add_run_options,
     add_step_options,
     add_variant,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
+    count_epoch_steps,
     load_keras,
     make_parser,
     number,
@@ -39,11 +44,10 @@ def parse_arguments(argv=None):
     frozen = "how many stages of the backbone stay as they are; default: %(default)s"
     add("--frozen-stages", type=stages, default=0, help=frozen)
     add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
-    steps = "of the training, the drops of the rate move along; default: 210 epochs"
-    add("--steps", type=count, help=steps)
+    add_length(parser, "210 epochs; the drops of the rate move along")
     every = "most steps between scores and checkpoints, in equal rounds; default: ten epochs, >= 200"
     add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=64, help="people of a step; default: %(default)s")
+    add("--batch-size", type=count, default=64, help="people of a batch; default: %(default)s")
     size = "of the crops; default: 256 192, of the embedded data 64 64"
     add("--image-size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
     scales = "factors of the crops' sides; default: 0.5 1.5"
@@ -51,7 +55,10 @@ def parse_arguments(argv=None):
     rotation = "largest turn of the crops, degrees; default: %(default)s"
     add("--rotation", type=number(at_least=0), default=80.0, help=rotation)
     add("--flip-test", action="store_true", help="score with the mirrored crops, too")
-    rate, clip_norm = "5e-4 * batch size / 64, or 2e-3 without --weights", "none, or 1 without --weights"
+    rate, clip_norm = (
+        "5e-4 * people of a step / 64, or 2e-3 without --weights",
+        "none, or 1 without --weights",
+    )
     add_step_options(parser, rate, clip_norm=clip_norm)
     add_run_options(parser, "pose")
     arguments = parser.parse_args(argv)
@@ -98,7 +105,7 @@ import numpy as np
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads import Resizing, SimpleBaseline, WarmUpStepDecay
 from heads.data import (
@@ -141,7 +148,7 @@ def train_and_draw(arguments, output):
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     scorer = build_scorer(arguments, validation)
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    kept = choose_run_options(arguments)
     run = TrainingRun(output, steps, describe_run(arguments, train), monitor="val_keypoints_AP", **kept)
     if arguments.resume:
         run.restore(model)
@@ -161,6 +168,7 @@ def train_and_draw(arguments, output):
         return
     keep_curves(output, run)
     draw_pictures(best, validation, output)
+    keep_report(output)
     print(summary)
     print(f"Model, results and pictures are in {output.resolve()}")
 
@@ -200,8 +208,8 @@ def describe_run(arguments, train):
 
 def plan_steps(arguments, num_people):
     """Returns the number of steps, those between two scores, and those after which the rate falls."""
-    epoch_steps = -(-num_people // arguments.batch_size)
-    steps = arguments.steps or EPOCHS * epoch_steps
+    epoch_steps = count_epoch_steps(arguments, num_people)
+    steps = choose_steps(arguments, num_people, EPOCHS)
     evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(10 * epoch_steps, 200))
     return steps, evaluate_every, [round(steps * drop / EPOCHS) for drop in DROPS]
 
@@ -223,7 +231,7 @@ def build_model(arguments, train):
 
 def build_optimizer(arguments, steps, milestones):
     """Returns Adam as in the paper's recipe."""
-    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size / 64, None
+    learning_rate, clip_norm = LEARNING_RATE * arguments.batch_size * arguments.accumulate / 64, None
     if arguments.weights is None:
         learning_rate, clip_norm = LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH
     if arguments.learning_rate is not None:
@@ -232,7 +240,8 @@ def build_optimizer(arguments, steps, milestones):
         clip_norm = arguments.clip_norm or None
     warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
     schedule = WarmUpStepDecay(learning_rate, warm_up, milestones)
-    return keras.optimizers.Adam(schedule, global_clipnorm=clip_norm)
+    options = choose_optimizer_options(arguments)
+    return keras.optimizers.Adam(schedule, global_clipnorm=clip_norm, **options)
 
 
 def build_scorer(arguments, validation):

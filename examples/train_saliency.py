@@ -8,7 +8,18 @@ sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS. T
 curves and pictures go into a folder of the run's own: runs/saliency-1, runs/saliency-2 ...
 """
 
-from options import add_run_options, add_step_options, add_variant, load_keras, make_parser, whole_number
+from options import (
+    add_length,
+    add_run_options,
+    add_step_options,
+    add_variant,
+    choose_optimizer_options,
+    choose_run_options,
+    choose_steps,
+    load_keras,
+    make_parser,
+    whole_number,
+)
 
 IMAGE_SIZES, BATCH_SIZE, PASSES = (320, 352, 384), 24, 30
 # The embedded data is small.
@@ -28,8 +39,8 @@ def parse_arguments(argv=None):
         "of the squares, each batch has one of them; the largest is scored; default: 320 352 384, embedded"
     )
     add("--image-sizes", type=count, nargs="+", metavar="SIDE", help=f"{sides} data: 128")
-    add("--batch-size", type=count, help="pictures of a step; default: 24, embedded data: 8")
-    add("--steps", type=count, help="of the training; default: 30 passes over the data, embedded data: 2")
+    add("--batch-size", type=count, help="pictures of a batch; default: 24, embedded data: 8")
+    add_length(parser, "30 epochs, embedded data: 2")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=count, default=200, help=every)
     add_step_options(parser, "5e-5, or 1e-3 without --weights", weight_decay=1e-4)
@@ -57,7 +68,7 @@ import keras
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_scores
+from results import keep_curves, keep_report, keep_scores
 
 from heads import EDN, Resizing, WarmUpPolynomialDecay
 from heads.data import (
@@ -94,13 +105,13 @@ def train_and_draw(arguments, output):
     check_weights(arguments)
     with explain_faults(arguments.data, "train_saliency.py"):
         train, validation = open_data(arguments)
-    steps = arguments.steps or arguments.passes * -(-len(train) // arguments.batch_size)
+    steps = choose_steps(arguments, len(train), arguments.passes)
     model = build_model(arguments)
     model.compile(optimizer=build_optimizer(arguments, steps))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
     image_size = model.resizing.image_size
     scorer = SaliencyScores(semantic_evaluation_batches(validation, arguments.batch_size, image_size))
-    kept = {"save_every": arguments.save_every, "keep": arguments.keep}
+    kept = choose_run_options(arguments)
     run = TrainingRun(output, steps, vars(arguments), monitor="val_max_f", **kept)
     if arguments.resume:
         run.restore(model)
@@ -123,6 +134,7 @@ def train_and_draw(arguments, output):
         return
     keep_curves(output, run)
     draw_pictures(best, validation, output)
+    keep_report(output)
     print(summary)
     print(f"Model and pictures are in {output.resolve()}")
 
@@ -151,7 +163,8 @@ def build_optimizer(arguments, steps):
         learning_rate = arguments.learning_rate
     warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
     schedule = WarmUpPolynomialDecay(learning_rate, warm_up, steps, power=0.9)
-    optimizer = keras.optimizers.Adam(schedule, *BETAS, weight_decay=arguments.weight_decay)
+    options = choose_optimizer_options(arguments)
+    optimizer = keras.optimizers.Adam(schedule, *BETAS, weight_decay=arguments.weight_decay, **options)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 

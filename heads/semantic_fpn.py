@@ -1,5 +1,7 @@
 """Semantic FPN: the semantic branch of Panoptic Feature Pyramid Networks (arXiv 1901.02446)."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -7,7 +9,7 @@ from heads.arguments import check_counts, check_shares
 from heads.layers.blocks import Chain, ConvolutionBlock, PixelClassifier, join_reference_layers
 from heads.layers.fpn import FPN
 from heads.ops.labels import check_num_classes
-from heads.ops.losses import semantic_cross_entropy
+from heads.ops.losses import check_segmentation_loss, segmentation_loss
 from heads.ops.resizing import resize_bilinear
 from heads.semantic_model import SemanticModel
 
@@ -28,6 +30,10 @@ class SemanticFPN(SemanticModel):
         channels: channels of the head.
         pyramid_channels: channels of the feature pyramid network.
         dropout_rate: share of the last map's channels that are dropped in training.
+        loss: what is learnt from label maps: "cross_entropy", "focal", "dice" or "cross_entropy+dice", see
+            `heads.ops.losses.segmentation_loss`.
+        class_weights: how much each class counts in it, a number for each; see
+            `heads.data.balance_classes`. None counts all pixels alike.
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
@@ -48,11 +54,14 @@ class SemanticFPN(SemanticModel):
         channels: int = 128,
         pyramid_channels: int = 256,
         dropout_rate: float = 0.1,
+        loss: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
         **kwargs,
     ):
         check_num_classes(num_classes)
         check_counts(channels=channels, pyramid_channels=pyramid_channels)
         check_shares(dropout_rate=dropout_rate)
+        class_weights = check_segmentation_loss(loss, class_weights, num_classes)
         super().__init__(backbone, LEVELS, ("segmentation_loss",), locals(), **kwargs)
         dtype = self.dtype_policy
         self.neck = FPN(pyramid_channels, dtype=dtype, name="neck")
@@ -84,7 +93,8 @@ class SemanticFPN(SemanticModel):
 
     def compute_losses(self, targets, predictions):
         """Returns `{"segmentation_loss"}` of label maps (batch, height, width), 255 ignored, and logits."""
-        return {"segmentation_loss": semantic_cross_entropy(targets, predictions)}
+        loss = segmentation_loss(targets, predictions, self.loss, self.class_weights)
+        return {"segmentation_loss": loss}
 
     def reference_layers(self):
         """Returns mmsegmentation's names: name -> layer or variable."""

@@ -1,5 +1,7 @@
 """UPerNet (arXiv 1807.10221) with an auxiliary head in training."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 
@@ -7,7 +9,7 @@ from heads.arguments import check_counts, check_shares
 from heads.layers.blocks import ConvolutionBlock, PixelClassifier, join_reference_layers
 from heads.layers.pyramid_pooling import PyramidPooling
 from heads.ops.labels import check_num_classes
-from heads.ops.losses import semantic_cross_entropy
+from heads.ops.losses import check_segmentation_loss, segmentation_loss
 from heads.ops.resizing import resize_bilinear
 from heads.semantic_model import SemanticModel
 
@@ -30,6 +32,10 @@ class UPerNet(SemanticModel):
         auxiliary_channels: channels of the auxiliary head, which reads "P4".
         auxiliary_weight: factor of the auxiliary loss.
         dropout_rate: share of the last map's channels that are dropped in training.
+        loss: what is learnt from label maps: "cross_entropy", "focal", "dice" or "cross_entropy+dice", see
+            `heads.ops.losses.segmentation_loss`.
+        class_weights: how much each class counts in it, a number for each; see
+            `heads.data.balance_classes`. None counts all pixels alike.
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
@@ -51,11 +57,14 @@ class UPerNet(SemanticModel):
         auxiliary_channels: int = 256,
         auxiliary_weight: float = 0.4,
         dropout_rate: float = 0.1,
+        loss: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
         **kwargs,
     ):
         check_num_classes(num_classes)
         check_counts(channels=channels, auxiliary_channels=auxiliary_channels)
         check_shares(dropout_rate=dropout_rate)
+        class_weights = check_segmentation_loss(loss, class_weights, num_classes)
         if not 0 <= auxiliary_weight < float("inf"):
             raise ValueError(f"auxiliary_weight must be 0 or more. Received: {auxiliary_weight}")
         super().__init__(backbone, LEVELS, ("segmentation_loss", "auxiliary_loss"), locals(), **kwargs)
@@ -121,11 +130,12 @@ class UPerNet(SemanticModel):
             targets: label maps (batch, height, width), 255 ignored.
             predictions: what `call` returned.
         """
+        options = {"loss": self.loss, "class_weights": self.class_weights}
         if not isinstance(predictions, dict):
-            return {"segmentation_loss": semantic_cross_entropy(targets, predictions)}
-        auxiliary_loss = semantic_cross_entropy(targets, predictions["auxiliary_logits"])
+            return {"segmentation_loss": segmentation_loss(targets, predictions, **options)}
+        auxiliary_loss = segmentation_loss(targets, predictions["auxiliary_logits"], **options)
         return {
-            "segmentation_loss": semantic_cross_entropy(targets, predictions["logits"]),
+            "segmentation_loss": segmentation_loss(targets, predictions["logits"], **options),
             "auxiliary_loss": self.auxiliary_weight * auxiliary_loss,
         }
 

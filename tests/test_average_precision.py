@@ -12,7 +12,14 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from heads.metrics import encode_mask, evaluate_coco, format_coco_scores, save_results, to_coco_results
+from heads.metrics import (
+    encode_mask,
+    evaluate_coco,
+    format_coco_scores,
+    measure_precision,
+    save_results,
+    to_coco_results,
+)
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 TRUTHS = sorted(DATA.glob("*/annotations/instances_*.json"))
@@ -63,6 +70,18 @@ def test_scores_by_hand(use_fast):
     assert scores["bbox_AP_per_class"] == {"class 1": pytest.approx(expected)}
     assert scores["bbox_AP50_per_class"] == {"class 1": pytest.approx(expected)}
     assert all(type(value) is float for value in flatten(scores).values())
+    precision = measure_precision(truth, results, use_fast=use_fast)["class 1"]
+    curve = np.repeat([1, 2 / 3, 0], [34, 33, 34])
+    np.testing.assert_allclose(precision, np.tile(curve, (10, 1)))
+
+
+@both
+def test_precision_of_a_class_without_objects_is_not_a_number(use_fast):
+    truth = make_truth([(1, 1, (0, 0, 20, 30))], category_ids=(1, 2))
+    precision = measure_precision(truth, make_results([(1, 2, (0, 0, 20, 30), 0.5)]), use_fast=use_fast)
+    assert list(precision) == ["class 1", "class 2"]
+    assert (precision["class 1"] == 0).all()
+    assert np.isnan(precision["class 2"]).all()
 
 
 @both

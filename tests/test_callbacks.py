@@ -29,6 +29,13 @@ def test_a_loss_that_is_not_finite_ends_training():
         stop.on_train_batch_end(1, {"loss": float("inf")})
 
 
+def test_of_several_batches_the_step_is_told():
+    stop = StopOnNonFinite(10, lambda step: [f"{step}.png"], "Try less.", batches_per_step=4)
+    stop.set_model(build_model())
+    with pytest.raises(FloatingPointError, match=r"(?s)not finite at step 3 \(batch 11\).*10\.png"):
+        stop.on_train_batch_end(0, {"loss": float("nan")})
+
+
 def test_weights_that_are_not_finite_end_training():
     stop = make_stop(build_model(), first_step=13)
     stop.on_epoch_end(0, {})
@@ -68,3 +75,4 @@ def test_timer_tells_the_median(monkeypatch):
         timer.on_train_batch_end(batch)
     assert timer.seconds == [0.25, 0.5, 10.0]
     assert timer.summary().startswith("0.50 s per step (median)")
+    assert timer.summary(batches_per_step=4).startswith("2.00 s per step (median)")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from heads.drawing import class_palette, draw_curves
+from heads.drawing import class_palette, draw_curves, draw_precision_recall
 
 ROWS = [
     {"epoch": 0, "loss": 2.0, "val_loss": 2.5, "mean_iou": 0.1, "val_mean_iou": 0.05, "learning_rate": 1.0},
@@ -43,3 +43,45 @@ def test_the_monitored_score_is_marked():
 def test_no_epoch_is_refused():
     with pytest.raises(ValueError, match="at least one epoch"):
         draw_curves([])
+
+
+# Precision over recall.
+
+
+def make_precision(*levels):
+    return {f"class {number}": np.full((10, 101), level) for number, level in enumerate(levels)}
+
+
+def test_precision_of_each_class_and_of_all():
+    picture = draw_precision_recall(make_precision(0.9, 0.3, np.nan))
+    assert picture.shape == (420, 1200, 3)
+    first, second, third = class_palette(3).astype(int)
+    left, right = picture[:, :600], picture[:, 600:]
+    for colour, seen in ((first, True), (second, True), (third, False)):
+        assert (count_pixels(left, colour) > 200) == seen
+        assert count_pixels(right, colour) == 0
+    rows = [
+        np.median(np.argwhere(np.abs(left.astype(int) - colour).max(-1) < 8)[:, 0])
+        for colour in (first, second)
+    ]
+    assert rows[0] < rows[1] - 100  # the higher precision is above
+    # The mean of all is drawn on both sides.
+    assert not np.array_equal(right, draw_precision_recall(make_precision(0.9))[:, 600:])
+
+
+def test_of_many_classes_the_worst_are_drawn():
+    levels = np.linspace(0.9, 0.1, 20)
+    picture = draw_precision_recall(make_precision(*levels))[:, :600]
+    palette = class_palette(20).astype(int)
+    drawn = [number for number in range(20) if count_pixels(picture, palette[number]) > 200]
+    assert drawn == list(range(13, 20))
+
+
+def test_no_class_with_objects():
+    assert draw_precision_recall(make_precision(np.nan)).std() > 0
+
+
+@pytest.mark.parametrize("precision", [{}, {"a": np.ones((9, 101))}, {"a": np.ones(101)}])
+def test_other_precision_is_refused(precision):
+    with pytest.raises(ValueError, match=r"must have \(10, recalls\) of at least one class"):
+        draw_precision_recall(precision)

@@ -168,3 +168,23 @@ def test_a_head_must_have_its_verbs():
     for verb in ("compute_losses", "decode"):
         with pytest.raises(NotImplementedError, match=f"DenseModel must define {verb}"):
             getattr(model, verb)(*[None] * (2 if verb == "compute_losses" else 1))
+
+
+def test_gradients_of_two_batches_are_those_of_a_large_one():
+    """Where the loss is a mean over the pictures, and no batch norm is trained."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype("float32")
+    labels = np.arange(4 * 64 * 64).reshape(4, 64, 64) % 3
+    weights = []
+    for size, accumulate in ((4, None), (2, 2)):
+        keras.utils.set_random_seed(0)
+        model = SemanticFPN(contracts.PooledBackbone(), 3, 8, 8, dropout_rate=0.0)
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=accumulate))
+        for start in [*range(0, 4, size)] * 2:
+            model.train_on_batch(images[start : start + size], labels[start : start + size])
+        assert int(model.optimizer.iterations) == 2
+        weights.append([np.array(weight) for weight in model.trainable_weights])
+    for whole, parts in zip(*weights, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-6)

@@ -122,7 +122,9 @@ def read_weights(output):
 
 def test_training_writes_models_results_pictures_and_logs(run):
     output, _ = run
-    for name in ("predictions.png", "curves.png"):
+    assert (output / "report.html").read_text("utf-8").count("<img ") == 5
+    assert "boxes with a score of" in (output / "scores.txt").read_text()
+    for name in ("predictions.png", "curves.png", "confusion.png", "precision_recall.png", "worst.png"):
         picture = np.asarray(Image.open(output / name))
         assert picture.ndim == 3
         assert picture.std() > 5
@@ -151,7 +153,7 @@ def test_training_prints_scores(run):
     assert "2 classes: square, bar" in printed
     for line in ("Before training", "After training (best.keras)", "s per step (median)"):
         assert line in printed
-    for name, count in (*((name, 3) for name in NAMES), ("AP50", 2)):
+    for name, count in (*((name, 4) for name in NAMES), ("AP50", 2)):
         assert sum(line.startswith(f"{name} ") for line in printed.splitlines()) == count, name
     assert "train: objects" in printed
 
@@ -292,7 +294,8 @@ def test_evaluation_of_two_splits(run, data_folder, tmp_path):
     assert {path.name for path in output.iterdir()} == {"val", "train"}
     for split in output.iterdir():
         assert {path.name for path in split.iterdir()} == {
-            *("scores.json", "scores.txt", "results.json", "predictions.png")
+            *("scores.json", "scores.txt", "results.json", "predictions.png", "worst.png"),
+            *("confusion.png", "precision_recall.png", "report.html"),
         }
 
 

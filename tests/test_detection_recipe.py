@@ -12,6 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples")
 
 import evaluate_detection
 import train_detection
+from detection_pictures import choose_threshold
 from format_folders import draw_shapes, write_yolo
 
 from heads import FasterRCNN, RetinaNet
@@ -171,11 +172,12 @@ def test_training_refuses_before_it_reads_data(options, message, tmp_path):
 def test_pictures_of_an_unsure_model_show_as_many_detections_as_objects():
     truths = [{"labels": np.array([0, 1, -1])}, {"labels": np.array([2, -2, -1])}]
     unsure = [{"scores": np.array([0.3, 0.1, 0.0])}, {"scores": np.array([0.2, 0.15, 0.05])}]
-    assert train_detection.choose_threshold(truths, unsure) == 0.15  # 3 objects: 0.3, 0.2, 0.15
+    assert choose_threshold(truths, unsure) == 0.15  # 3 objects: 0.3, 0.2, 0.15
     sure = [{"scores": np.array([0.9, 0.8, 0.7])}, {"scores": np.array([0.6, 0.5, 0.45])}]
-    assert train_detection.choose_threshold(truths, sure) == 0.4
+    assert choose_threshold(truths, sure) == 0.4
     nothing = [{"labels": np.array([-1])}]
-    assert train_detection.choose_threshold(nothing, [{"scores": np.array([0.3, 0.1])}]) == 0.3
+    assert choose_threshold(nothing, [{"scores": np.array([0.3, 0.1])}]) == 0.3
+    assert choose_threshold(nothing, [{"scores": np.zeros(0)}]) == 0.4
 
 
 # Data.

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEADS = [
     *("SemanticFPN", "UPerNet", "RetinaNet", "GFL", "ATSS", "MaskRCNN", "CascadeMaskRCNN", "SparseRCNN"),
-    *("Mask2Former", "SimpleBaseline", "EDN"),
+    *("Mask2Former", "SimpleBaseline", "EDN", "SemanticFPN/cross_entropy+dice"),
 ]
 
 

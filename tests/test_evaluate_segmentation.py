@@ -74,7 +74,7 @@ def test_scores_tables_and_pictures_lie_beside_the_model(evaluate, tmp_path, cap
     for split, count in (("val", 2), ("test", 3)):
         folder = tmp_path / "run" / "evaluation-1" / split
         assert {path.name for path in folder.iterdir()} == {
-            *("scores.json", "scores.txt", "confusion.png", "predictions.png")
+            *("scores.json", "scores.txt", "confusion.png", "predictions.png", "worst.png", "report.html")
         }
         scores = json.loads((folder / "scores.json").read_text())
         assert scores["split"] == split

@@ -104,7 +104,8 @@ def read_weights(output):
 
 def test_finetune_writes_models_pictures_and_logs(run):
     output, _ = run
-    for name in ("predictions.png", "features.png", "confusion.png", "curves.png"):
+    assert (output / "report.html").read_text("utf-8").count("<img ") == 5
+    for name in ("predictions.png", "features.png", "confusion.png", "curves.png", "worst.png"):
         picture = np.asarray(Image.open(output / name))
         assert picture.ndim == 3
         assert picture.std() > 10
@@ -297,9 +298,9 @@ def test_coloured_labels_without_splits(data_folder, tmp_path, capsys):
     rows = [" ".join(map(str, (name, *colour))) for name, colour in zip(NAMES, colours, strict=True)]
     (tmp_path / "table.txt").write_text("\n".join([*rows, "void 0 0 0"]))
     options = ["--data", str(tmp_path), "--class-colours", str(tmp_path / "table.txt"), "--val-share", "0.34"]
-    train, val = finetune_segmentation.open_data(finetune_segmentation.parse_arguments(options))
+    train, val, counts = finetune_segmentation.open_data(finetune_segmentation.parse_arguments(options))
     assert train.class_names == NAMES
-    assert (len(train), len(val)) == (4, 2)
+    assert (len(train), len(val), len(counts)) == (4, 2, 3)
     printed = capsys.readouterr().out
     assert "Found images and labels: 6 pictures" in printed
     assert "2 of 6 pictures are held out to score" in printed

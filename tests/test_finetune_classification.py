@@ -138,7 +138,7 @@ def test_train_and_val_folders(tmp_path):
 )
 def test_recipe(options, learning_rate, warm_up):
     arguments = finetune_classification.parse_arguments(["--data", "data", *options])
-    assert (arguments.batch_size, arguments.epochs) == (16, 100)
+    assert (arguments.batch_size, finetune_classification.EPOCHS) == (16, 100)
     optimizer = finetune_classification.build_optimizer(arguments, 1000)
     assert optimizer.weight_decay == 5e-4
     rates = [float(optimizer._learning_rate(step)) for step in (warm_up, (1000 + warm_up) // 2, 1000)]

@@ -235,6 +235,94 @@ def test_a_best_model_that_was_lost_is_replaced(trained, tmp_path):
     assert read_saved(tmp_path / "best.keras") == 8
 
 
+# Patience.
+
+
+def start_with_patience(folder, patience=2, scores=()):
+    run = TrainingRun(folder, 100, SETTINGS, monitor="val_score", patience=patience)
+    model = build_model()
+    run.set_model(model)
+    model.stop_training = False
+    if run.states.latest.exists():
+        run.restore(model)
+    run.begin()
+    for count, score in enumerate(scores, 1):
+        train_epoch(run, score)
+        if model.stop_training:
+            return run, count
+    return run, None
+
+
+@pytest.mark.parametrize(
+    ("scores", "stopped"),
+    [
+        ((0.1, 0.2, 0.3, 0.4), None),
+        ((0.5, 0.4, 0.4), 3),
+        ((0.5, 0.4, 0.6, 0.5, 0.55), 5),
+        ((0.0, 0.0, 0.0), 3),  # an equal score is kept, but is no better one
+        ((None, None, None, 0.1, None, 0.1), 6),  # it counts from the first score on
+        ((float("nan"), 0.3, float("nan"), 0.2), 4),
+    ],
+)
+def test_training_ends_where_scores_get_no_better(tmp_path, scores, stopped, capsys):
+    assert start_with_patience(tmp_path, scores=scores)[1] == stopped
+    assert ("2 scores in a row were not above the best" in capsys.readouterr().out) == (stopped is not None)
+
+
+def test_patience_counts_on_after_a_stop(tmp_path, capsys):
+    for scores, stopped in (((0.5, 0.4), None), ((0.3,), 1)):
+        run, found = start_with_patience(tmp_path, scores=scores)
+        assert found == stopped
+    assert (run.best, run.num_stale) == (0.5, 2)
+    # It has ended: another --resume trains nothing, one with a larger patience does.
+    for patience, epochs in ((2, 3), (3, 4)):
+        run, _ = start_with_patience(tmp_path, patience)
+        model = run.model
+
+        def make_batches(first_step):
+            return (tuple(np.ones((2, 4, 1))) for _ in range(100))
+
+        scorer = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(val_score=0.1))
+        run.train(model, make_batches, 2, lambda step: [], "", scorer, verbose=0)
+        assert run.epoch == epochs
+    assert "2 scores in a row" in capsys.readouterr().out
+
+
+def test_states_from_before_there_was_patience_count_from_0(trained, tmp_path):
+    trained.num_stale = 5
+    describe = trained._describe
+    trained._describe = lambda: {name: value for name, value in describe().items() if name != "num_stale"}
+    trained.save_state()
+    run = start(tmp_path, build_model())
+    assert run.restore(run.model)
+    assert run.num_stale == 0
+
+
+# Several batches a step.
+
+
+def test_steps_are_updates_of_the_weights(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 4, 0.0)
+    model.compile(keras.optimizers.SGD(schedule, gradient_accumulation_steps=3), "mse")
+    run = TrainingRun(tmp_path, 4, SETTINGS, "val_score", save_every=1, keep=9, accumulate=3)
+    firsts = []
+
+    def make_batches(first_step):
+        firsts.append(first_step)
+        return (tuple(np.ones((2, 4, 1))) for _ in range(100))
+
+    summary = run.train(model, make_batches, 2, lambda step: [], "", verbose=0)
+    assert (run.step, run.epoch, int(model.optimizer.iterations)) == (12, 2, 4)
+    assert float(model.optimizer.learning_rate) == 0.0  # the schedule came to its end
+    assert [path.name for path in run.states.older] == [f"step-{n:09d}.weights.h5" for n in (12, 9, 6, 3)]
+    assert "s per step" in summary
+    resumed = TrainingRun(tmp_path, 4, SETTINGS, "val_score", accumulate=3)
+    assert resumed.restore(model)
+    assert "after epoch 2, step 4 (batch 12)" in capsys.readouterr().out
+    assert firsts == [0]
+
+
 # Notes beside the models.
 
 

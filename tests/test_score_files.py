@@ -12,13 +12,19 @@ def read(path):
 def test_scores_are_percent_by_class_names(tmp_path):
     scores = score_confusion(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
     path = tmp_path / "new" / "scores.json"
-    save_scores({**scores, "confusion": np.eye(3)}, path, ("wall", "tür", "roof"), model="best.keras")
+    save_scores(
+        {**scores, "confusion": np.eye(3), "per_picture_iou": np.ones(9)},
+        path,
+        ("wall", "tür", "roof"),
+        model="best.keras",
+    )
     content = read(path)
     assert list(content)[:2] == ["model", "unit"]
     assert (content["model"], content["unit"]) == ("best.keras", "percent")
     assert content["pixel_accuracy"] == 87.5
     assert content["per_class_iou"] == {"wall": 75.0, "tür": 80.0, "roof": None}
     assert "confusion" not in content
+    assert "per_picture_iou" not in content
     assert "tür" in path.read_text(encoding="utf-8")
 
 

@@ -26,10 +26,7 @@ def ask_for_help(script):
 
 def test_all_scripts_are_here():
     assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {
-        "command_line",
-        "faults",
-        "options",
-        "results",
+        *("command_line", "detection_pictures", "faults", "options", "results")
     }
     assert "finetune_segmentation" in SCRIPTS
 
@@ -85,11 +82,13 @@ def test_choices_are_those_of_the_packages():
     import train_detection
 
     from heads.cascade_rcnn import BOX_HEADS
+    from heads.ops.losses import SEGMENTATION_LOSSES
     from van_backbones import VARIANTS
     from van_backbones.exporting.export import FORMATS
 
     assert options.VARIANTS == tuple(VARIANTS)
     assert options.EXPORT_FORMATS == tuple(FORMATS)
+    assert options.SEGMENTATION_LOSSES == SEGMENTATION_LOSSES
     assert options.DETECTORS == tuple(train_detection.HEADS)
     for name in BOX_HEADS:
         arguments = train_detection.parse_arguments(["--head", "cascade_mask_rcnn", "--box-head", name])

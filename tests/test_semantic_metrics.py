@@ -119,6 +119,8 @@ def test_evaluation_counts_all_pictures_together():
     np.testing.assert_array_equal(
         score_confusion(scores.pop("confusion"))["per_class_iou"], expected["per_class_iou"]
     )
+    alone = [score_confusion(count_by_loop(truth, found, 4))["mean_iou"] for truth, found in pairs]
+    np.testing.assert_allclose(scores.pop("per_picture_iou"), alone)
     assert scores.keys() == expected.keys()
     for name in scores:
         np.testing.assert_array_equal(scores[name], expected[name])

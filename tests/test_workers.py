@@ -39,7 +39,8 @@ def test_the_options_are_no_settings():
     assert options == {
         **{"processes": None, "coordinator": "here:1", "process_id": 1, "num_processes": 3, "device": 0}
     }
-    assert sorted(vars(arguments)) == ["keep", "mixed_precision", "output", "resume", "save_every", "seed"]
+    kept = ["keep", "mixed_precision", "output", "patience", "resume", "save_every", "seed"]
+    assert sorted(vars(arguments)) == kept
     assert set(take_process_options(argparse.Namespace()).values()) == {None}
 
 
@@ -281,6 +282,16 @@ DETECTORS = {
     "mask_rcnn": ["--num-samples", 16],
     "sparse_rcnn": ["--num-proposals", 12],
 }
+
+
+@pytest.mark.slow
+def test_averages_of_weights_in_two_processes(label_folder, tmp_path):
+    """All processes put them in and the weights back; each step is of two batches."""
+    options = ["--data", label_folder, "--crop-size", 32, 32, "--batch-size", 2, "--channels", 8]
+    options += ["--steps", 2, "--evaluate-every", 1, "--accumulate", 2, "--ema", 0.5]
+    for name, processes in (("one", None), ("two", 2)):
+        train("finetune_segmentation", tmp_path / name, *options, processes=processes)
+    compare(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ import keras
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
+from options import choose_optimizer_options
+
 import van_backbones.classifier
 from heads.processes import find_place
 from heads.training import TrainingRun, run_in_folder
@@ -46,7 +48,8 @@ def train_and_draw(arguments, output):
     example.VANBackbone = lambda variant, weights=None: TinyVAN(variant, weights=weights)
     example.TrainingRun = Killer
     # Others move weights without a gradient by what rounding leaves of it.
-    example.build_optimizer = lambda *_: keras.optimizers.SGD(0.01)
+    options = choose_optimizer_options(arguments)
+    example.build_optimizer = lambda *_: keras.optimizers.SGD(0.01, **options)
     example.draw_feature_maps = lambda *_: keras.ops.convert_to_numpy(keras.ops.zeros((8, 8, 3), "uint8"))
     build_model, print_scores = example.build_model, getattr(example, "print_scores", None)
 

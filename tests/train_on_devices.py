@@ -33,6 +33,10 @@ OPTIONS = {
         **{"num_encoder_layers": 1, "num_decoder_layers": 1, "num_points": 64},
     },
     "SemanticFPN": {"num_classes": 3, "channels": 8, "pyramid_channels": 16, **NO_DROPOUT},
+    "SemanticFPN/cross_entropy+dice": {
+        **{"num_classes": 3, "channels": 8, "pyramid_channels": 16, **NO_DROPOUT},
+        **{"loss": "cross_entropy+dice", "class_weights": [0.5, 2.0, 7.0]},
+    },
     "UPerNet": {"num_classes": 3, "channels": 8, "auxiliary_channels": 8, **NO_DROPOUT},
     "SimpleBaseline": {"num_keypoints": 3, "channels": 8},
     "EDN": {
@@ -60,7 +64,7 @@ def make_targets(head, with_masks):
         left, top, right, bottom = boxes[index, row].astype(int)
         masks[index, row, top:bottom, left:right] = 1
         label_maps[index, top:bottom, left:right] = labels[index, row]
-    if head in ("SemanticFPN", "UPerNet", "EDN"):
+    if head.startswith(("SemanticFPN", "UPerNet", "EDN")):
         label_maps[2] = 255
         label_maps[0, :9] = 255
         return np.minimum(label_maps, 1) if head == "EDN" else label_maps
@@ -86,11 +90,16 @@ def share_out(num_devices):
     return tf.distribute.MirroredStrategy([f"CPU:{device}" for device in range(num_devices)]).scope()
 
 
+def find_class(head):
+    """Returns the class of a key of `OPTIONS`, whose name may have other options behind it."""
+    return getattr(heads, head.partition("/")[0])
+
+
 def make_model(head):
     """Returns a head on a small VAN, whose weights and random parts are always the same."""
     keras.utils.set_random_seed(0)
     backbone = VANBackbone("b0", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), drop_path_rate=0.0)
-    model = getattr(heads, head)(backbone, **OPTIONS[head])
+    model = find_class(head)(backbone, **OPTIONS[head])
     contracts.shake_weights(model)
     model.draw_priorities, model.draw_points = take_first, draw_points
     return model
@@ -125,7 +134,7 @@ def train_in_process(model, images, targets, num_steps, rank, num_processes):
 
 def main(head, num_devices, num_pictures, num_epochs, path):
     images = np.random.default_rng(0).uniform(0, 255, (num_pictures, *SIZE, 3)).astype("float32")
-    targets = make_targets(head, getattr(heads, head).with_masks)
+    targets = make_targets(head, find_class(head).with_masks)
     if num_pictures > 4:  # a last batch, of which the second device gets less
         targets = keras.tree.map_structure(lambda array: array[np.arange(num_pictures) % 4], targets)
     if keras.backend.backend() == "torch":

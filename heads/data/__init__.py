@@ -5,7 +5,7 @@ boxes float32 `(n, 4)` xyxy in pixels, their labels int32 with -1 for padding an
 person's keypoints are float32 `(keypoints, 3)`: x, y and visibility.
 """
 
-from heads.data.class_counts import format_class_counts
+from heads.data.class_counts import balance_classes, format_class_counts
 from heads.data.class_folder import ClassFolder, class_training_batches
 from heads.data.class_moves import ClassAugmentation
 from heads.data.coco import CocoDataset
@@ -59,6 +59,7 @@ __all__ = [
     "SemanticAugmentation",
     "SemanticFolder",
     "SemanticShapes",
+    "balance_classes",
     "choose_held_out",
     "class_training_batches",
     "detection_evaluation_batches",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RARE = 0.05  # share below which a class is called rare
+LARGEST_RATIO = 50.0  # of a balanced class weight to the smallest one
 
 
 def format_class_counts(counts: dict, class_names: Sequence[str], unit: str) -> str:
@@ -44,6 +45,33 @@ def format_class_counts(counts: dict, class_names: Sequence[str], unit: str) -> 
         cells = [text.rjust(width) for text, width in zip(numbers, widths[1:-1], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *cells, word]).rstrip())
     return "\n".join(lines)
+
+
+def balance_classes(counts) -> list[float]:
+    """Returns class weights for a loss, which raise rare classes: 1 / sqrt(share), within a limit.
+
+    The share of a class in the loss is then that of the square root of its pixels. Weights of 1 / share, as
+    median frequency balancing has them, would make all classes equal: a class with one pixel in 10,000 would
+    weigh 10,000 times as much as the rest, a single wrong label of it would outweigh whole pictures, and
+    the training would find it everywhere. The square root makes that 100, and no weight is more than 50
+    times the smallest.
+
+    Args:
+        counts: How much there is of each class, as `check()` returns it.
+
+    Returns:
+        A number for each class; an average pixel has 1. A class that does not occur has the smallest.
+
+    Raises:
+        ValueError: Where there is nothing of any class, or a number is negative.
+    """
+    counts = np.asarray(counts, "float64")
+    if counts.ndim != 1 or not counts.sum() > 0 or counts.min() < 0:
+        raise ValueError(f"counts must be a number for each class, 0 or more, not all 0. Received: {counts}")
+    shares = counts / counts.sum()
+    weights = 1 / np.sqrt(np.where(shares, shares, shares.max()))
+    weights = np.minimum(weights, LARGEST_RATIO * weights.min())
+    return (weights / (weights * shares).sum()).tolist()
 
 
 def _find_word(shares):

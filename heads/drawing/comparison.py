@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 import heads.drawing.pages as pages
+from heads.coco.matches import encode_masks, match_greedily, measure_overlaps_of_shapes
 from heads.drawing.objects import (
     choose_colours,
     choose_factor,
@@ -16,7 +17,6 @@ from heads.drawing.objects import (
     select_objects,
 )
 
-LEAST_OVERLAP = 0.5  # IoU of a match
 FEWEST_DETECTIONS = 20  # so many may be drawn in each picture
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)  # of missed objects
 
@@ -113,14 +113,7 @@ def match_objects(truth: dict, found: dict) -> Matches:
     """
     overlaps = _measure_overlaps(truth, found)
     overlaps = np.where(truth["labels"][:, None] == found["labels"], overlaps, 0.0)
-    matches = Matches(np.full(len(truth["labels"]), -1), np.full(len(found["labels"]), -1))
-    scores = found.get("scores", np.zeros(len(found["labels"])))
-    for row in np.argsort(-scores, kind="stable"):
-        free = np.where(matches.truth < 0, overlaps[:, row], 0.0)
-        if free.max(initial=0.0) >= LEAST_OVERLAP:
-            partner = free.argmax()
-            matches.truth[partner], matches.found[row] = row, partner
-    return matches
+    return Matches(*match_greedily(overlaps, found.get("scores", np.zeros(len(found["labels"])))))
 
 
 def keep_best(objects: dict, most: int) -> dict:
@@ -133,15 +126,11 @@ def keep_best(objects: dict, most: int) -> dict:
 
 def _measure_overlaps(truth, found):
     """Returns the IoU of each true object with each detection, (n, m)."""
-    from pycocotools import mask as coco_masks
 
     def describe(objects):
         if "masks" in truth and "masks" in found:
-            return coco_masks.encode(np.asfortranarray(objects["masks"].transpose(1, 2, 0), "uint8"))
+            return encode_masks(objects["masks"])
         starts, ends = np.split(np.asarray(objects["boxes"], "float64"), 2, axis=1)
         return np.concatenate([starts, ends - starts], axis=1)
 
-    if not len(truth["labels"]) or not len(found["labels"]):
-        return np.zeros((len(truth["labels"]), len(found["labels"])))
-    is_crowd = np.zeros(len(found["labels"]), "uint8")
-    return coco_masks.iou(describe(truth), describe(found), is_crowd)
+    return measure_overlaps_of_shapes(describe(truth), describe(found))

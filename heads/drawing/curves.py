@@ -26,26 +26,75 @@ def draw_curves(rows: Iterable[dict], monitor: str | None = None) -> np.ndarray:
     Raises:
         ValueError: If there are no rows.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot, which would open windows
-
     rows = list(rows)
     require(rows, "rows must hold at least one epoch", rows)
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "epoch"]
     losses = [name for name in names if name.endswith("loss")]
     scores = [name for name in names if name not in losses and name != "learning_rate"]
     scores.sort(key=lambda name: (name != monitor, not name.startswith("val_")))
-    figure = Figure((WIDTH, HEIGHT), DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     epochs = [int(float(row.get("epoch", number))) + 1 for number, row in enumerate(rows)]
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _make_panels()
     for panel, title, shown, unit in ((left, "losses", losses, 1), (right, "scores, percent", scores, 100)):
         curves = {name: _read_curve(rows, name, unit) for name in shown[:MOST_CURVES]}
         _draw_panel(panel, title, epochs, curves)
     if monitor in names:
         _mark_best(right, epochs, _read_curve(rows, monitor, 100))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return _render(figure)
+
+
+def draw_precision_recall(precision: dict) -> np.ndarray:
+    """Draws precision over recall: of each class at an IoU of 0.5 on the left, of all together on the right.
+
+    Of many classes, those with the lowest average precision are drawn on the left, and the mean of all.
+
+    Args:
+        precision: Name of each class -> (10, recalls), NaN where it has no objects: see
+            `heads.metrics.measure_precision`.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        ValueError: If there is no class, or another number of thresholds than 10.
+    """
+    curves = {name: 100 * np.asarray(values, "float64") for name, values in precision.items()}
+    shapes = {values.shape for values in curves.values()}
+    fits = len(shapes) == 1 and all(len(shape) == 2 and shape[0] == 10 for shape in shapes)
+    require(fits, "precision must have (10, recalls) of at least one class", shapes or "no class")
+    palette = dict(zip(curves, class_palette(len(curves)) / 255, strict=True))
+    known = {name: values for name, values in curves.items() if not np.isnan(values).any()}
+    lowest = sorted(known, key=lambda name: known[name][0].mean())[: MOST_CURVES - 1]
+    figure, (left, right) = _make_panels()
+    recalls = np.linspace(0, 100, shapes.pop()[1])
+    for name in (name for name in known if name in lowest):
+        left.plot(recalls, known[name][0], color=palette[name], label=f"{name} {known[name][0].mean():.1f}")
+    if known:
+        mean = np.mean(list(known.values()), axis=0)
+        left.plot(recalls, mean[0], color="black", linewidth=2.5, label=f"all classes {mean[0].mean():.1f}")
+        for place in range(0, 10, 2):
+            label = f"IoU {0.5 + 0.05 * place:.1f}: {mean[place].mean():.1f}"
+            right.plot(recalls, mean[place], color=str(0.08 * place), label=label)
+    titles = ("precision at an IoU of 0.5, percent", "precision of all classes, percent")
+    for panel, title in zip((left, right), titles, strict=True):
+        panel.set(title=title, xlabel="recall, percent", xlim=(0, 100), ylim=(0, 102))
+        panel.grid(alpha=0.3)
+        if known:
+            panel.legend(fontsize="small", title="average precision")
+    return _render(figure)
+
+
+def _make_panels():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # without pyplot, which would open windows
+
+    figure = Figure((WIDTH, HEIGHT), DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, 2)
+
+
+def _render(figure):
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def _draw_panel(panel, title, epochs, curves):

@@ -1,10 +1,11 @@
 """Scores of predictions, as the benchmarks count them."""
 
 from heads.coco.segmentations import encode_mask
-from heads.metrics.average_precision import evaluate_coco, format_coco_scores
+from heads.metrics.average_precision import evaluate_coco, format_coco_scores, measure_precision
 from heads.metrics.coco import CocoScores, predict_coco_results, save_results, to_coco_results
 from heads.metrics.keypoint_precision import evaluate_keypoints, format_keypoint_scores
 from heads.metrics.keypoints import KeypointScores, predict_keypoint_results, to_keypoint_results
+from heads.metrics.mistakes import count_mistakes, format_mistakes
 from heads.metrics.panoptic import (
     PanopticCounts,
     PanopticScores,
@@ -40,6 +41,7 @@ __all__ = [
     "SemanticScores",
     "compare_saliency",
     "count_confusion",
+    "count_mistakes",
     "count_panoptic",
     "encode_mask",
     "evaluate_coco",
@@ -49,9 +51,11 @@ __all__ = [
     "evaluate_semantic",
     "format_coco_scores",
     "format_keypoint_scores",
+    "format_mistakes",
     "format_panoptic_scores",
     "format_saliency_scores",
     "format_semantic_scores",
+    "measure_precision",
     "predict_coco_results",
     "predict_keypoint_results",
     "save_results",

@@ -15,6 +15,7 @@ from pycocotools import mask as run_lengths
 from heads.coco.annotations import Annotation, judge_boxes, read_annotations, read_box
 from heads.coco.entries import is_id, is_number, is_side, list_briefly, read_entries, read_json, show
 from heads.coco.segmentations import read_segmentation
+from heads.metrics.tables import align_rows, to_percent
 
 KINDS = ("bbox", "segm")
 SIZES = ("small", "medium", "large")
@@ -60,6 +61,39 @@ def evaluate_coco(
             is malformed.
         ImportError: Where `use_fast` is True and faster-coco-eval is not installed.
     """
+    counted = _count_kinds(truth, results, kinds, max_detections, use_fast, image_ids)
+    scores = {}
+    for kind, (precision, recall, class_names) in counted.items():
+        summary = {
+            **_summarise(precision, recall, check_limits(max_detections)),
+            **_summarise_classes(precision, class_names),
+        }
+        scores.update({f"{kind}_{name}": score for name, score in summary.items()})
+    return scores
+
+
+def measure_precision(
+    truth,
+    results,
+    kind: str = "bbox",
+    max_detections: Sequence[int] = MAX_DETECTIONS,
+    use_fast: bool | None = None,
+    image_ids: Sequence | None = None,
+) -> dict:
+    """Precision over recall, from which `evaluate_coco` takes the average; its arguments are the same.
+
+    Returns:
+        Dict of the name of each class -> float64 (10, 101), the precision at IoUs of 0.5, 0.55 .. 0.95 and
+        recalls of 0, 0.01 .. 1; NaN of classes without objects.
+    """
+    counted = _count_kinds(truth, results, (kind,), max_detections, use_fast, image_ids)
+    precision, _, class_names = counted[kind]
+    precision = np.where(precision > -1, precision, np.nan)
+    return {name: precision[:, :, label, 0, -1] for label, name in enumerate(class_names)}
+
+
+def _count_kinds(truth, results, kinds, max_detections, use_fast, image_ids):
+    """Returns for each kind precision, recall, see `count_matches`, and the class names."""
     check_kinds(kinds)
     limits = check_limits(max_detections)
     results = read_json(results, "results")
@@ -74,16 +108,14 @@ def evaluate_coco(
     if image_ids is not None:
         scored = set(to_plain_list(image_ids))
         check_known("image_ids", scored, truth.image_sizes)
-    scores = {}
+    counted = {}
     for kind in kinds:
         objects, found = _to_datasets(truth, results, kind, scored)
-        precision, recall = count_matches(objects, found, kind, limits, use_fast)
-        summary = {
-            **_summarise(precision, recall, limits),
-            **_summarise_classes(precision, list(truth.class_names.values())),
-        }
-        scores.update({f"{kind}_{name}": score for name, score in summary.items()})
-    return scores
+        counted[kind] = (
+            *count_matches(objects, found, kind, limits, use_fast),
+            list(truth.class_names.values()),
+        )
+    return counted
 
 
 def format_coco_scores(scores: dict) -> str:
@@ -360,18 +392,3 @@ def _class_names(categories):
     names = {key: str(categories[key].get("name", key)) for key in sorted(categories)}
     repeated = Counter(names.values())
     return {key: f"{name} ({key})" if repeated[name] > 1 else name for key, name in names.items()}
-
-
-def to_percent(value) -> str:
-    """A score as text; "-" for NaN."""
-    return "-" if np.isnan(value) else f"{100 * value:.2f}"
-
-
-def align_rows(rows) -> list[str]:
-    """Lines of a table: names at the left, all else at the right of its column."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    return lines

@@ -11,16 +11,15 @@ from heads.coco.annotations import judge_boxes, read_annotations
 from heads.coco.entries import is_number, list_briefly, read_entries, read_json, show
 from heads.coco.keypoints import find_keypoint_category
 from heads.metrics.average_precision import (
-    align_rows,
     average_known,
     check_known,
     count_matches,
     find_size_problem,
     read_picture_size,
     read_truth,
-    to_percent,
     to_plain_list,
 )
+from heads.metrics.tables import align_rows, to_percent
 
 MAX_PEOPLE = 20  # COCO's, per picture
 SCORE_NAMES = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")

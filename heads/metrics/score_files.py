@@ -15,7 +15,7 @@ def save_scores(scores: dict, path, class_names: Sequence[str] = (), **about):
 
     Args:
         scores: From one of the functions of `heads.metrics` that score: numbers 0 .. 1, arrays and dicts of
-            them. Matrices, of integers for instance, are left out.
+            them. Matrices, and what is told of single pictures ("per_picture_..."), are left out.
         path: Of the file; its folder is made.
         class_names: Arrays of one number per class become dicts with these names.
         **about: What else the file tells, first in it: of which model and data the scores are.
@@ -23,7 +23,7 @@ def save_scores(scores: dict, path, class_names: Sequence[str] = (), **about):
     content = {name: str(value) for name, value in about.items()}
     content["unit"] = "percent"
     for name, value in scores.items():
-        if np.ndim(value) < 2:
+        if np.ndim(value) < 2 and not name.startswith("per_picture"):
             content[name] = _to_percent(value, class_names if name.startswith("per_class") else ())
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

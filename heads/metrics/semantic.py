@@ -7,7 +7,7 @@ import numpy as np
 from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.label_overlaps import measure_overlaps
 from heads.ops.labels import IGNORED_LABEL
-from heads.processes import gather, on_this_process
+from heads.processes import gather, gather_batches, on_this_process
 
 
 class SemanticScores(Scorer):
@@ -47,21 +47,26 @@ def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
         progress: Whether to show a progress bar.
 
     Returns:
-        The scores, see `score_confusion`, and "confusion", what they are made from.
+        The scores, see `score_confusion`; "confusion", what they are made from; and "per_picture_iou",
+        float64 (pictures,), the mean IoU of each alone, NaN where none of its pixels has a label.
 
     Raises:
         ValueError: If no pixel can be scored.
     """
-    confusion = np.zeros((model.num_classes,) * 2, "int64")
+    confusion, of_batches = np.zeros((model.num_classes,) * 2, "int64"), []
     with on_this_process(model) as model:
         for images, labels in with_progress(dataset, progress):
             # As NumPy, because the batches are often TensorFlow's and the model may run on another backend.
             predictions = model.predict_on_batch(np.asarray(images))
-            confusion += count_confusion(np.asarray(labels), predictions, model.num_classes)
+            pairs = zip(np.asarray(labels), predictions, strict=True)
+            parts = [count_confusion(*pair, model.num_classes) for pair in pairs]
+            confusion += np.sum(parts, axis=0)
+            of_batches.append([score_confusion(part)["mean_iou"] for part in parts])
     confusion = np.sum(gather(confusion.tolist()), axis=0)
+    per_picture = np.concatenate([np.zeros(0), *gather_batches(of_batches)])
     if not confusion.any():
         raise ValueError("dataset must hold at least one pixel with a label. Received: none")
-    return {**score_confusion(confusion), "confusion": confusion}
+    return {**score_confusion(confusion), "confusion": confusion, "per_picture_iou": per_picture}
 
 
 def count_confusion(

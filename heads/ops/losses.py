@@ -1,5 +1,8 @@
 """Losses: pure functions, targets first; and how faulty targets are told."""
 
+import numbers
+from collections.abc import Sequence
+
 from keras import ops
 
 from heads.ops.backends import sum_over_devices
@@ -7,17 +10,61 @@ from heads.ops.boxes import compare_pairs
 from heads.ops.inputs import read_labels
 from heads.ops.labels import IGNORED_LABEL
 
+SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice")
+SMALLEST_WEIGHT = 1e-6  # instead of a division by 0
+FOCAL_ALPHA = 0.5  # mmsegmentation's; in its sum over the classes zeros and ones count alike
 
-def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL):
+
+def segmentation_loss(labels, logits, loss: str = "cross_entropy", class_weights=None):
+    """Returns one of the losses of label maps; pixels of label 255 are left out.
+
+    Args:
+        labels: (batch, height, width) or (batch, height, width, 1), integers.
+        logits: (batch, height, width, classes).
+        loss: one of `SEGMENTATION_LOSSES`: see `semantic_cross_entropy`, `semantic_focal_loss` and
+            `semantic_dice_loss`; of two, the sum.
+        class_weights: a number for each class, or None.
+
+    Returns:
+        A float32 scalar; inside of a graph NaN where a label is no class.
+    """
+    # Not Keras's Dice, Tversky and CategoricalFocalCrossentropy: they know no ignored pixels (a mask weighs
+    # their results, in which a Dice has summed its pixels already), and sum over the batch of one device.
+    functions = {
+        "cross_entropy": semantic_cross_entropy,
+        "focal": semantic_focal_loss,
+        "dice": semantic_dice_loss,
+    }
+    return sum(functions[part](labels, logits, class_weights=class_weights) for part in loss.split("+"))
+
+
+def check_segmentation_loss(loss: str, class_weights: Sequence[float] | None, num_classes: int):
+    """Returns the class weights as a list of floats, or None; raises ValueError at what makes no loss."""
+    if loss not in SEGMENTATION_LOSSES:
+        raise ValueError(f"loss must be one of {SEGMENTATION_LOSSES}. Received: {loss!r}")
+    if class_weights is None:
+        return None
+    rule = f"class_weights must be a number for each of the {num_classes} classes, 0 or more, and not all 0"
+    weights = list(class_weights) if hasattr(class_weights, "__iter__") else []
+    fits = len(weights) == num_classes and all(isinstance(weight, numbers.Real) for weight in weights)
+    if not fits or not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise ValueError(f"{rule}. Received: {class_weights!r}")
+    return [float(weight) for weight in weights]
+
+
+def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL, class_weights=None):
     """Returns the cross-entropy of a label map, averaged over all pixels.
 
     Ignored pixels add nothing to the sum but count in the average, as in mmsegmentation (its
-    `avg_non_ignore=False`): a picture that is mostly ignored weighs little.
+    `avg_non_ignore=False`): a picture that is mostly ignored weighs little. With class weights, also as
+    there and in PyTorch, it is the mean of the pixels that are not ignored, weighted by their classes: only
+    the ratios of the weights matter.
 
     Args:
         labels: (batch, height, width) or (batch, height, width, 1), integers; `ignore_label` is left out.
         logits: (batch, height, width, classes).
         ignore_label: the label of pixels without truth.
+        class_weights: a number for each class, or None.
 
     Returns:
         A float32 scalar; inside of a graph NaN where a label is no class.
@@ -28,8 +75,69 @@ def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL):
     logits = ops.cast(logits, "float32")
     labels, poison = read_labels(labels, logits, ignore_label)
     known = ops.not_equal(labels, ignore_label)
-    losses = ops.sparse_categorical_crossentropy(ops.where(known, labels, 0), logits, from_logits=True)
+    labels = ops.where(known, labels, 0)
+    losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    losses = ops.where(known, losses, 0.0)
+    if class_weights is None:
+        return average_values(losses) + poison
+    weights = ops.take(ops.convert_to_tensor(class_weights, "float32"), labels)
+    weights = ops.where(known, weights, 0.0)
+    return average_losses(ops.sum(weights * losses), ops.sum(weights), SMALLEST_WEIGHT) + poison
+
+
+def semantic_focal_loss(labels, logits, class_weights=None):
+    """Returns the focal loss of a label map: for each class the question whether a pixel belongs to it.
+
+    mmsegmentation's `FocalLoss`: see `sigmoid_focal_loss`, here with an alpha of a half; the mean over all
+    pixels, ignored ones among them, and classes.
+
+    Args:
+        labels: see `semantic_cross_entropy`.
+        logits: see `semantic_cross_entropy`.
+        class_weights: factors of the classes' questions, or None.
+    """
+    logits = ops.cast(logits, "float32")
+    known, targets, poison = _split_labels(labels, logits)
+    losses = sigmoid_focal_loss(targets, logits, FOCAL_ALPHA)
+    if class_weights is not None:
+        losses = losses * ops.convert_to_tensor(class_weights, "float32")
     return average_values(ops.where(known, losses, 0.0)) + poison
+
+
+def semantic_dice_loss(labels, logits, class_weights=None):
+    """Returns the Dice loss of a label map: see `dice_loss`, of the softmax of the logits.
+
+    It is taken for each picture and each class that occurs in its truth, however few its pixels, and averaged
+    over a picture's classes, then over the pictures. Unlike mmsegmentation's `DiceLoss`, which counts classes
+    that do not occur: their loss is nearly 1 whatever is predicted, unless it is nothing at all. Per picture,
+    and not over the batch, so that devices which share a batch need not share its sums.
+
+    Args:
+        labels: see `semantic_cross_entropy`.
+        logits: see `semantic_cross_entropy`.
+        class_weights: how much each class counts in a picture's mean, or None.
+    """
+    logits = ops.cast(logits, "float32")
+    known, targets, poison = _split_labels(labels, logits)
+    # Before the softmax, whose gradient is not finite at infinite logits of ignored pixels.
+    scores = ops.where(known, ops.softmax(ops.where(known, logits, 0.0)), 0.0)
+    targets, scores = (
+        ops.transpose(ops.reshape(values, (ops.shape(values)[0], -1, logits.shape[-1])), (0, 2, 1))
+        for values in (targets, scores)
+    )  # (batch, classes, pixels)
+    weights = ops.cast(ops.any(targets > 0, axis=-1), "float32")  # (batch, classes)
+    if class_weights is not None:
+        weights = weights * ops.convert_to_tensor(class_weights, "float32")
+    totals = ops.sum(weights * dice_loss(targets, scores), axis=-1)
+    return average_values(totals / ops.maximum(ops.sum(weights, axis=-1), SMALLEST_WEIGHT)) + poison
+
+
+def _split_labels(labels, logits):
+    """Returns which pixels have truth (..., 1), one-hot labels, 0 without truth, and the poison of faults."""
+    labels, poison = read_labels(labels, logits)
+    known = ops.not_equal(labels, IGNORED_LABEL)
+    targets = ops.one_hot(ops.where(known, labels, -1), logits.shape[-1], dtype="float32")
+    return known[..., None], targets, poison
 
 
 def binary_cross_entropy(targets, logits):
@@ -129,7 +237,7 @@ def giou_loss(targets, predictions):
     return 1.0 - compare_pairs(targets, predictions)[1]
 
 
-def average_losses(total, count):
+def average_losses(total, count, smallest_count: float = 1.0):
     """Returns a sum of losses over what it was summed over, at least one.
 
     Where several devices share a batch (tf.distribute), the count is that of all: Keras divides the losses by
@@ -138,9 +246,10 @@ def average_losses(total, count):
     Args:
         total: scalar, the sum on this device.
         count: scalar, how many there are on this device, or the sum of their weights.
+        smallest_count: for weights that may be less than one together.
     """
     joint_count, num_devices = sum_over_devices(count)
-    return num_devices * total / ops.maximum(joint_count, 1.0)
+    return num_devices * total / ops.maximum(joint_count, smallest_count)
 
 
 def average_values(losses):

@@ -1,6 +1,7 @@
 """What a training script needs around `fit`: a folder of its own, a run that goes on after a kill."""
 
 from heads.processes import is_first_process
+from heads.training.averages import WeightAverages
 from heads.training.callbacks import StepTimer, StopOnNonFinite
 from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
 from heads.training.folders import find_newest_run, make_numbered_folder
@@ -13,6 +14,7 @@ __all__ = [
     "StepTimer",
     "StopOnNonFinite",
     "TrainingRun",
+    "WeightAverages",
     "find_newest_run",
     "go_on_alone",
     "hold_folder",

@@ -24,12 +24,19 @@ class StepTimer(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.seconds.append(time.perf_counter() - self.start)
 
-    def summary(self) -> str:
+    def summary(self, batches_per_step: int = 1) -> str:
         """Median time of a step, and the most memory that the process took."""
         memory = _describe_memory()
         if not self.seconds:
             return f"No step was left to train{memory}"
-        return f"{statistics.median(self.seconds):.2f} s per step (median){memory}"
+        return f"{batches_per_step * statistics.median(self.seconds):.2f} s per step (median){memory}"
+
+
+def name_step(num_batches: int, batches_per_step: int = 1) -> str:
+    """Returns what the latest of some batches belonged to, as text."""
+    if batches_per_step == 1:
+        return f"step {num_batches:,}"
+    return f"step {-(-num_batches // batches_per_step):,} (batch {num_batches:,})"
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -40,17 +47,19 @@ class StopOnNonFinite(keras.callbacks.Callback):
     still finite), and lets no later callback save them.
 
     Args:
-        first_step: Steps that were trained before.
-        find_pictures: Function `(step)`, from 0, that gives the paths of its pictures.
+        first_step: Steps that were trained before; where several batches make a step, batches.
+        find_pictures: Function `(step)`, from 0, that gives the paths of the pictures of a batch.
         advice: What to change, for the message.
+        batches_per_step: Batches whose gradients make one step.
 
     Raises:
         FloatingPointError: from `fit`.
     """
 
-    def __init__(self, first_step: int, find_pictures: Callable, advice: str):
+    def __init__(self, first_step: int, find_pictures: Callable, advice: str, batches_per_step: int = 1):
         super().__init__()
         self.step = first_step
+        self.batches_per_step = batches_per_step
         self.find_pictures = find_pictures
         self.advice = advice
 
@@ -60,7 +69,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
         if not np.all(np.isfinite(list(losses.values()))):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
             raise FloatingPointError(
-                f"the loss is not finite at step {self.step}: {shown} (means since the last score). "
+                f"the loss is not finite at {self._name_step()}: {shown} (means since the last score). "
                 f"{self._explain()}"
             )
 
@@ -68,7 +77,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
         try:
             check_finite(self.model)
         except FloatingPointError as error:
-            raise FloatingPointError(f"after step {self.step} {error}. {self._explain()}") from None
+            raise FloatingPointError(f"after {self._name_step()} {error}. {self._explain()}") from None
+
+    def _name_step(self):
+        return name_step(self.step, self.batches_per_step)
 
     def _explain(self):
         try:

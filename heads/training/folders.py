@@ -1,11 +1,20 @@
 """Numbered folders, so that no run and no evaluation overwrites another."""
 
 import contextlib
+import os
 import pathlib
 
 from heads.training.files import RunError, hold_folder
 
 RUNS = "runs"
+MODELS = ("best.keras", "last.keras", "interrupted.keras")
+NOTES = ("settings.json",)
+# Made of the best model at the end.
+RESULTS = (
+    *("scores.json", "scores.txt", "results.json"),
+    *("curves.png", "predictions.png", "features.png", "confusion.png", "precision_recall.png", "worst.png"),
+    "report.html",
+)
 
 
 @contextlib.contextmanager
@@ -90,6 +99,25 @@ def remove_unused_folder(folder):
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"run.lock"}:
         (folder / "run.lock").unlink(missing_ok=True)
         folder.rmdir()
+
+
+def move_older_run(folder) -> pathlib.Path | None:
+    """Moves the files of a run to `older/1`, `older/2` ... in its folder, so that they stay together.
+
+    Returns:
+        Where they are now; None where there were none.
+    """
+    names = (*MODELS, *NOTES, *RESULTS, "state", "log.csv", "tensorboard")
+    found = [name for name in names if (folder / name).exists()]
+    if not found:
+        return None
+    older = folder / "older"
+    number = 1 + max((int(path.name) for path in older.glob("*") if path.name.isdigit()), default=0)
+    place = older / str(number)
+    place.mkdir(parents=True)
+    for name in found:
+        os.replace(folder / name, place / name)
+    return place
 
 
 def _find_numbered(parent, name):

@@ -1,20 +1,17 @@
 """A training in a folder: its models, its log, and the state that it goes on from after a kill."""
 
-import atexit
-import csv
-import io
+import contextlib
 import json
 import math
 import os
 import pathlib
-import shutil
 import signal
-import tempfile
 
 import keras
 
 from heads.processes import find_place, gather, gather_numbers, is_first_process
-from heads.training.callbacks import StepTimer, StopOnNonFinite
+from heads.training.averages import WeightAverages, keep_weights
+from heads.training.callbacks import StepTimer, StopOnNonFinite, name_step
 from heads.training.files import (
     UNFINISHED,
     RunError,
@@ -22,26 +19,15 @@ from heads.training.files import (
     replace_text,
     save_model,
 )
+from heads.training.folders import RESULTS, move_older_run
+from heads.training.logs import PictureLog, format_log, make_loggers
+from heads.training.progress import Progress, choose_verbose
 from heads.training.shares import ShapedBatches, SharedValidation
 from heads.training.signals import SIGTERM_REASON, interrupt_on_signals
-from heads.training.states import States
+from heads.training.states import States, compare_settings
 
-MODELS = ("best.keras", "last.keras", "interrupted.keras")
-NOTES = ("settings.json",)
-# Made of the best model at the end.
-RESULTS = (
-    *("scores.json", "scores.txt", "results.json"),
-    *("curves.png", "predictions.png", "features.png", "confusion.png"),
-)
 WISHES = (None, (), SIGTERM_REASON)  # why a training is to stop, the weightier last
-RECORDED = ("epoch", "step", "epoch_start", "best", "rows")
-# Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
-FREE_SETTINGS = {
-    *("output", "resume", "data", "splits", "annotations", "images", "class_names", "class_colours"),
-    *("schedule", "epochs", "steps", "evaluate_every"),
-    *("learning_rate", "warm_up", "weight_decay", "clip_norm"),
-    *("mixed_precision", "save_every", "keep"),
-}
+RECORDED = ("epoch", "step", "epoch_start", "best", "rows", "num_stale")
 
 
 class TrainingRun(keras.callbacks.Callback):
@@ -56,22 +42,27 @@ class TrainingRun(keras.callbacks.Callback):
     Ctrl-C and SIGTERM let a step end and save a state. Training that goes on from a state has the same
     pictures, random numbers and optimizer as if nothing had happened, and the same weights after it.
 
-    Put it after the callback that scores. It also ends `fit` at the last step exactly.
+    Put it after the callback that scores. It also ends `fit` at the last step exactly. Where the optimizer
+    keeps averages of the weights, `train` scores and saves the model with these: see `WeightAverages`.
 
     Args:
         folder: Where the files lie.
-        steps: Steps of the whole training.
+        steps: Steps of the whole training: updates of the weights.
         settings: JSON dict of what the run is, for `settings.json`, which tells a run that goes on whether
             it may.
         monitor: Name of the score in the logs; higher is better. An epoch without it, or with NaN, is never
             the best once another has been scored; until then each epoch is.
         save_every: Steps after which the state is saved, besides the ends of epochs; None for these alone.
         keep: How many states are kept, the latest among them.
+        patience: Scores without a better one after which the training ends; None for its last step alone.
+        accumulate: Batches of a step, whose gradients the optimizer adds up: its
+            `gradient_accumulation_steps`.
 
     Attributes:
         epoch: Epochs trained, and scored.
-        step: Steps trained.
-        epoch_start: Steps that had been trained when the epoch began that is not finished.
+        step: Batches trained.
+        epoch_start: Batches that had been trained when the epoch began that is not finished.
+        num_stale: Scores since the best one.
     """
 
     # Not BackupAndRestore: it overwrites its only state in place (two copies with `double_checkpoint`, but
@@ -79,17 +70,30 @@ class TrainingRun(keras.callbacks.Callback):
     # tf.train.CheckpointManager and Orbax replace files safely, but the first saves no Keras model on
     # another backend, the second is not installed, and both would still need all else that is here.
 
+    # Not EarlyStopping: it forgets the best score and the count of those since where a run goes on.
+
     def __init__(
-        self, folder, steps: int, settings: dict, monitor: str, save_every: int | None = None, keep: int = 2
+        self,
+        folder,
+        steps: int,
+        settings: dict,
+        monitor: str,
+        save_every: int | None = None,
+        keep: int = 2,
+        patience: int | None = None,
+        accumulate: int = 1,
     ):
         super().__init__()
         self.folder = pathlib.Path(folder)
-        self.steps = steps
+        self.accumulate = accumulate
+        self.steps = steps * accumulate  # from here on in batches
         self.settings = json.loads(json.dumps(settings))  # as they are read back: tuples become lists
         self.monitor = monitor
-        self.save_every = save_every
+        self.save_every = save_every and save_every * accumulate
+        self.patience = patience
         self.states = States(self.folder / "state", keep)
-        self.epoch, self.step, self.epoch_start, self.best, self.rows = 0, 0, 0, None, []
+        self.epoch, self.step, self.epoch_start, self.best, self.rows, self.num_stale = 0, 0, 0, None, [], 0
+        self._averages = WeightAverages()
         # Busy: weights, counts and files do not fit together before the step or the saving has ended.
         self._is_busy, self._stop_reason, self._has_scored = False, None, False
         self._batches = ShapedBatches(self._find_wish)
@@ -109,8 +113,8 @@ class TrainingRun(keras.callbacks.Callback):
             return False
         record, path = restored
         for name in RECORDED:
-            setattr(self, name, record[name])
-        _say(f"--resume goes on after epoch {self.epoch}, step {self.step:,}, from {path}")
+            setattr(self, name, record.get(name, getattr(self, name)))
+        _say(f"--resume goes on after epoch {self.epoch}, {self._name_step()}, from {path}")
         return True
 
     def begin(self):
@@ -127,9 +131,9 @@ class TrainingRun(keras.callbacks.Callback):
             for name in RESULTS:
                 (self.folder / name).unlink(missing_ok=True)
             if not (self.folder / "best.keras").exists():
-                self.best = None
-        else:
-            self._move_older_run()
+                self.best, self.num_stale = None, 0
+        elif (place := move_older_run(self.folder)) is not None:
+            _say(f"{self.folder} held an older run: it is in {place} now")
         (self.folder / "state").mkdir(parents=True, exist_ok=True)
         self._write_log()
         replace_text(self.folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
@@ -138,7 +142,7 @@ class TrainingRun(keras.callbacks.Callback):
         """Returns the arguments of one call of `fit`, or of two where an epoch was cut: the first ends it.
 
         Args:
-            evaluate_every: Steps of an epoch.
+            evaluate_every: Batches of an epoch.
 
         Returns:
             Dicts of "initial_epoch", "epochs" and "steps_per_epoch".
@@ -156,42 +160,58 @@ class TrainingRun(keras.callbacks.Callback):
         return plans
 
     def train(
-        self, model, make_batches, evaluate_every: int, find_pictures, advice: str, scorer=None, **options
+        self,
+        model,
+        make_batches,
+        evaluate_every: int,
+        find_pictures,
+        advice: str,
+        scorer=None,
+        draw=None,
+        **options,
     ):
         """Trains a compiled model to the last step: watched, scored, saved and logged.
 
         Args:
             model: The model.
-            make_batches: Function `(first_step)` that gives endless batches, shuffled already, without those
-                of the steps before.
-            evaluate_every: Steps of an epoch: see `plan_fits`.
+            make_batches: Function `(first_step)` that gives endless batches, shuffled already, without so
+                many at the beginning.
+            evaluate_every: Steps of an epoch.
             find_pictures: See `StopOnNonFinite`.
             advice: See `StopOnNonFinite`.
             scorer: A callback that scores the model after each epoch.
-            **options: Further arguments of `fit`.
+            draw: Function `(model)` that returns a picture of what it sees, for TensorBoard.
+            **options: Further arguments of `fit`; for its `verbose` see `heads.training.progress`.
 
         Returns:
             The seconds of a step and the memory, as text; or None where Ctrl-C or a SIGTERM ended it, with
             `interrupted.keras` and the state saved.
         """
-        timer = StepTimer()
+        timer, evaluate_every = StepTimer(), evaluate_every * self.accumulate
         if find_place()[1] > 1:
             self._check_places()
         scorers = [] if scorer is None else [scorer]
         if find_place()[1] > 1 and options.get("validation_data") is not None:
             scorers.insert(0, SharedValidation(options.pop("validation_data")))
-        watch = StopOnNonFinite(self.step, find_pictures, advice)
-        callbacks = [watch, *scorers, self, *make_loggers(self.folder), timer]
+        watch = StopOnNonFinite(self.step, find_pictures, advice, self.accumulate)
+        scorers = [self._averages, *scorers, *([] if draw is None else [PictureLog(self.folder, draw)])]
+        progress = Progress(self.steps, self.step, self.accumulate)
+        callbacks = [watch, *scorers, self, *make_loggers(self.folder), timer, progress]
+        options.setdefault("verbose", choose_verbose())
         self.begin()
         self.set_model(model)
-        with interrupt_on_signals(self.interrupt):
+        with interrupt_on_signals(self.interrupt), keep_weights(model):
             try:
                 is_cut = self.step > self.epoch_start
                 if is_cut and self.step >= min(self.epoch_start + evaluate_every, self.steps):
                     self._score_epoch(model, scorers, options.get("validation_data"))
-                if self.step < self.steps:
+                if self._has_lost_patience():
+                    self._say_patience()
+                elif self.step < self.steps:
                     _say("\nThe first step takes longest, because the model is traced before it ...")
                 for plan in self.plan_fits(evaluate_every):
+                    if self._has_lost_patience():
+                        break
                     batches = self._batches.shape(make_batches(first_step=self.step))
                     model.fit(batches, callbacks=callbacks, shuffle=False, **plan, **options)
             except KeyboardInterrupt as reason:
@@ -200,7 +220,11 @@ class TrainingRun(keras.callbacks.Callback):
         if find_place()[1] > 1:
             gather("done")  # the others wait for the first one's files
             keras.distribution.set_distribution(None)  # models that are loaded now are each process's own
-        return timer.summary()
+        return timer.summary(self.accumulate)
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._averages.set_model(model)
 
     def interrupt(self, *reason):
         """Ends the training with a KeyboardInterrupt: after the step that runs, or at once if asked again."""
@@ -238,9 +262,13 @@ class TrainingRun(keras.callbacks.Callback):
             _say(text)
         # An equal score counts: of models that all score 0 the one that was trained longest is kept.
         is_best = self.best is None or score >= self.best
+        self.num_stale = 0 if self.best is None or score > self.best else self.num_stale + 1
         if is_best:
             self.best = None if math.isnan(score) else score
         self._save(f"epoch {self.epoch}", is_best)
+        if self._has_lost_patience():
+            self._say_patience()
+            self.model.stop_training = True
         self._rest()
 
     def save_state(self):
@@ -250,7 +278,7 @@ class TrainingRun(keras.callbacks.Callback):
             RunError: Where it cannot be written.
             FloatingPointError: Where a weight is not finite.
         """
-        self._save(f"step {self.step:,}")
+        self._save(self._name_step())
 
     def save_interrupted(self, reason):
         """Saves `interrupted.keras` and the state, and says how to go on.
@@ -262,12 +290,13 @@ class TrainingRun(keras.callbacks.Callback):
             SystemExit: With a shell's code 143 after a SIGTERM, so that what started the job starts it again.
         """
         path = self.folder / "interrupted.keras"
-        if is_first_process():
-            save_model(self.model, path)
+        with self._with_averages():
+            if is_first_process():
+                save_model(self.model, path)
         place = "the last saved step"  # a step that was cut may have changed some weights
         if self.step and not self._is_busy:
             self.save_state()
-            place = f"step {self.step:,}"
+            place = self._name_step()
         _say(f"\nStopped. The model is in {path}; --resume goes on from {place}.")
         if reason.args == SIGTERM_REASON:
             raise SystemExit(128 + signal.SIGTERM)
@@ -296,21 +325,34 @@ class TrainingRun(keras.callbacks.Callback):
     def _score_epoch(self, model, scorers, validation_data):
         """Ends an epoch that was cut between its last step and its score."""
         logs = {}
-        if validation_data is not None:
-            scores = model.evaluate(validation_data, return_dict=True, verbose=0)
-            logs = {f"val_{name}": value for name, value in scores.items()}
         for callback in (*scorers, self):
             callback.set_params({})
             callback.set_model(model)
-            callback.on_epoch_end(self.epoch, logs)
+        with self._with_averages():
+            if validation_data is not None:
+                scores = model.evaluate(validation_data, return_dict=True, verbose=0)
+                logs = {f"val_{name}": value for name, value in scores.items()}
+            for callback in (*scorers, self):
+                callback.on_epoch_end(self.epoch, logs)
+
+    @contextlib.contextmanager
+    def _with_averages(self):
+        """Puts the averages of the weights into the model until the block ends, if there are any."""
+        self._averages.put_in()
+        try:
+            yield
+        finally:
+            self._averages.put_back()
 
     def _save(self, what, is_best=None):
         """Saves the state; with `is_best` the models and the log of a finished epoch, too."""
+        self._averages.put_back()  # training goes on from the weights themselves
         check_finite(self.model)
         if not is_first_process():
-            return
+            with self._with_averages():  # all processes move their weights alike
+                return
         try:
-            with self.states.write(self.model, self._describe()):
+            with self.states.write(self.model, self._describe()), self._with_averages():
                 if is_best is not None:
                     save_model(self.model, self.folder / "last.keras")
                     if is_best:
@@ -327,54 +369,24 @@ class TrainingRun(keras.callbacks.Callback):
 
     def _write_log(self):
         """Writes the whole log anew, which leaves each epoch in it once."""
-        text = io.StringIO()
-        columns = dict.fromkeys(name for row in self.rows for name in row)
-        writer = csv.DictWriter(text, columns, restval="nan")
-        if self.rows:
-            writer.writeheader()
-        writer.writerows(self.rows)
-        replace_text(self.folder / "log.csv", text.getvalue())
+        replace_text(self.folder / "log.csv", format_log(self.rows))
+
+    def _name_step(self):
+        return name_step(self.step, self.accumulate)
+
+    def _has_lost_patience(self):
+        return self.patience is not None and self.num_stale >= self.patience
+
+    def _say_patience(self):
+        _say(
+            f"\n{self.num_stale} scores in a row were not above the best, {self.best:.2%}: the training ends "
+            "here (--patience). --resume with a larger one goes on."
+        )
 
     def _check_settings(self, record):
-        """Raises RunError at settings that a state does not go with; says which others have changed."""
-        trained = record["settings"]
-        changes = {
-            name: f"{name.replace('_', '-')} {trained[name]!r} became {self.settings[name]!r}"
-            for name in self.settings
-            if trained.get(name, self.settings[name]) != self.settings[name]
-        }
-        refused = [text for name, text in changes.items() if name not in FREE_SETTINGS]
-        if refused:
-            raise RunError(
-                f"--resume must have the settings that the state in {self.folder} was trained with. Give the "
-                "same, or start anew without --resume (the older run is kept aside then). Received:\n"
-                + "\n".join(refused)
-            )
-        told = [text for name, text in changes.items() if name not in ("output", "resume")]
+        told = compare_settings(record["settings"], self.settings, self.folder)
         if told:
             _say("Since the state was saved, " + ", ".join(told))
-
-    def _move_older_run(self):
-        names = (*MODELS, *NOTES, *RESULTS, "state", "log.csv", "tensorboard")
-        found = [name for name in names if (self.folder / name).exists()]
-        if not found:
-            return
-        older = self.folder / "older"
-        number = 1 + max((int(path.name) for path in older.glob("*") if path.name.isdigit()), default=0)
-        place = older / str(number)
-        place.mkdir(parents=True)
-        for name in found:
-            os.replace(self.folder / name, place / name)
-        _say(f"{self.folder} held an older run: it is in {place} now")
-
-
-def make_loggers(folder):
-    """Returns what else is logged into the folder of a run."""
-    if not is_first_process():
-        # Nobody reads them; but what the first process computes for them, the others compute, too.
-        folder = pathlib.Path(tempfile.mkdtemp())
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
 
 
 def plan_rounds(steps: int, evaluate_every: int) -> int:

@@ -12,6 +12,14 @@ from keras import ops
 from heads.processes import without_the_others
 from heads.training.files import RunError, replace_file
 
+# Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
+FREE_SETTINGS = {
+    *("output", "resume", "data", "splits", "annotations", "images", "class_names", "class_colours"),
+    *("schedule", "epochs", "steps", "evaluate_every"),
+    *("learning_rate", "warm_up", "weight_decay", "clip_norm"),
+    *("mixed_precision", "save_every", "keep", "patience"),
+}
+
 
 class States:
     """The latest state of a run, `latest.weights.h5`, and those before it, `step-*.weights.h5`: whole files.
@@ -103,6 +111,31 @@ class States:
                 os.replace(self.latest, path)
         for path in self.older[self.keep - 1 :]:
             path.unlink()
+
+
+def compare_settings(trained: dict, settings: dict, folder) -> list[str]:
+    """Returns what has changed since a state was saved, a text for each setting, if it may.
+
+    Args:
+        trained: The settings of the state.
+        settings: Those of the training that is to go on from it.
+        folder: Of the run, for the message.
+
+    Raises:
+        RunError: At settings that a state does not go with.
+    """
+    changes = {
+        name: f"{name.replace('_', '-')} {trained[name]!r} became {settings[name]!r}"
+        for name in settings
+        if trained.get(name, settings[name]) != settings[name]
+    }
+    refused = [text for name, text in changes.items() if name not in FREE_SETTINGS]
+    if refused:
+        raise RunError(
+            f"--resume must have the settings that the state in {folder} was trained with. Give the same, or "
+            "start anew without --resume (the older run is kept aside then). Received:\n" + "\n".join(refused)
+        )
+    return [text for name, text in changes.items() if name not in ("output", "resume")]
 
 
 def _read_record(path):
