@@ -131,3 +131,41 @@ def test_heads_predict_label_maps(backend, head):
     dtype, shape, smallest, largest = report[head]["maps"]
     assert (dtype, shape) == ("int32", [2, 64, 64])
     assert 0 <= smallest <= largest <= 2
+
+
+# What is chosen from pictures needs no other device's pictures.
+SHARED_SCRIPT = """
+import jax
+import keras
+import numpy as np
+
+from heads.ops import backends, selection
+
+keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+mesh = keras.distribution.distribution().device_mesh.backend_mesh
+rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+values = np.random.default_rng(0).normal(size=(4, 3, 50)).astype("float32")
+functions = {
+    "top_k": lambda values: backends.top_k(values, 7),
+    "label_pixels": selection.label_pixels,
+    "select_pairs": lambda values: selection.select_pairs(values, 5),
+}
+for name, function in functions.items():
+    compiled = jax.jit(function, in_shardings=rows).lower(values).compile()
+    assert "all-gather" not in compiled.as_text(), name
+    found = compiled(jax.device_put(values, rows))
+    for given, expected in zip(jax.tree.leaves(found), jax.tree.leaves(function(values[:3])), strict=True):
+        np.testing.assert_array_equal(given[:3], expected)
+plain = jax.jit(lambda values: keras.ops.top_k(values, 7), in_shardings=rows).lower(values).compile()
+print("all-gather" in plain.as_text())
+"""
+
+
+def test_devices_on_jax_choose_from_their_own_pictures():
+    pytest.importorskip("jax")
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-c", SHARED_SCRIPT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "True"  # else Keras's own `top_k` does by now

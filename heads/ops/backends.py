@@ -44,6 +44,31 @@ def _call_from_jax(function, arrays, shape, dtype):
     return share(*arrays)
 
 
+def top_k(values, count):
+    """Returns what `ops.top_k` returns: of devices that share a batch, each looks at its own rows alone.
+
+    JAX would give all rows to all devices first.
+
+    Args:
+        values: (batch, ..., n).
+        count: how many of the last axis.
+    """
+    joint = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
+    if joint is None or values.shape[0] % joint.device_mesh.devices.size:
+        return ops.top_k(values, count)
+    import jax
+
+    rows = jax.sharding.PartitionSpec(joint.batch_dim_name)
+    share = jax.shard_map(
+        lambda part: tuple(ops.top_k(part, count)),
+        mesh=joint.device_mesh.backend_mesh,
+        in_specs=rows,
+        out_specs=rows,
+        check_vma=False,
+    )
+    return share(values)
+
+
 def widen_dtype(dtype) -> str:
     """Returns the dtype in which values of a floating dtype are added up: float32, or float64 for float64."""
     # Not `keras.backend.result_type`, which on JAX and PyTorch takes float64 for float32.

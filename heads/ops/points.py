@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from heads.ops.backends import top_k
+
 
 def sample_maps(maps, points):
     """Returns bilinear values of maps at points; outside of a map everything is 0.
@@ -55,7 +57,7 @@ def choose_uncertain_points(logits, candidates, num_points: int):
         (n, num_points, 2).
     """
     certainties = ops.abs(sample_maps(logits[..., None], candidates)[..., 0])
-    _, chosen = ops.top_k(-certainties, num_points)
+    _, chosen = top_k(-certainties, num_points)
     return ops.take_along_axis(candidates, ops.cast(chosen, "int32")[..., None], axis=1)
 
 

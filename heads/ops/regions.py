@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from keras import ops
 
+from heads.ops.backends import top_k
 from heads.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from heads.ops.labels import IGNORED_MATCH, PADDING_LABEL
 from heads.ops.losses import average_losses, l1_loss
@@ -141,7 +142,7 @@ def shift_regions(stage, regions, class_logits, box_deltas, image_sizes, labels=
     Returns:
         (batch, n, 4), xyxy pixels inside of the image.
     """
-    likeliest = ops.cast(ops.top_k(class_logits[..., :-1], 1)[1][..., 0], "int32")
+    likeliest = ops.cast(top_k(class_logits[..., :-1], 1)[1][..., 0], "int32")
     labels = likeliest if labels is None else ops.where(labels >= 0, labels, likeliest)
     boxes = decode_boxes(_take_class(stage, box_deltas, labels), regions, stage.deviations)
     return ops.stop_gradient(clip_boxes(boxes, image_sizes))

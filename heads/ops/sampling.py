@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from heads.ops.backends import top_k
 from heads.ops.labels import BACKGROUND_MATCH
 
 
@@ -50,6 +51,6 @@ def _take_first(ranks, count):
     """Returns the indices (batch, count) of the highest finite ranks, and how many there are, (batch, 1)."""
     # Padding, as there may be fewer than `count`.
     ranks = ops.pad(ranks, ((0, 0), (0, count)), constant_values=-float("inf"))
-    values, indices = ops.top_k(ranks, count)
+    values, indices = top_k(ranks, count)
     number = ops.sum(ops.cast(values > -float("inf"), "int32"), axis=1, keepdims=True)
     return ops.cast(indices, "int32"), number

@@ -1,7 +1,9 @@
 """From scores to results: the best boxes, detections without doubles, the likeliest class of each pixel."""
 
+import keras
 from keras import ops
 
+from heads.ops.backends import top_k
 from heads.ops.boxes import clip_boxes, rescale_boxes
 from heads.ops.labels import PADDING_LABEL
 from heads.ops.suppression import suppress_boxes
@@ -11,7 +13,7 @@ def select_best(scores, num_best: int):
     """Returns the best of the last axis, as many as there are but at most `num_best`: (scores, indices)."""
     count = ops.shape(scores)[-1]
     num_best = min(num_best, count) if isinstance(count, int) else ops.minimum(num_best, count)
-    return ops.top_k(scores, num_best)
+    return top_k(scores, num_best)
 
 
 def select_pairs(scores, num_best: int):
@@ -139,7 +141,9 @@ def restore_boxes(detections, image_sizes, original_sizes=None):
 def label_pixels(logits):
     """Returns the likeliest class of each pixel, int32 (batch, height, width), of logits.
 
-    `ops.argmax` gives the same, but on TensorFlow it takes four more passes over the logits, one of which
-    (`Bitcast`) neither ONNX nor OpenVINO has.
+    On TensorFlow, `ops.argmax` takes four passes more over the logits, one of which (`Bitcast`) neither ONNX
+    nor OpenVINO has. On JAX, `ops.top_k` gives the logits of a batch to all devices that share it.
     """
+    if keras.backend.backend() != "tensorflow":
+        return ops.cast(ops.argmax(logits, axis=-1), "int32")
     return ops.cast(ops.top_k(logits, 1)[1][..., 0], "int32")
