@@ -46,11 +46,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
-from heads import Resizing
+from heads import Resizing, to_coco
 from heads.coco.entries import read_json
 from heads.data.label_folders import read_class_names
-from heads.drawing import draw_detections
-from heads.metrics import encode_mask
+from heads.drawing import draw_result
 from heads.pictures import read_picture
 from heads.prediction import PICTURE_SUFFIXES
 from heads.training import make_numbered_folder
@@ -80,8 +79,7 @@ def main(argv=None):
             unreadable.append(error)
             continue
         (found,) = model.predict_pictures(image, score_threshold=arguments.score_threshold)
-        objects = {name: found[name] for name in ("boxes", "labels", "scores", "masks") if name in found}
-        picture = draw_detections(image, objects, class_names, arguments.score_threshold)
+        picture = draw_result(image, found, class_names, arguments.score_threshold)
         Image.fromarray(picture).save(output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
@@ -173,19 +171,9 @@ def find_category_ids(pictures, class_names):
 def to_annotations(found, image_id, category_ids, first_id):
     """Returns the objects of one picture as COCO's annotations, with scores."""
     annotations = []
-    for row, (x1, y1, x2, y2) in enumerate(found["boxes"].tolist()):
-        annotation = {
-            "id": first_id + row,
-            "image_id": image_id,
-            "category_id": category_ids[found["labels"][row]],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": 0,
-            "score": float(found["scores"][row]),
-        }
-        if "masks" in found:
-            annotation["segmentation"] = encode_mask(found["masks"][row])
-        annotations.append(annotation)
+    for key, row in enumerate(to_coco(found, image_id, category_ids), first_id):
+        width, height = row["bbox"][2:]
+        annotations.append({"id": key, **row, "area": width * height, "iscrowd": 0})
     return annotations
 
 

@@ -37,7 +37,6 @@ import collections
 import sys
 
 import keras
-import numpy as np
 from detect import open_output
 from PIL import Image
 from tqdm import tqdm
@@ -45,7 +44,7 @@ from tqdm import tqdm
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 import van_backbones  # noqa: F401  (the same for the backbone)
 from heads.data.label_folders import read_class_names
-from heads.drawing import class_palette, draw_legend, overlay_label_map, tile_pictures
+from heads.drawing import draw_result
 from heads.pictures import read_picture, show_path
 from heads.prediction import PICTURE_SUFFIXES
 
@@ -77,7 +76,7 @@ def main(argv=None):
         else:
             label_map = model.predict_pictures(image)[0]["label_map"]
         Image.fromarray(label_map.astype("uint8")).save(output / f"{path.stem}.png")
-        overlay = draw_prediction(image, label_map, class_names)
+        overlay = draw_result(image, {"label_map": label_map}, class_names)
         Image.fromarray(overlay).save(output / f"{path.stem}.overlay.png")
 
     print(f"{len(paths) - len(unreadable)} of {len(paths)} pictures are segmented in {output}")
@@ -122,16 +121,6 @@ def find_pictures(parser, pictures, output):
     if twice:
         parser.error(f"pictures need different names before the suffix. Written twice: {', '.join(twice)}")
     return paths
-
-
-def draw_prediction(image, label_map, class_names):
-    """Returns the picture under its segments' colours, and a legend of the classes that occur."""
-    occurring = np.unique(label_map)
-    num_classes = max(int(occurring[-1]) + 1, len(class_names or ()))
-    palette = class_palette(num_classes)
-    names = [class_names[k] if class_names and k < len(class_names) else f"class {k}" for k in occurring]
-    legend = draw_legend(names, max(image.shape[1], 160), palette[occurring])
-    return tile_pictures([[overlay_label_map(image, label_map, 0.5, palette)], [legend]], margin=0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from heads.layers.pyramid_pooling import PyramidPooling
 from heads.mask2former import Mask2Former
 from heads.mask_rcnn import MaskRCNN
 from heads.picture_sizes import Resizing
+from heads.results import to_coco, to_supervision
 from heads.retinanet import RetinaNet
 from heads.schedules import WarmUpPolynomialDecay, WarmUpStepDecay
 from heads.semantic_fpn import SemanticFPN
@@ -39,4 +40,6 @@ __all__ = [
     "WarmUpPolynomialDecay",
     "WarmUpStepDecay",
     "segment_images",
+    "to_coco",
+    "to_supervision",
 ]

@@ -101,9 +101,9 @@ def test_class_names_with_a_byte_order_mark(tmp_path, predict, monkeypatch):
     Image.fromarray(GREY).save(tmp_path / "pictures" / "a.png")
     (tmp_path / "classes.txt").write_text("a\nb\nc\n", encoding="utf-8-sig")
     names = []
-    draw = predict_segmentation.draw_legend
+    draw = predict_segmentation.draw_result
     monkeypatch.setattr(
-        predict_segmentation, "draw_legend", lambda found, *rest: names.extend(found) or draw(found, *rest)
+        predict_segmentation, "draw_result", lambda *args: names.extend(args[2]) or draw(*args)
     )
     assert predict("--class-names", tmp_path / "classes.txt")[0] == 0
-    assert names == ["a"]
+    assert names == ["a", "b", "c"]
