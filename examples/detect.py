@@ -1,6 +1,7 @@
 """Finds objects in pictures with a saved model.
 
     python examples/detect.py runs/detection-1/best.keras pictures/ --output objects
+    python examples/detect.py runs/detection-1/best.keras aerial.tif --slices 640
 
 For each picture NAME.jpg it writes NAME.png with boxes or masks, classes and scores, and for all of them
 detections.json: the pictures, the categories and the objects in COCO's format, with scores. The names of the
@@ -9,7 +10,17 @@ classes and the sizes of the pictures are in the model's file.
 
 import pathlib
 
-from options import add_sizes, check_model, check_output, check_sizes, load_keras, make_parser, number
+from options import (
+    add_detector_views,
+    add_sizes,
+    check_detector_views,
+    check_model,
+    check_output,
+    check_sizes,
+    load_keras,
+    make_parser,
+    number,
+)
 
 
 def parse_arguments(argv=None):
@@ -25,8 +36,10 @@ def parse_arguments(argv=None):
     threshold = "objects below it are left out, 0 .. 1; default: %(default)s"
     add("--score-threshold", type=number(at_least=0), default=0.3, help=threshold)
     add_sizes(parser)
+    add_detector_views(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
+    check_detector_views(parser, arguments)
     if arguments.score_threshold > 1:
         parser.error(f"--score-threshold must be 0 .. 1. Received: {arguments.score_threshold}")
     check_model(parser, arguments.model)
@@ -46,7 +59,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
-from heads import Resizing, to_coco
+from heads import Resizing, detect_in_slices, detect_in_views, to_coco
 from heads.coco.entries import read_json
 from heads.data.label_folders import read_class_names
 from heads.drawing import draw_result
@@ -78,7 +91,7 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        (found,) = model.predict_pictures(image, score_threshold=arguments.score_threshold)
+        (found,) = detect_objects(model, image, arguments, score_threshold=arguments.score_threshold)
         picture = draw_result(image, found, class_names, arguments.score_threshold)
         Image.fromarray(picture).save(output / f"{path.stem}.png")
         height, width = image.shape[:2]
@@ -92,6 +105,17 @@ def main(argv=None):
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def detect_objects(model, pictures, arguments, **options):
+    """Returns the objects in pictures, looked at as the options of `add_detector_views` say."""
+    if arguments.slices:
+        overlap = 0.2 if arguments.overlap is None else arguments.overlap
+        return detect_in_slices(model, pictures, arguments.slices, overlap, **options)
+    if arguments.scales or arguments.flip_test:
+        scales = arguments.scales or (1.0,)
+        return detect_in_views(model, pictures, scales, arguments.flip_test, **options)
+    return model.predict_pictures(pictures, **options)
 
 
 def open_output(output, name):

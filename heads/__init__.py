@@ -19,6 +19,7 @@ from heads.semantic_model import segment_images
 from heads.simple_baseline import SimpleBaseline
 from heads.sparse_rcnn import SparseRCNN
 from heads.upernet import UPerNet
+from heads.views import detect_in_slices, detect_in_views
 
 __all__ = [
     "ATSS",
@@ -39,6 +40,8 @@ __all__ = [
     "UPerNet",
     "WarmUpPolynomialDecay",
     "WarmUpStepDecay",
+    "detect_in_slices",
+    "detect_in_views",
     "segment_images",
     "to_coco",
     "to_supervision",
