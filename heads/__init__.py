@@ -18,6 +18,7 @@ from heads.semantic_fpn import SemanticFPN
 from heads.semantic_model import segment_images
 from heads.simple_baseline import SimpleBaseline
 from heads.sparse_rcnn import SparseRCNN
+from heads.tiles import segment_in_tiles
 from heads.upernet import UPerNet
 from heads.views import detect_in_slices, detect_in_views
 
@@ -43,6 +44,7 @@ __all__ = [
     "detect_in_slices",
     "detect_in_views",
     "segment_images",
+    "segment_in_tiles",
     "to_coco",
     "to_supervision",
 ]

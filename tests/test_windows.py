@@ -1,9 +1,11 @@
 """Windows that cover a length, and how they fade into each other."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from heads.ops.windows import fade_windows, find_step, place_windows
+from heads.ops.windows import fade_windows, find_step, place_windows, trim_windows
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,34 @@ def test_weights_sum_to_one(size):
         assert (weight > 0).all()
         total[start:end] += weight
     np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def test_what_counts_of_windows():
+    assert trim_windows([(0, 4), (3, 7), (6, 10)], 1) == [(0, 4), (3, 7), (6, 10)]
+    assert trim_windows([(0, 512), (384, 896), (388, 900)], 128) == [(0, 512), (384, 706), (578, 900)]
+    assert trim_windows([(0, 4), (4, 8), (5, 9)], 0) == [(0, 4), (4, 7), (7, 9)]
+    assert trim_windows([(0, 10), (1, 11)], 3) == [(0, 7), (4, 11)]
+    assert trim_windows([(0, 3)], 1) == [(0, 3)]
+    for length in range(1, 40):
+        for window in range(1, 12):
+            for step in range(1, window + 1):
+                windows = place_windows(length, window, step)
+                parts = trim_windows(windows, window - step)
+                assert (parts[0][0], parts[-1][1]) == (0, length)
+                for (start, end), (first, last) in zip(windows, parts, strict=True):
+                    assert start <= first < last <= end
+                for before, after in itertools.pairwise(parts):
+                    assert 0 <= before[1] - after[0] <= window - step
+                    assert before[0] < after[0]
+                    assert before[1] < after[1]
+                np.testing.assert_allclose(sum_weights(parts), 1, rtol=1e-6)
+
+
+def sum_weights(windows):
+    total = np.zeros(windows[-1][1])
+    for (start, end), weight in zip(windows, fade_windows(windows), strict=True):
+        total[start:end] += weight
+    return total
 
 
 def test_weights_by_hand():

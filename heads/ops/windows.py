@@ -1,5 +1,7 @@
 """Windows that cover a length: of slices and tiles of pictures."""
 
+import itertools
+
 import numpy as np
 
 
@@ -21,6 +23,20 @@ def find_step(window: int, overlap: float) -> int:
     return max(1, int(window * (1 - overlap)))
 
 
+def trim_windows(windows: list[tuple[int, int]], overlap: int) -> list[tuple[int, int]]:
+    """Returns the parts of windows that count: each shares at most `overlap` places with the next one.
+
+    The last window of `place_windows` may have much more in common with the one before. Both are cut in the
+    middle, so that what counts is far from their ends.
+    """
+    parts = [list(window) for window in windows]
+    for before, after in itertools.pairwise(parts):
+        excess = max(0, before[1] - after[0] - overlap)
+        before[1] -= excess // 2
+        after[0] += excess - excess // 2
+    return [tuple(part) for part in parts]
+
+
 def fade_windows(windows: list[tuple[int, int]]) -> list[np.ndarray]:
     """Returns what each place of each window weighs, so that windows fade into each other.
 
@@ -28,7 +44,7 @@ def fade_windows(windows: list[tuple[int, int]]) -> list[np.ndarray]:
     at every place.
 
     Args:
-        windows: from `place_windows`.
+        windows: from `place_windows` or `trim_windows`.
 
     Returns:
         A list of float32 (end - start,), above 0.
