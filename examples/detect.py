@@ -52,20 +52,26 @@ if __name__ == "__main__":
     load_keras()
 
 import json
+import math
 import sys
 
 import keras
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
 from heads import Resizing, detect_in_slices, detect_in_views, to_coco
 from heads.coco.entries import read_json
+from heads.coco.segmentations import decode_mask
 from heads.data.label_folders import read_class_names
 from heads.drawing import draw_result
 from heads.pictures import read_picture
 from heads.prediction import PICTURE_SUFFIXES
 from heads.training import make_numbered_folder
+
+# Of all masks of a picture together, when it is drawn.
+MOST_MASK_PIXELS = 2_000_000_000
 
 
 def main(argv=None):
@@ -91,8 +97,9 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        (found,) = detect_objects(model, image, arguments, score_threshold=arguments.score_threshold)
-        picture = draw_result(image, found, class_names, arguments.score_threshold)
+        options = {"score_threshold": arguments.score_threshold, "masks": "run_lengths"}
+        (found,) = detect_objects(model, image, arguments, **options)
+        picture = draw_result(*shrink(image, found), class_names, arguments.score_threshold)
         Image.fromarray(picture).save(output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
@@ -116,6 +123,17 @@ def detect_objects(model, pictures, arguments, **options):
         scales = arguments.scales or (1.0,)
         return detect_in_views(model, pictures, scales, arguments.flip_test, **options)
     return model.predict_pictures(pictures, **options)
+
+
+def shrink(image, found, most_pixels=MOST_MASK_PIXELS):
+    """Returns a picture and its objects, smaller by a whole factor where masks would fill the memory."""
+    masks = found.get("masks", ())
+    factor = math.ceil(math.sqrt(len(masks) * image.shape[0] * image.shape[1] / most_pixels))
+    if factor < 2:
+        return image, found
+    masks = np.stack([decode_mask(each)[::factor, ::factor] for each in masks])
+    image = np.asarray(Image.fromarray(image).reduce(factor))
+    return image, {**found, "boxes": found["boxes"] / factor, "masks": masks}
 
 
 def open_output(output, name):

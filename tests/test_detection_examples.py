@@ -23,7 +23,7 @@ from coco_folder import CATEGORY_IDS, NAMES, draw_example, write_coco_folder
 import heads.training.run as run_module
 from heads import MaskRCNN, RetinaNet
 from heads.data import CocoDataset, DetectionShapes
-from heads.metrics import evaluate_coco
+from heads.metrics import encode_mask, evaluate_coco
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import save_state_dict
 
@@ -446,6 +446,23 @@ def test_detect_looks_at_several_views(mask_model, pictures, tmp_path, views):
     assert boxes
     assert boxes != [[round(value, 2) for value in found["bbox"]] for found in plain]
     assert all(found["segmentation"]["size"] == [48, 64] for found in content["annotations"])
+
+
+def test_pictures_with_many_masks_are_drawn_smaller():
+    image = np.arange(60 * 40 * 3, dtype="uint8").reshape(60, 40, 3)
+    masks = np.zeros((3, 60, 40), bool)
+    masks[0, 10:31, 6:21] = masks[1, 40:50, :5] = True
+    found = {"boxes": np.array([[6.0, 10, 21, 31], [0, 40, 5, 50], [0, 0, 1, 1]]), "labels": [0, 1, 0]}
+    found["masks"] = list(map(encode_mask, masks))
+    assert detect.shrink(image, found)[1] is found
+    assert detect.shrink(image, {"boxes": found["boxes"]}, 1)[0] is image
+    small, less = detect.shrink(
+        image, found, most_pixels=3 * 60 * 40 / 5
+    )  # of five pixels one: a third a side
+    assert small.shape == (20, 14, 3)
+    np.testing.assert_array_equal(less["boxes"], found["boxes"] / 3)
+    np.testing.assert_array_equal(less["masks"], masks[:, ::3, ::3])
+    assert less["labels"] == [0, 1, 0]
 
 
 def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
