@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from heads.arguments import check_shares, read_count, read_flag, read_size
+from heads.arguments import check_counts, check_shares, read_flag, read_size
 from heads.ops.windows import fade_windows, find_step, place_windows, trim_windows
 from heads.prediction import read_pixels
 
@@ -48,7 +48,7 @@ def segment_in_tiles(
     """
     tile_size, flip = read_size("tile_size", tile_size), read_flag("flip", flip)
     check_shares(overlap=overlap)
-    read_count("batch_size", batch_size)
+    check_counts(batch_size=batch_size)
     pixels = read_pixels(pathlib.Path(picture) if isinstance(picture, str | os.PathLike) else picture)
     steps = [find_step(side, overlap) for side in tile_size]
     row_windows, column_windows = map(place_windows, pixels.shape[:2], tile_size, steps)
@@ -66,10 +66,7 @@ def segment_in_tiles(
         tiles = (scores[top - window_top : bottom - window_top] for scores in tiles)
         for (left, right), scores in _blend_tiles(tiles, column_windows, columns, column_weights):
             if label_map is None:
-                num_classes = scores.shape[-1]
-                label_map = np.zeros(pixels.shape[:2], "uint8" if num_classes <= 256 else "int32")
-                most_pending = max((a[1] - b[0] for a, b in itertools.pairwise(rows)), default=0)
-                band = np.zeros((most_pending, pixels.shape[1], num_classes), "float32")
+                label_map, band = _make_arrays(pixels.shape[:2], rows, scores.shape[-1])
             scores *= row_weights[number][:, None, None]
             scores[:num_pending] += band[:num_pending, left:right]
             label_map[top:end, left:right] = scores[: end - top].argmax(axis=-1)
@@ -77,6 +74,13 @@ def segment_in_tiles(
             bar.add(1)
         num_pending = bottom - end
     return label_map
+
+
+def _make_arrays(size, rows, num_classes):
+    """Returns the label map to fill, and a place for the scores of rows that tiles share with those below."""
+    most_rows = max((before[1] - after[0] for before, after in itertools.pairwise(rows)), default=0)
+    label_map = np.zeros(size, "uint8" if num_classes <= 256 else "int32")
+    return label_map, np.zeros((most_rows, size[1], num_classes), "float32")
 
 
 def _predict_tiles(model, strip, windows, flip, batch_size):
