@@ -1,6 +1,7 @@
 """Finds objects in pictures with a saved model.
 
     python examples/detect.py runs/detection-1/best.keras pictures/ --output objects
+    python examples/detect.py runs/detection-1/best.keras aerial.tif --slices 640
 
 For each picture NAME.jpg it writes NAME.png with boxes or masks, classes and scores, and for all of them
 detections.json: the pictures, the categories and the objects in COCO's format, with scores. The names of the
@@ -9,7 +10,17 @@ classes and the sizes of the pictures are in the model's file.
 
 import pathlib
 
-from options import add_sizes, check_model, check_output, check_sizes, load_keras, make_parser, number
+from options import (
+    add_detector_views,
+    add_sizes,
+    check_detector_views,
+    check_model,
+    check_output,
+    check_sizes,
+    load_keras,
+    make_parser,
+    number,
+)
 
 
 def parse_arguments(argv=None):
@@ -25,8 +36,10 @@ def parse_arguments(argv=None):
     threshold = "objects below it are left out, 0 .. 1; default: %(default)s"
     add("--score-threshold", type=number(at_least=0), default=0.3, help=threshold)
     add_sizes(parser)
+    add_detector_views(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
+    check_detector_views(parser, arguments)
     if arguments.score_threshold > 1:
         parser.error(f"--score-threshold must be 0 .. 1. Received: {arguments.score_threshold}")
     check_model(parser, arguments.model)
@@ -39,21 +52,26 @@ if __name__ == "__main__":
     load_keras()
 
 import json
+import math
 import sys
 
 import keras
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
-from heads import Resizing
+from heads import Resizing, detect_in_slices, detect_in_views, to_coco
 from heads.coco.entries import read_json
+from heads.coco.segmentations import decode_mask
 from heads.data.label_folders import read_class_names
-from heads.drawing import draw_detections
-from heads.metrics import encode_mask
+from heads.drawing import draw_result
 from heads.pictures import read_picture
 from heads.prediction import PICTURE_SUFFIXES
 from heads.training import make_numbered_folder
+
+# Of all masks of a picture together, when it is drawn.
+MOST_MASK_PIXELS = 2_000_000_000
 
 
 def main(argv=None):
@@ -79,9 +97,9 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        (found,) = model.predict_pictures(image, score_threshold=arguments.score_threshold)
-        objects = {name: found[name] for name in ("boxes", "labels", "scores", "masks") if name in found}
-        picture = draw_detections(image, objects, class_names, arguments.score_threshold)
+        options = {"score_threshold": arguments.score_threshold, "masks": "run_lengths"}
+        (found,) = detect_objects(model, image, arguments, **options)
+        picture = draw_result(*shrink(image, found), class_names, arguments.score_threshold)
         Image.fromarray(picture).save(output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
@@ -94,6 +112,28 @@ def main(argv=None):
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def detect_objects(model, pictures, arguments, **options):
+    """Returns the objects in pictures, looked at as the options of `add_detector_views` say."""
+    if arguments.slices:
+        overlap = 0.2 if arguments.overlap is None else arguments.overlap
+        return detect_in_slices(model, pictures, arguments.slices, overlap, **options)
+    if arguments.scales or arguments.flip_test:
+        scales = arguments.scales or (1.0,)
+        return detect_in_views(model, pictures, scales, arguments.flip_test, **options)
+    return model.predict_pictures(pictures, **options)
+
+
+def shrink(image, found, most_pixels=MOST_MASK_PIXELS):
+    """Returns a picture and its objects, smaller by a whole factor where masks would fill the memory."""
+    masks = found.get("masks", ())
+    factor = math.ceil(math.sqrt(len(masks) * image.shape[0] * image.shape[1] / most_pixels))
+    if factor < 2:
+        return image, found
+    masks = np.stack([decode_mask(each)[::factor, ::factor] for each in masks])
+    image = np.asarray(Image.fromarray(image).reduce(factor))
+    return image, {**found, "boxes": found["boxes"] / factor, "masks": masks}
 
 
 def open_output(output, name):
@@ -173,19 +213,9 @@ def find_category_ids(pictures, class_names):
 def to_annotations(found, image_id, category_ids, first_id):
     """Returns the objects of one picture as COCO's annotations, with scores."""
     annotations = []
-    for row, (x1, y1, x2, y2) in enumerate(found["boxes"].tolist()):
-        annotation = {
-            "id": first_id + row,
-            "image_id": image_id,
-            "category_id": category_ids[found["labels"][row]],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": 0,
-            "score": float(found["scores"][row]),
-        }
-        if "masks" in found:
-            annotation["segmentation"] = encode_mask(found["masks"][row])
-        annotations.append(annotation)
+    for key, row in enumerate(to_coco(found, image_id, category_ids), first_id):
+        width, height = row["bbox"][2:]
+        annotations.append({"id": key, **row, "area": width * height, "iscrowd": 0})
     return annotations
 
 

@@ -17,8 +17,10 @@ import pathlib
 from options import (
     DETECTORS,
     VARIANTS,
+    add_detector_views,
     add_evaluation_options,
     add_sizes,
+    check_detector_views,
     check_evaluation_options,
     check_sizes,
     load_keras,
@@ -42,8 +44,10 @@ def parse_arguments(argv=None):
     batch = "pictures that are looked at together; default: %(default)s"
     add("--batch-size", type=whole_number(1), default=1, help=batch)
     add_sizes(parser)
+    add_detector_views(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
+    check_detector_views(parser, arguments)
     check_evaluation_options(parser, arguments)
     if (arguments.model.suffix == ".keras") == (arguments.head is not None):
         parser.error("a .keras file knows its head, any other file needs --head (and --variant)")
@@ -59,13 +63,13 @@ if __name__ == "__main__":
 import sys
 
 import keras
-from detect import choose_resizing
+from detect import choose_resizing, detect_objects
 from detection_pictures import draw_mistakes, draw_pictures
 from faults import explain_faults
 from results import keep_report, keep_scores, open_evaluation
 from train_detection import HEADS, hold_out, open_split
 
-from heads import Resizing
+from heads import Resizing, to_coco
 from heads.data import detection_evaluation_batches
 from heads.metrics import evaluate_coco, format_coco_scores, predict_coco_results, save_results
 from van_backbones import VANBackbone, load_checkpoint
@@ -90,11 +94,11 @@ def main(argv=None):
     with explain_faults(arguments.data, "train_detection.py"):
         for dataset in datasets.values():
             check_truth(dataset, kinds)
-    sizes = choose_resizing(arguments, model.resizing).get_config()
+    model.resizing = choose_resizing(arguments, model.resizing)
     output = open_evaluation(arguments)
     for split, dataset in datasets.items():
         print(f"\n{split}: {len(dataset):,} pictures", flush=True)
-        score_split(model, dataset, kinds, arguments.batch_size, sizes, output / split, arguments)
+        score_split(model, dataset, kinds, output / split, arguments)
     print(f"Scores, results and pictures are in {output}")
 
 
@@ -120,21 +124,33 @@ def check_truth(dataset, kinds):
     evaluate_coco(dataset.to_coco(), [], kinds)
 
 
-def score_split(model, dataset, kinds, batch_size, sizes, output, arguments):
+def score_split(model, dataset, kinds, output, arguments):
     """Prints and keeps the scores of a split, COCO's results and some pictures."""
-    batches = detection_evaluation_batches(dataset, batch_size, **sizes)
+    batches = detection_evaluation_batches(dataset, arguments.batch_size, **model.resizing.get_config())
     ids = dataset.image_ids, match_categories(model, dataset)
-    results = predict_coco_results(model, batches, *ids, progress=True)
+    if arguments.slices or arguments.scales or arguments.flip_test:
+        results = predict_views(model, dataset.image_paths, *ids, arguments)
+    else:
+        results = predict_coco_results(model, batches, *ids, progress=True)
     truth, limits = dataset.to_coco(), (1, 10, model.max_detections)
     scores = evaluate_coco(truth, results, kinds, limits)
     table = format_coco_scores(scores)
     print(table, flush=True)
-    keep_scores(output, scores, table, model=arguments.model, data=dataset.path)
+    names = ("slices", "overlap", "scales", "flip_test")
+    views = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    keep_scores(output, scores, table, model=arguments.model, data=dataset.path, **views)
     save_results(results, output / "results.json")
     worst = draw_mistakes(results, truth, dataset.image_ids, limits, output)
     draw_pictures(model, batches, dataset.class_names, output, *worst)
     keep_report(output)
     print(f"{len(results):,} detections on {len(dataset):,} pictures are in {output}")
+
+
+def predict_views(model, paths, image_ids, category_ids, arguments):
+    """Returns COCO's results of pictures that are looked at in several views."""
+    found = detect_objects(model, paths, arguments, batch_size=arguments.batch_size, masks="run_lengths")
+    pairs = zip(found, image_ids, strict=True)
+    return [row for result, image_id in pairs for row in to_coco(result, image_id, category_ids)]
 
 
 def match_categories(model, dataset):

@@ -302,6 +302,28 @@ def choose_optimizer_options(arguments) -> dict:
     return options
 
 
+def add_detector_views(parser):
+    """Adds how a detector looks at a picture: in slices, or also mirrored and at other scales."""
+    add = parser.add_argument
+    slices = "look at overlapping squares of this side, and at the whole picture; default: the latter alone"
+    add("--slices", type=whole_number(1), metavar="SIDE", help=slices)
+    overlap = "share of a slice's side that the next one has, too; default: 0.2"
+    add("--overlap", type=number(at_least=0), metavar="SHARE", help=overlap)
+    scales = "look at the picture at several scales; default: 1"
+    add("--scales", type=number(above=0), nargs="+", metavar="FACTOR", help=scales)
+    add("--flip-test", action="store_true", help="look at the mirrored picture, too, in twice the time")
+
+
+def check_detector_views(parser, arguments):
+    """Ends the program where the options of `add_detector_views` contradict each other."""
+    if arguments.overlap is not None and not arguments.slices:
+        parser.error("--overlap needs --slices")
+    if arguments.overlap is not None and arguments.overlap >= 1:
+        parser.error(f"--overlap must be below 1. Received: {arguments.overlap}")
+    if arguments.slices and (arguments.scales or arguments.flip_test):
+        parser.error("--slices takes neither --scales nor --flip-test")
+
+
 def add_views(parser):
     """Adds how a segmenter looks at a picture: by windows, or also at its mirror image."""
     add, side = parser.add_argument, whole_number(1)

@@ -3,12 +3,20 @@
     python examples/predict_segmentation.py runs/segmentation-1/best.keras pictures/ --output predictions
 
 For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png, which
-is for people.
+is for people and smaller than a large picture. `--tiles 512` segments pictures of any size in little memory.
 """
 
 import pathlib
 
-from options import add_views, check_model, check_output, check_views, load_keras, make_parser
+from options import (
+    add_views,
+    check_model,
+    check_output,
+    check_views,
+    load_keras,
+    make_parser,
+    whole_number,
+)
 
 
 def parse_arguments(argv=None):
@@ -22,8 +30,12 @@ def parse_arguments(argv=None):
     names = "text file with a class name per line; default: the names in the model's file"
     add("--class-names", "--classes", type=pathlib.Path, help=names)
     add_views(parser)
+    tiles = "segment overlapping squares of this side, in little memory; default: whole pictures"
+    add("--tiles", type=whole_number(1), metavar="SIDE", help=tiles)
     arguments = parser.parse_args(argv)
     check_views(parser, arguments)
+    if arguments.tiles and arguments.crop_size:
+        parser.error("--tiles and --crop-size are two ways to cut a picture: give one of them")
     check_model(parser, arguments.model)
     check_output(parser, arguments.output)
     return parser, arguments
@@ -42,12 +54,14 @@ from detect import open_output
 from PIL import Image
 from tqdm import tqdm
 
-import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
-import van_backbones  # noqa: F401  (the same for the backbone)
+import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
+from heads import segment_in_tiles
 from heads.data.label_folders import read_class_names
-from heads.drawing import class_palette, draw_legend, overlay_label_map, tile_pictures
+from heads.drawing import draw_result
 from heads.pictures import read_picture, show_path
 from heads.prediction import PICTURE_SUFFIXES
+
+LARGEST_OVERLAY = 4096  # pixels of the longer side
 
 
 def main(argv=None):
@@ -72,12 +86,16 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        if window or arguments.flip_test:
+        if arguments.tiles:
+            label_map = segment_in_tiles(model, image, arguments.tiles, flip=arguments.flip_test)
+        elif window or arguments.flip_test:
             label_map = model.segment(image[None].astype("float32"), flip=arguments.flip_test, **window)[0]
         else:
             label_map = model.predict_pictures(image)[0]["label_map"]
         Image.fromarray(label_map.astype("uint8")).save(output / f"{path.stem}.png")
-        overlay = draw_prediction(image, label_map, class_names)
+        factor = -(-max(image.shape) // LARGEST_OVERLAY)
+        shown = np.asarray(Image.fromarray(image).reduce(factor))
+        overlay = draw_result(shown, {"label_map": label_map[::factor, ::factor]}, class_names)
         Image.fromarray(overlay).save(output / f"{path.stem}.overlay.png")
 
     print(f"{len(paths) - len(unreadable)} of {len(paths)} pictures are segmented in {output}")
@@ -122,16 +140,6 @@ def find_pictures(parser, pictures, output):
     if twice:
         parser.error(f"pictures need different names before the suffix. Written twice: {', '.join(twice)}")
     return paths
-
-
-def draw_prediction(image, label_map, class_names):
-    """Returns the picture under its segments' colours, and a legend of the classes that occur."""
-    occurring = np.unique(label_map)
-    num_classes = max(int(occurring[-1]) + 1, len(class_names or ()))
-    palette = class_palette(num_classes)
-    names = [class_names[k] if class_names and k < len(class_names) else f"class {k}" for k in occurring]
-    legend = draw_legend(names, max(image.shape[1], 160), palette[occurring])
-    return tile_pictures([[overlay_label_map(image, label_map, 0.5, palette)], [legend]], margin=0)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ from heads.layers.pyramid_pooling import PyramidPooling
 from heads.mask2former import Mask2Former
 from heads.mask_rcnn import MaskRCNN
 from heads.picture_sizes import Resizing
+from heads.results import to_coco, to_supervision
 from heads.retinanet import RetinaNet
 from heads.schedules import WarmUpPolynomialDecay, WarmUpStepDecay
 from heads.semantic_fpn import SemanticFPN
 from heads.semantic_model import segment_images
 from heads.simple_baseline import SimpleBaseline
 from heads.sparse_rcnn import SparseRCNN
+from heads.tiles import segment_in_tiles
 from heads.upernet import UPerNet
+from heads.views import detect_in_slices, detect_in_views
 
 __all__ = [
     "ATSS",
@@ -38,5 +41,10 @@ __all__ = [
     "UPerNet",
     "WarmUpPolynomialDecay",
     "WarmUpStepDecay",
+    "detect_in_slices",
+    "detect_in_views",
     "segment_images",
+    "segment_in_tiles",
+    "to_coco",
+    "to_supervision",
 ]

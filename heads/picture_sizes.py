@@ -35,25 +35,40 @@ class Resizing:
                 f"Received: short_side={short_side}, long_side={long_side}, image_size={image_size}"
             )
 
-    def fit(self, size) -> tuple[int, int]:
-        """Returns the (height, width) that a picture of (height, width) `size` is resized to."""
+    def fit(self, size, factor: float = 1.0) -> tuple[int, int]:
+        """Returns the (height, width) that a picture of (height, width) `size` is resized to.
+
+        Args:
+            size: (height, width) of the picture.
+            factor: of all lengths, for views at other scales.
+        """
         sides = np.asarray(size, "float64")
         if self.image_size is not None:
             scale = np.min(self.image_size / sides)
-            limits = self.image_size
+            limits = self._scale_limits(factor)
         elif self.short_side is not None:
             scale = min(self.long_side / sides.max(), self.short_side / sides.min())
             limits = np.inf
         else:
-            return tuple(map(int, size))
-        scaled = np.maximum(np.floor(sides * scale + 0.5), 1.0)
+            scale, limits = 1.0, np.inf
+        scaled = np.maximum(np.floor(sides * scale * factor + 0.5), 1.0)
         return tuple(np.minimum(scaled, limits).astype(int).tolist())
 
-    def pad(self, size, divisor: int = 1) -> tuple[int, int]:
-        """Returns the (height, width) of the padded picture, `image_size` or multiples of the divisor."""
-        if self.image_size is not None:
+    def pad(self, size, divisor: int = 1, factor: float = 1.0) -> tuple[int, int]:
+        """Returns the (height, width) of the padded picture, `image_size` or multiples of the divisor.
+
+        Args:
+            size: (height, width) of the resized picture, from `fit`.
+            divisor: of the padded sides, where there is no `image_size` or a factor.
+            factor: see `fit`.
+        """
+        if self.image_size is not None and factor == 1:
             return self.image_size
+        size = size if self.image_size is None else self._scale_limits(factor)
         return tuple(-(-side // divisor) * divisor for side in size)
+
+    def _scale_limits(self, factor):
+        return tuple(max(1, int(side * factor + 0.5)) for side in self.image_size)
 
     def get_config(self):
         return {name: getattr(self, name) for name in ("image_size", "short_side", "long_side")}

@@ -41,30 +41,47 @@ def predict_pictures(
 ):
     """Returns what a model sees in pictures, in the pixels of each: see `DenseModel.predict_pictures`."""
     read_count("batch_size", batch_size)
-    if masks not in MASK_FORMS:
-        raise ValueError(f"masks must be one of {list(MASK_FORMS)}. Received: {masks!r}")
+    check_masks(masks)
     pictures = find_pictures(pictures)
-    results, waiting = [None] * len(pictures), {}
+    results = [None] * len(pictures)
+    prepared = (
+        (place, prepare_picture(picture, model.resizing, model.size_divisor))
+        for place, picture in enumerate(show_progress(pictures, progress))
+    )
+    for place, picture, result in predict_prepared(model, prepared, batch_size, **options):
+        if "labels" in result:
+            result = finish_objects(model, result, picture.original_size, score_threshold, masks)
+        results[place] = {"path": keep_path(pictures[place]), **result}
+    return results
+
+
+def predict_prepared(model, pictures, batch_size: int, **options):
+    """Yields what a model sees in prepared pictures, in any order: (key, picture, result).
+
+    Pictures of one size go through the model together.
+
+    Args:
+        model: a head.
+        pictures: an iterator of (key, `PreparedPicture`), which is asked for the next ones as late as can be.
+        batch_size: most pictures that go through the model at once.
+        **options: of `predict_resized`.
+    """
+    waiting = {}
 
     def run(batch):
         arrays = [np.stack(values) for values in zip(*(picture for _, picture in batch), strict=True)]
-        for (place, picture), result in zip(batch, model.predict_resized(*arrays, **options), strict=True):
-            if "labels" in result:
-                result = _finish_objects(model, result, picture.original_size, score_threshold, masks)
-            path = pictures[place] if isinstance(pictures[place], pathlib.Path) else None
-            results[place] = {"path": path, **result}
+        results = model.predict_resized(*arrays, **options)
+        return [(*entry, result) for entry, result in zip(batch, results, strict=True)]
 
-    for place, picture in enumerate(_show_progress(pictures, progress)):
-        prepared = prepare_picture(picture, model.resizing, model.size_divisor)
-        batch = waiting.setdefault(prepared.image.shape, [])
-        batch.append((place, prepared))
+    for key, picture in pictures:
+        batch = waiting.setdefault(picture.image.shape, [])
+        batch.append((key, picture))
         if len(batch) == batch_size:
-            run(waiting.pop(prepared.image.shape))
+            yield from run(waiting.pop(picture.image.shape))
         elif sum(map(len, waiting.values())) > MOST_WAITING_BATCHES * batch_size:
-            run(waiting.pop(next(iter(waiting))))
+            yield from run(waiting.pop(next(iter(waiting))))
     for batch in waiting.values():
-        run(batch)
-    return results
+        yield from run(batch)
 
 
 def predict_people(model, pictures, boxes, batch_size=32, flip_test=False, progress=True):
@@ -83,11 +100,11 @@ def predict_people(model, pictures, boxes, batch_size=32, flip_test=False, progr
             for name, values in found.items():
                 results[picture][name][person] = values[row]
 
-    for place, picture in enumerate(_show_progress(pictures, progress)):
+    for place, picture in enumerate(show_progress(pictures, progress)):
         pixels = read_pixels(picture)
         shapes = {"keypoints": (model.num_keypoints, 2), "scores": (model.num_keypoints,)}
         results[place] = {
-            "path": picture if isinstance(picture, pathlib.Path) else None,
+            "path": keep_path(picture),
             "boxes": boxes[place],
             **{name: np.zeros((len(boxes[place]), *end), "float32") for name, end in shapes.items()},
         }
@@ -150,24 +167,25 @@ def find_pictures(pictures) -> list:
     return [pathlib.Path(each) if isinstance(each, str | os.PathLike) else each for each in pictures]
 
 
-def prepare_picture(picture, resizing, size_divisor: int = 1) -> PreparedPicture:
+def prepare_picture(picture, resizing, size_divisor: int = 1, scale: float = 1.0) -> PreparedPicture:
     """Reads a picture, resizes and pads it, as in training and scoring.
 
     Args:
         picture: a path, or RGB pixels (height, width, 3), uint8 or float 0 .. 255.
         resizing: a `Resizing`.
         size_divisor: what the sides are padded to multiples of, where `resizing` has no `image_size`.
+        scale: factor of the size that `resizing` gives the picture.
 
     Raises:
         ValueError: if a file cannot be read, or an array is no picture.
     """
     pixels = read_pixels(picture)
     original_size = pixels.shape[:2]
-    height, width = resizing.fit(original_size)
+    height, width = resizing.fit(original_size, scale)
     image = pixels.astype("float32")
     if (height, width) != original_size:
         image = ops.convert_to_numpy(resize_bilinear(image[None], (height, width)))[0]
-    padded = np.full((*resizing.pad((height, width), size_divisor), 3), MEAN_PIXEL, "float32")
+    padded = np.full((*resizing.pad((height, width), size_divisor, scale), 3), MEAN_PIXEL, "float32")
     padded[:height, :width] = image
     return PreparedPicture(padded, (height, width), original_size)
 
@@ -188,7 +206,7 @@ def read_pixels(picture) -> np.ndarray:
     return pixels
 
 
-def _finish_objects(model, result, picture_size, score_threshold, masks):
+def finish_objects(model, result, picture_size, score_threshold, masks):
     """Returns the objects alone, with the names of their classes and masks of the picture's size."""
     kept = (result["labels"] != PADDING_LABEL) & (result["scores"] >= score_threshold)
     if "segments" in result:
@@ -211,7 +229,19 @@ def _finish_objects(model, result, picture_size, score_threshold, masks):
     return result
 
 
-def _show_progress(pictures, progress):
+def check_masks(masks):
+    """Raises a ValueError at a form of masks that there is not."""
+    if masks not in MASK_FORMS:
+        raise ValueError(f"masks must be one of {list(MASK_FORMS)}. Received: {masks!r}")
+
+
+def keep_path(picture) -> pathlib.Path | None:
+    """Returns the path of a picture of `find_pictures`; None for an array."""
+    return picture if isinstance(picture, pathlib.Path) else None
+
+
+def show_progress(pictures, progress):
+    """Returns the pictures, with a progress bar for two or more where it is wanted."""
     if not progress or len(pictures) < 2:
         return pictures
     from tqdm import tqdm

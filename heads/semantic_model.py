@@ -10,6 +10,7 @@ from heads.ops.inputs import read_labels
 from heads.ops.labels import IGNORED_LABEL
 from heads.ops.resizing import resize_bilinear
 from heads.ops.selection import label_pixels
+from heads.ops.windows import place_windows
 
 
 class SemanticModel(DenseModel):
@@ -140,18 +141,11 @@ def predict_logits(model, images, crop=None, stride=None):
         )
     batch, height, width = images.shape[:3]
     total, count = None, np.zeros((1, height, width, 1), np.float32)
-    for top, bottom in _place_windows(height, crop[0], stride[0]):
-        for left, right in _place_windows(width, crop[1], stride[1]):
+    for top, bottom in place_windows(height, crop[0], stride[0]):
+        for left, right in place_windows(width, crop[1], stride[1]):
             logits = ops.convert_to_numpy(model(images[:, top:bottom, left:right], training=False))
             if total is None:
                 total = np.zeros((batch, height, width, logits.shape[-1]), np.float32)
             total[:, top:bottom, left:right] += logits
             count[:, top:bottom, left:right] += 1.0
     return ops.convert_to_tensor(total / count)
-
-
-def _place_windows(length, window, step):
-    """Returns (start, end) of windows that cover `length`; the last one is shifted back to fit."""
-    num_windows = max(0, -(-(length - window) // step)) + 1
-    ends = [min(index * step + window, length) for index in range(num_windows)]
-    return [(max(0, end - window), end) for end in ends]

@@ -23,7 +23,7 @@ from coco_folder import CATEGORY_IDS, NAMES, draw_example, write_coco_folder
 import heads.training.run as run_module
 from heads import MaskRCNN, RetinaNet
 from heads.data import CocoDataset, DetectionShapes
-from heads.metrics import evaluate_coco
+from heads.metrics import encode_mask, evaluate_coco
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import save_state_dict
 
@@ -299,6 +299,22 @@ def test_evaluation_of_two_splits(run, data_folder, tmp_path):
         }
 
 
+def test_evaluation_in_several_views(run, data_folder, tmp_path):
+    results = {}
+    for name, views in {"plain": (), "flip": ("--flip-test",), "slices": ("--slices", "40")}.items():
+        evaluate(run[0] / "best.keras", "--data", data_folder, "--output", tmp_path / name, *views)
+        results[name] = json.loads((tmp_path / name / "val" / "results.json").read_text())
+    assert len({json.dumps(each) for each in results.values()}) == 3
+    for each in results.values():
+        assert {result["image_id"] for result in each} == {10, 11, 12, 13}
+        assert {result["category_id"] for result in each} == set(CATEGORY_IDS)
+    assert max(result["score"] for result in results["flip"]) >= max(
+        result["score"] for result in results["plain"]
+    )
+    assert json.loads((tmp_path / "flip" / "val" / "scores.json").read_text())["flip_test"] == "True"
+    assert json.loads((tmp_path / "slices" / "val" / "scores.json").read_text())["slices"] == "40"
+
+
 @pytest.mark.slow
 def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
     """A file of reference names gives what the model gives; sizes and kinds are taken from the options."""
@@ -418,6 +434,37 @@ def test_detect_writes_pictures_and_coco(mask_model, pictures, tmp_path, capsys)
     assert evaluate_coco(path, content["annotations"], kinds=("bbox", "segm"))["bbox_AP"] == 1.0
 
 
+@pytest.mark.parametrize(
+    "views", [("--slices", "32", "--overlap", "0.5"), ("--flip-test", "--scales", "1", "2")]
+)
+def test_detect_looks_at_several_views(mask_model, pictures, tmp_path, views):
+    options = (pictures / "colour.jpg", "--output", tmp_path / "out", "--score-threshold", "0.1")
+    plain = detect_objects(mask_model, *options)[1]["annotations"]
+    code, content = detect_objects(mask_model, *options, *views)
+    assert code == 0
+    boxes = [[round(value, 2) for value in found["bbox"]] for found in content["annotations"]]
+    assert boxes
+    assert boxes != [[round(value, 2) for value in found["bbox"]] for found in plain]
+    assert all(found["segmentation"]["size"] == [48, 64] for found in content["annotations"])
+
+
+def test_pictures_with_many_masks_are_drawn_smaller():
+    image = np.arange(60 * 40 * 3, dtype="uint8").reshape(60, 40, 3)
+    masks = np.zeros((3, 60, 40), bool)
+    masks[0, 10:31, 6:21] = masks[1, 40:50, :5] = True
+    found = {"boxes": np.array([[6.0, 10, 21, 31], [0, 40, 5, 50], [0, 0, 1, 1]]), "labels": [0, 1, 0]}
+    found["masks"] = list(map(encode_mask, masks))
+    assert detect.shrink(image, found)[1] is found
+    assert detect.shrink(image, {"boxes": found["boxes"]}, 1)[0] is image
+    small, less = detect.shrink(
+        image, found, most_pixels=3 * 60 * 40 / 5
+    )  # of five pixels one: a third a side
+    assert small.shape == (20, 14, 3)
+    np.testing.assert_array_equal(less["boxes"], found["boxes"] / 3)
+    np.testing.assert_array_equal(less["masks"], masks[:, ::3, ::3])
+    assert less["labels"] == [0, 1, 0]
+
+
 def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
     """Class names and sizes are in the model's file."""
     path = tmp_path / "scores" / "val" / "results.json"
@@ -453,6 +500,13 @@ def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
         (["MODEL", "PICTURES", "--long-side", "64"], "--long-side needs --short-side"),
         (["MODEL", "PICTURES", "--short-side", "64", "--long-side", "60"], "must not be above --long-side"),
         (["MODEL", "PICTURES", "--output", "NAMES"], "--output must be a folder. Received: the file"),
+        (["MODEL", "PICTURES", "--overlap", "0.3"], "--overlap needs --slices"),
+        (
+            ["MODEL", "PICTURES", "--slices", "64", "--overlap", "1"],
+            "--overlap must be below 1. Received: 1.0",
+        ),
+        (["MODEL", "PICTURES", "--slices", "64", "--flip-test"], "neither --scales nor --flip-test"),
+        (["MODEL", "PICTURES", "--scales", "0"], "above 0. Received: '0'"),
     ],
 )
 def test_detect_refuses(run, pictures, tmp_path, capsys, options, message):

@@ -16,6 +16,17 @@ def test_pictures_keep_their_size_by_default():
     assert Resizing().pad((33, 64), 32) == (64, 64)
 
 
+def test_views_at_other_scales():
+    assert Resizing().fit((33, 49), 1.5) == (50, 74)
+    assert Resizing(short_side=40, long_side=60).fit((100, 200), 2) == (60, 120)
+    fixed = Resizing((40, 96))
+    assert fixed.fit((33, 64), 0.5) == (20, 39)
+    assert fixed.pad((20, 39), 32, 0.5) == (32, 64)  # 20 x 48, to multiples
+    assert fixed.pad((40, 78), 32, 1.0) == (40, 96)
+    assert fixed.fit((1, 1000), 0.01) == (1, 1)
+    assert Resizing().pad((50, 74), 32, 1.5) == (64, 96)
+
+
 @pytest.mark.parametrize("size", [(480, 640), (333, 500), (1, 500), (1200, 37), (801, 1333)])
 def test_sizes_are_those_of_training(size):
     """The augmentations compute them in graphs."""

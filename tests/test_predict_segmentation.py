@@ -60,6 +60,27 @@ def test_pictures_are_read_as_in_training(tmp_path, predict):
         np.testing.assert_array_equal(image, np.repeat(GREY[..., None], 3, -1))
 
 
+def test_tiles(tmp_path, predict, monkeypatch, capsys):
+    """Pictures are segmented in tiles, and the overlay of a large one is smaller than it."""
+    monkeypatch.setattr(predict_segmentation, "LARGEST_OVERLAY", 4)
+    Image.fromarray(GREY).save(tmp_path / "pictures" / "a.png")
+    calls = []
+
+    def segment(model, image, tile_size, flip):
+        calls.append((image.shape, tile_size, flip))
+        return np.tile(np.array([0, 2], "uint8"), (6, 4))
+
+    monkeypatch.setattr(predict_segmentation, "segment_in_tiles", segment)
+    code, _, _ = predict("--tiles", "5", "--flip-test")
+    assert code == 0
+    assert calls == [((6, 8, 3), 5, True)]
+    label_map = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    np.testing.assert_array_equal(label_map, np.tile([0, 2], (6, 4)))
+    with pytest.raises(SystemExit):
+        predict("--tiles", "5", "--crop-size", "4", "4")
+    assert "--tiles and --crop-size are two ways to cut a picture" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_pictures_are_named_and_the_others_done(tmp_path, predict, capsys):
     for name in ("b.png", "._b.png", ".hidden.jpg"):
@@ -101,9 +122,9 @@ def test_class_names_with_a_byte_order_mark(tmp_path, predict, monkeypatch):
     Image.fromarray(GREY).save(tmp_path / "pictures" / "a.png")
     (tmp_path / "classes.txt").write_text("a\nb\nc\n", encoding="utf-8-sig")
     names = []
-    draw = predict_segmentation.draw_legend
+    draw = predict_segmentation.draw_result
     monkeypatch.setattr(
-        predict_segmentation, "draw_legend", lambda found, *rest: names.extend(found) or draw(found, *rest)
+        predict_segmentation, "draw_result", lambda *args: names.extend(args[2]) or draw(*args)
     )
     assert predict("--class-names", tmp_path / "classes.txt")[0] == 0
-    assert names == ["a"]
+    assert names == ["a", "b", "c"]

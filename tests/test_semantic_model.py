@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from heads.ops.resizing import resize_bilinear
-from heads.semantic_model import _place_windows, predict_logits, segment_images
+from heads.semantic_model import predict_logits, segment_images
 
 
 def make_images(shape=(2, 9, 11, 3), seed=0):
@@ -40,34 +40,6 @@ def predict_by_loop(model, images, crop, stride):
             total += window
             count[inside] += 1
     return total / count[:, :, None]
-
-
-@pytest.mark.parametrize(
-    ("length", "window", "step", "expected"),
-    [
-        (10, 4, 3, [(0, 4), (3, 7), (6, 10)]),
-        (11, 4, 3, [(0, 4), (3, 7), (6, 10), (7, 11)]),
-        (9, 4, 4, [(0, 4), (4, 8), (5, 9)]),
-        (8, 4, 4, [(0, 4), (4, 8)]),
-        (4, 4, 3, [(0, 4)]),
-        (3, 4, 3, [(0, 3)]),
-        (5, 4, 1, [(0, 4), (1, 5)]),
-        (1, 1, 1, [(0, 1)]),
-    ],
-)
-def test_windows_by_hand(length, window, step, expected):
-    assert _place_windows(length, window, step) == expected
-
-
-def test_windows_cover_everything():
-    for length in range(1, 20):
-        for window in range(1, 8):
-            for step in range(1, window + 1):
-                windows = _place_windows(length, window, step)
-                assert len(set(windows)) == len(windows)
-                covered = {place for start, end in windows for place in range(start, end)}
-                assert covered == set(range(length))
-                assert {end - start for start, end in windows} == {min(window, length)}
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,8 @@ def list_briefly(problems: list[str]) -> list[str]:
     """The first of the problems, and how many more there are."""
     more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
     return problems[:MAX_LISTED] + more
+
+
+def to_plain_list(values) -> list:
+    """List of the values, with those of NumPy as Python's own."""
+    return [value.item() if isinstance(value, np.generic) else value for value in values]

@@ -59,6 +59,13 @@ def encode_mask(mask) -> dict:
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
+def decode_mask(segmentation: dict) -> np.ndarray:
+    """The mask of COCO's compressed run lengths, those of `encode_mask`: bool `(height, width)`."""
+    from pycocotools import mask as run_lengths
+
+    return run_lengths.decode(segmentation).astype(bool)
+
+
 def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, float]):
     """Raises ValueError where a mask is empty, mostly outside of its box, or fits it with x and y exchanged.
 

@@ -8,6 +8,7 @@ from heads.drawing.objects import draw_detections
 from heads.drawing.pages import draw_legend, label_picture, tile_pictures
 from heads.drawing.palette import class_palette
 from heads.drawing.report import make_report
+from heads.drawing.results import draw_result
 from heads.drawing.saliency_maps import draw_saliency_comparison, draw_saliency_map
 from heads.drawing.segments import draw_panoptic_comparison, draw_segments
 from heads.drawing.skeletons import draw_pose_comparison, draw_skeletons
@@ -24,6 +25,7 @@ __all__ = [
     "draw_panoptic_comparison",
     "draw_pose_comparison",
     "draw_precision_recall",
+    "draw_result",
     "draw_saliency_comparison",
     "draw_saliency_map",
     "draw_segmentation",

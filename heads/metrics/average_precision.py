@@ -13,7 +13,16 @@ import numpy as np
 from pycocotools import mask as run_lengths
 
 from heads.coco.annotations import Annotation, judge_boxes, read_annotations, read_box
-from heads.coco.entries import is_id, is_number, is_side, list_briefly, read_entries, read_json, show
+from heads.coco.entries import (
+    is_id,
+    is_number,
+    is_side,
+    list_briefly,
+    read_entries,
+    read_json,
+    show,
+    to_plain_list,
+)
 from heads.coco.segmentations import read_segmentation
 from heads.metrics.tables import align_rows, to_percent
 
@@ -238,11 +247,6 @@ def check_known(name: str, ids: Collection, known: Collection):
             f"{name} must be those of the truth. Received {len(unknown)} that it does not have: "
             f"[{', '.join(unknown[:5])}]"
         )
-
-
-def to_plain_list(values) -> list:
-    """List of the values, with those of NumPy as Python's own."""
-    return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
 def count_matches(objects, found, kind, limits, use_fast, sigmas=None):

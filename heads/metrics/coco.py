@@ -8,7 +8,6 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from heads.coco.segmentations import encode_mask
 from heads.metrics.average_precision import (
     MAX_DETECTIONS,
     check_kinds,
@@ -22,6 +21,7 @@ from heads.metrics.average_precision import (
 from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.masks import paste_masks
 from heads.processes import gather_batches, is_first_process, on_this_process
+from heads.results import list_objects, name_categories
 
 
 class CocoScores(Scorer):
@@ -201,15 +201,10 @@ def to_coco_results(
         name: value if isinstance(value, list) else keras.ops.convert_to_numpy(value)
         for name, value in detections.items()
     }
-    boxes, scores, labels = arrays["boxes"].astype("float64"), arrays["scores"], arrays["labels"]
-    image_ids, category_ids = to_plain_list(image_ids), to_plain_list(category_ids)
+    labels = arrays["labels"]
+    image_ids, category_ids = to_plain_list(image_ids), name_categories(category_ids, labels)
     if len(image_ids) != len(labels):
         raise ValueError(f"image_ids must have {len(labels)} ids. Received: {len(image_ids)}")
-    if labels.size and labels.max() >= len(category_ids):
-        raise ValueError(
-            f"category_ids must have an id for each label, up to {labels.max()}. "
-            f"Received: {len(category_ids)} ids"
-        )
     masks = arrays.get("masks")
     if masks is not None and (image_sizes is None or len(image_sizes) != len(labels)):
         raise ValueError(
@@ -217,23 +212,24 @@ def to_coco_results(
             f"Received: {image_sizes!r}"
         )
     results = []
-    for image, slot in np.argwhere(labels >= 0):
-        left, top, right, bottom = boxes[image, slot].tolist()
-        result = {
-            "image_id": image_ids[image],
-            "category_id": category_ids[labels[image, slot]],
-            "bbox": [left, top, right - left, bottom - top],
-            "score": float(scores[image, slot]),
-        }
+    for image, image_id in enumerate(image_ids):
+        kept = np.flatnonzero(labels[image] >= 0)
+        found = {name: arrays[name][image][kept] for name in ("boxes", "scores", "labels")}
         if masks is not None:
-            mask = masks[image][slot]
-            if mask.dtype != bool:
-                size = tuple(int(side) for side in image_sizes[image])
-                # One by one: a hundred masks of a large photograph do not fit into memory.
-                mask = paste_masks(mask[None], arrays["boxes"][image, slot][None], size)[0]
-            result["segmentation"] = encode_mask(mask)
-        results.append(result)
+            size = tuple(int(side) for side in image_sizes[image])
+            found["masks"] = _paste_each(masks[image], arrays["boxes"][image], kept, size)
+        results += list_objects(found, image_id, category_ids)
     return results
+
+
+def _paste_each(masks, boxes, rows, size):
+    """Yields the masks of some rows, bool of the picture's size.
+
+    One by one: a hundred masks of a large photograph do not fit into memory.
+    """
+    for row in rows:
+        mask = masks[row]
+        yield mask if mask.dtype == bool else paste_masks(mask[None], boxes[row][None], size)[0]
 
 
 def save_results(results: list[dict], path, kind: str | None = None):
