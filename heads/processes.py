@@ -153,7 +153,15 @@ def gather_batches(values: list) -> list:
     Args:
         values: For each batch of this process (see `find_own_pictures`) what JSON can hold.
     """
-    rows = gather(values)
+    return order_batches(gather(values))
+
+
+def order_batches(rows: list) -> list:
+    """Returns what each batch of one pass gave, in the order of the batches.
+
+    Args:
+        rows: What `gather` returned: a list for each process, with what each of its batches gave.
+    """
     return [rows[batch % len(rows)][batch // len(rows)] for batch in range(sum(map(len, rows)))]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from heads.metrics.scorer import Scorer, with_progress
 from heads.ops.label_overlaps import measure_overlaps
 from heads.ops.labels import IGNORED_LABEL
-from heads.processes import gather, gather_batches, on_this_process
+from heads.processes import gather, on_this_process, order_batches
 
 
 class SemanticScores(Scorer):
@@ -62,8 +62,9 @@ def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
             parts = [count_confusion(*pair, model.num_classes) for pair in pairs]
             confusion += np.sum(parts, axis=0)
             of_batches.append([score_confusion(part)["mean_iou"] for part in parts])
-    confusion = np.sum(gather(confusion.tolist()), axis=0)
-    per_picture = np.concatenate([np.zeros(0), *gather_batches(of_batches)])
+    confusions, overlaps = zip(*gather([confusion.tolist(), of_batches]), strict=True)
+    confusion = np.sum(confusions, axis=0)
+    per_picture = np.concatenate([np.zeros(0), *order_batches(overlaps)])
     if not confusion.any():
         raise ValueError("dataset must hold at least one pixel with a label. Received: none")
     return {**score_confusion(confusion), "confusion": confusion, "per_picture_iou": per_picture}
