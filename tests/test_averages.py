@@ -204,6 +204,7 @@ def test_a_run_that_goes_on_has_the_same_weights_and_averages(tmp_path, stop):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_on_other_backends(backend, tmp_path):
     program = f"""

@@ -299,6 +299,7 @@ def test_evaluation_of_two_splits(run, data_folder, tmp_path):
         }
 
 
+@pytest.mark.slow
 def test_evaluation_in_several_views(run, data_folder, tmp_path):
     results = {}
     for name, views in {"plain": (), "flip": ("--flip-test",), "slices": ("--slices", "40")}.items():
@@ -435,7 +436,11 @@ def test_detect_writes_pictures_and_coco(mask_model, pictures, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    "views", [("--slices", "32", "--overlap", "0.5"), ("--flip-test", "--scales", "1", "2")]
+    "views",
+    [
+        ("--slices", "32", "--overlap", "0.5"),
+        pytest.param(("--flip-test", "--scales", "1", "2"), marks=pytest.mark.slow),
+    ],
 )
 def test_detect_looks_at_several_views(mask_model, pictures, tmp_path, views):
     options = (pictures / "colour.jpg", "--output", tmp_path / "out", "--score-threshold", "0.1")

@@ -31,7 +31,10 @@ def test_of_a_classifier_it_is_the_weighted_map():
     assert not maps["P2"].any()  # the classifier reads the last level alone
 
 
-@pytest.mark.parametrize(("head", "options"), [(SemanticFPN, {"pyramid_channels": 8}), (UPerNet, {})])
+SLOW_UPERNET = pytest.param(UPerNet, {}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("head", "options"), [(SemanticFPN, {"pyramid_channels": 8}), SLOW_UPERNET])
 def test_weights_are_what_a_channel_brings(head, options):
     """By differences: the channels of a level are raised one by one, at all positions together."""
     model = build(head, num_classes=3, channels=8, **options)

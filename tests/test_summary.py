@@ -43,7 +43,7 @@ def test_stages_by_hand():
 
 
 @pytest.mark.parametrize(
-    "variant", ["b0", "b2", *(pytest.param(v, marks=pytest.mark.slow) for v in CLASSIFIERS)]
+    "variant", ["b0", *(pytest.param(v, marks=pytest.mark.slow) for v in ("b2", *CLASSIFIERS))]
 )
 def test_classifiers_as_published(variant):
     model = VANClassifier(variant)
@@ -63,9 +63,8 @@ def count_statistics(model):
 UPERNETS = {"b2": 949.9, "b3": 1032.1, "b4": 1099.4, "b5": 1208.2, "b6": 1658.1}
 
 
-@pytest.mark.parametrize(
-    "variant", ["b2", *(pytest.param(v, marks=pytest.mark.slow) for v in UPERNETS if v != "b2")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", UPERNETS)
 def test_upernets_as_published(variant):
     model = UPerNet(VANBackbone(variant), num_classes=150)
     assert round(total(summarize(model, (512, 2048), training=True))[1] / 1e9, 1) == UPERNETS[variant]
@@ -97,6 +96,7 @@ def test_the_second_stage_runs_for_each_region():
     assert parts["mask_head"].multiply_accumulates == 5 * masks
 
 
+@pytest.mark.slow
 def test_own_weights_and_constants():
     names = [part.name for part in summarize(build(SparseRCNN, num_classes=3, channels=8), (64, 64))]
     assert names[-1] == "weights of its own"  # boxes and features of the proposals
@@ -161,6 +161,7 @@ def test_wrong_sizes_are_refused(image_size):
         summarize(VANBackbone("b0", **SMALL), image_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_count_the_same(backend):
     pytest.importorskip(backend)

@@ -200,7 +200,7 @@ def test_doubtful_boxes_and_other_classes_remove_nothing():
     assert not find_parts(boxes, certain, np.array([0, 0, 1, 0]), num_cuts * 0).any()
 
 
-@pytest.mark.parametrize("head", [None, MaskRCNN])
+@pytest.mark.parametrize("head", [None, pytest.param(MaskRCNN, marks=pytest.mark.slow)])
 def test_one_view_is_what_predict_pictures_gives(head):
     options = {} if head is None else {"head": head, "num_proposals": 20, "num_samples": 8}
     model = functools.partial(make_detector, **options)(Resizing(short_side=48))
