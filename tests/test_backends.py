@@ -169,3 +169,31 @@ def test_devices_on_jax_choose_from_their_own_pictures():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "True"  # else Keras's own `top_k` does by now
+
+
+# Around 1000, neighbours in float32 differ by 6e-5, a two-hundredth of these values' deviations; and PyTorch's
+# moments, which Keras takes as a difference of squares, have six digits left in float64.
+DOUBLE_SCRIPT = """
+import keras
+import numpy as np
+
+from heads.layers.blocks import BatchNormalization as OfHeads
+from van_backbones.normalization import BatchNormalization as OfBackbone
+
+inputs = 1000.0 + 1e-2 * np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+expected = (inputs - inputs.mean((0, 1, 2))) / np.sqrt(inputs.var((0, 1, 2)) + 1e-12)
+for layer_class in (OfHeads, OfBackbone):
+    layer = layer_class(epsilon=1e-12, dtype="float64")
+    outputs = layer(keras.ops.convert_to_tensor(inputs, "float64"), training=True)
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float64"
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(outputs), expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_norms_in_float64(backend):
+    pytest.importorskip(backend)
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": "1"}
+    command = [sys.executable, "-c", DOUBLE_SCRIPT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -47,7 +47,7 @@ forms = {"own": depthwise._runs_on_jax_cpu, "accelerators": lambda: False}
 for form, runs_on_jax_cpu in forms.items():
     depthwise._runs_on_jax_cpu = runs_on_jax_cpu
     for number, (_, _, dilation) in enumerate(cases):
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16", "float64"):
             with np.load(f"{folder}/{number}.npz") as file:
                 names = ("maps", "kernel", "weights")
                 arrays = [keras.ops.convert_to_tensor(file[name], dtype) for name in names]
@@ -77,11 +77,13 @@ def test_outputs_and_gradients(tmp_path, backend):
         outputs = convolve_depthwise_slowly(maps, kernel, 0.0, dilation)
         expected.append([outputs, *differentiate_depthwise_slowly(maps, kernel, weights, dilation)[:2]])
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_ENABLE_X64"] = "1"  # JAX has no float64 otherwise
     command = [sys.executable, "-c", SCRIPT, json.dumps(CASES), str(tmp_path)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-4000:]
+    roundings = {"float32": 1e-6, "bfloat16": 2**-8, "float64": 1e-6}  # compared as float32
     for number, form, (dtype, rounding) in itertools.product(
-        range(len(CASES)), ("own", "accelerators"), {"float32": 1e-6, "bfloat16": 2**-8}.items()
+        range(len(CASES)), ("own", "accelerators"), roundings.items()
     ):
         with np.load(tmp_path / f"{number}_{form}_{dtype}.npz") as found:
             for name, wanted in zip(found.files, expected[number], strict=True):

@@ -37,7 +37,7 @@ DEVICES_OF_A_MACHINE = 8
 RATE_INSIDE, RATE_BETWEEN = 300e9, 10e9  # bytes a second of a device
 DELAY_INSIDE, DELAY_BETWEEN = 20e-6, 10e-6  # seconds of a small sum; of each doubling of the machines
 BYTES_OF_A_PICTURE = 160e3  # COCO's JPEG files
-CORE_SECONDS_OF_A_PICTURE = 10e-3  # read, augmented and batched, docs/speed.md
+CORE_SECONDS_OF_A_PICTURE = 15e-3  # read, augmented and batched, by docs/speed.md
 
 
 def main(argv=None):
