@@ -171,7 +171,7 @@ def test_devices_on_jax_choose_from_their_own_pictures():
     assert done.stdout.strip() == "True"  # else Keras's own `top_k` does by now
 
 
-# Around 1000, neighbours in float32 differ by 6e-5, a two-hundredth of these values' deviations; and PyTorch's
+# Around 1000, neighbours in float32 differ by 6e-5, a two-hundredth of these values' deviations. PyTorch's
 # moments, which Keras takes as a difference of squares, have six digits left in float64.
 DOUBLE_SCRIPT = """
 import keras
