@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -168,6 +169,26 @@ def test_joining_needs_jax_and_a_place(monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
     with pytest.raises(ValueError, match=r"index must be 0 .. 1, one for each process. Received: 2"):
         processes.join_processes("127.0.0.1:1", 2, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux's scheduler")
+def test_threads_do_not_interrupt_each_other():
+    found = []
+
+    def note():
+        found.append(os.sched_getscheduler(0))
+
+    def run():
+        processes._wait_for_turns()
+        note()
+        later = threading.Thread(target=note)
+        later.start()
+        later.join()
+
+    thread = threading.Thread(target=run)  # the policy is a thread's own, so the tests go on with theirs
+    thread.start()
+    thread.join()
+    assert found == [os.SCHED_BATCH, os.SCHED_BATCH]
 
 
 @pytest.mark.slow
