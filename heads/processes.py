@@ -72,7 +72,7 @@ def _wait_for_turns():
     if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return
     # Where all cores are busy, gloo's thread wakes up while another one holds its lock, takes its core and
-    # asks for the lock in vain until its time is up: 4 ms for each sum, and steps took more than twice as long.
+    # asks for the lock in vain until its time is up: 4 ms for each sum, and steps were twice as long.
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
