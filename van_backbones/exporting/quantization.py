@@ -141,7 +141,7 @@ def _read_batch(element, image_shape, dtype):
         wanted in (None, side) for wanted, side in zip(image_shape, images.shape[1:], strict=True)
     )
     if fits and dtype == np.uint8 and images.dtype == np.float32:  # as pipelines for training give them
-        fits = images.size == 0 or (images.min() >= 0 and 1 < images.max() <= 255)
+        fits = not images.size or (images.min() >= 0 and images.max() <= 255 and not 0 < images.max() <= 1)
         images = np.round(images).astype(dtype) if fits else images
     if not fits or images.dtype != dtype:
         raise ValueError(
@@ -207,11 +207,11 @@ def _quantize_openvino(path, calibration):
             max_drop=calibration.max_drop,
             **options,
         )
-    del model  # it reads its weights from the file that is written now
-    parts = [path.with_name(f"int8{suffix}") for suffix in (".xml", ".bin")]
-    openvino.save_model(quantized, parts[0], compress_to_fp16=False)
-    for part in parts:
-        part.replace(path.with_suffix(part.suffix))
+    # Beside the file in float32, whose weights are read from the disk until the last moment.
+    written = path.with_name(f"int8-{path.name}")
+    openvino.save_model(quantized, written, compress_to_fp16=False)
+    for suffix in (".xml", ".bin"):
+        written.with_suffix(suffix).replace(path.with_suffix(suffix))
     if calibration.evaluate is None:
         return []
     layers = [node for node in quantized.get_ordered_ops() if node.get_friendly_name() in names]
@@ -255,7 +255,7 @@ def _quantize_onnx(path, calibration):
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = path.with_name("prepared.onnx")
+    prepared = path.with_name(f"prepared-{path.name}")
     quant_pre_process(path, prepared, skip_symbolic_shape=True)
     model = onnx.load(prepared)
     weights = {each.name: tuple(sorted(each.dims)) for each in model.graph.initializer}
