@@ -91,7 +91,7 @@ def test_normalised_images_stay_as_they_are():
         ([-IMAGES.astype("float32")], r"Received: float32"),
         ([{"pictures": IMAGES}], r"have \"images\" in its dicts. Received: \['pictures'\]"),
         ([()], "have images in its tuples. Received: an empty one"),
-        ("pictures", "only heads do. Received: 'pictures' for van_b0"),
+        ("pictures", "only heads do. Received: 'pictures' for van_backbone"),
     ],
 )
 def test_wrong_pictures(calibration, message):
@@ -242,13 +242,14 @@ def test_openvino_weights_are_int8(exports):
     sizes = [path.with_suffix(".bin").stat().st_size for path in exports]
     assert sizes[1] < 0.3 * sizes[0]
     assert measure_export(exports[1]) < measure_export(exports[0])
-    layers = [
-        node for node in list_operations(exports[1]) if node.get_type_name() in quantization.CONVOLUTIONS
-    ]
+    layers = find_layers(exports[1])
     assert len(layers) > 40
     for layer in layers:
         assert find_weights(layer).get_element_type().get_type_name() == "i8"
-        assert layer.input_value(0).get_node().get_type_name() == "FakeQuantize"
+        node = layer.input_value(0).get_node()
+        while node.get_type_name() in quantization.MOVES:
+            node = node.input_value(0).get_node()
+        assert node.get_type_name() == "FakeQuantize"
 
 
 def test_openvino_computes_the_rest_in_float(exports):
@@ -289,6 +290,28 @@ def test_any_size_and_number_of_images(tmp_path):
         expected, found = (load_export(path)(images) for path in paths)
         for level, values in expected.items():
             assert cosine(found[level], values) > 0.9, level
+
+
+@pytest.mark.slow
+def test_onnx(tmp_path):
+    need("onnx", "onnxruntime", "tf2onnx")
+    import onnx
+
+    keras.utils.set_random_seed(0)
+    backbone = VANBackbone("b0", widths=(32, 32, 64, 96), depths=(1, 1, 1, 1))
+    paths = [tmp_path / name for name in ("float32.onnx", "int8.onnx")]
+    export(backbone, paths[0], "onnx", batch_size=1)
+    assert export(backbone, paths[1], "onnx", batch_size=1, calibration=[IMAGES]) == []
+    assert sorted(tmp_path.iterdir()) == paths
+    for images in (draw_images((49, 70), 1), draw_images((64, 33), 1)):
+        expected, found = (load_export(path)(images) for path in paths)
+        for level, values in expected.items():
+            assert cosine(found[level], values) > 0.9, level
+    assert measure_export(paths[1]) < 0.4 * measure_export(paths[0])
+    model = onnx.load(paths[1])
+    weights = [each for each in model.graph.initializer if len(each.dims) == 4]
+    assert len(weights) >= 36
+    assert {onnx.TensorProto.DataType.Name(each.data_type) for each in weights} == {"INT8"}
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def _is_layer(node, kernel_sizes):
 
 
 def _is_quantized(node):
-    return node.input_value(0).get_node().get_type_name() == "FakeQuantize"
+    return node.input_value(1).get_node().get_type_name() != "Constant"  # but what makes numbers of int8
 
 
 def _describe(node):
