@@ -142,7 +142,7 @@ def test_benchmark_shows_int8(capsys):
         options = ["--image-size", "32", "32", "--batch-size", "2", "--rounds", "1"]
         benchmark_exports.main(["--variant", "b0", "--int8", "--formats", "openvino", "litert", *options])
     lines = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
-    rows = [line.strip("| ") for line in lines if line.startswith("| ")][2:]
+    rows = [line.strip("| ") for line in lines if line.startswith("| ")][1:]
     assert rows == ["Keras", "Keras, deployed", "openvino", "openvino, bfloat16", "openvino, int8", "litert"]
     found = [calibration for calibration in calibrations if calibration is not None]
     assert [each.shape for each in found] == [(8, 2, 32, 32, 3)]
