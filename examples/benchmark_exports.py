@@ -11,7 +11,15 @@ runtimes' threads wait for each other, and one process more can cost ONNX Runtim
 
 import pathlib
 
-from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, load_keras, make_parser, whole_number
+from options import (
+    EXPORT_FORMATS,
+    INT8_FORMATS,
+    VARIANTS,
+    check_model_or_variant,
+    load_keras,
+    make_parser,
+    whole_number,
+)
 
 
 def parse_arguments(argv=None):
@@ -25,6 +33,8 @@ def parse_arguments(argv=None):
     add("--image-size", type=whole_number(32), **size, help="default: 512 512")
     add("--batch-size", type=count, default=1, help="images of a call; default: %(default)s")
     add("--threads", type=count, help="of each runtime; default: as many as it likes")
+    int8 = f"also in int8 ({', '.join(INT8_FORMATS)}), calibrated on drawn scenes; default: without"
+    add("--int8", action="store_true", help=int8)
     add("--rounds", type=count, default=15, help="calls of each; default: %(default)s")
     arguments = parser.parse_args(argv)
     check_model_or_variant(parser, arguments)
@@ -50,6 +60,8 @@ from van_backbones.deployment import deploy
 from van_backbones.exporting import export
 from van_backbones.exporting.export import FORMATS, ServedModel, name_outputs
 from van_backbones.exporting.runtimes import load_export, measure_export
+
+NUM_CALIBRATION_SCENES = 16
 
 
 def main(argv=None):
@@ -138,10 +150,22 @@ def load_formats(model, folder, format, arguments):
         if format == "openvino":
             name = f"{format}, bfloat16"
             loaded.append((name, load_export(path, arguments.threads, "bfloat16"), size))
+        if arguments.int8 and format in INT8_FORMATS:
+            loaded.append(load_int8(model, folder / "int8" / path.name, format, arguments))
     except (ImportError, ValueError) as error:
         print(f"{format} is left out: {error}")
         return []
     return loaded
+
+
+def load_int8(model, path, format, arguments):
+    """Returns name, function and bytes of a format in int8, calibrated on other scenes than are timed."""
+    seeds = range(1000, 1000 + NUM_CALIBRATION_SCENES)
+    shape = (arguments.batch_size, *arguments.image_size, 3)
+    scenes = np.stack([draw_scene(seed, arguments.image_size)["image"] for seed in seeds])
+    scenes = np.resize(scenes, (-(-len(scenes) // shape[0]), *shape))
+    export(model, path, format, arguments.image_size, arguments.batch_size, calibration=scenes)
+    return f"{format}, int8", load_export(path, arguments.threads), measure_export(path)
 
 
 def take_turns(functions, num_rounds):

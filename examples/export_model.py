@@ -2,16 +2,27 @@
 
     python examples/export_model.py runs/demo/best.keras --format openvino --output model.xml
     python examples/export_model.py --variant b1 --weights imagenet --format onnx --image-size 224 224
+    python examples/export_model.py runs/demo/best.keras --format openvino --int8 --calibration pictures/
 
 For each output it prints how far the export's answer is from the model's own. It gives 1 where they differ by
 more than rounding explains: numbers by a thousandth of the largest one, of label maps one pixel in a hundred.
 Detections may swap near-ties: their sorted scores are compared, and nine in ten must be there in both, with
-the same label and nearly the same box and score. Models in half precision may differ more.
+the same label and nearly the same box and score. Models in half precision may differ more, and int8 by a
+fifth: what it loses in truth only a score on pictures with labels tells (docs/deployment.md).
 """
 
 import pathlib
 
-from options import EXPORT_FORMATS, VARIANTS, check_model_or_variant, load_keras, make_parser, whole_number
+from options import (
+    EXPORT_FORMATS,
+    INT8_FORMATS,
+    VARIANTS,
+    check_model_or_variant,
+    load_keras,
+    make_parser,
+    number,
+    whole_number,
+)
 
 
 def parse_arguments(argv=None):
@@ -28,15 +39,37 @@ def parse_arguments(argv=None):
     add("--image-size", type=whole_number(32), nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
     add("--batch-size", type=whole_number(1), help="default: any")
     add("--picture", type=pathlib.Path, help="to compare on; default: a drawn scene")
+    int8 = f"in int8, of {' or '.join(INT8_FORMATS)}: needs --calibration; default: float32"
+    add("--int8", action="store_true", help=int8)
+    folder = "pictures of the kind that the model will see, some 100 of them, for --int8; default: none"
+    add("--calibration", type=pathlib.Path, metavar="FOLDER", help=folder)
+    drop = "with --int8 of openvino: layers stay in float until the answers on the pictures of --calibration "
+    drop += "(labels, or objects that score 0.3) agree with the model's but for so many percent; default: any"
+    add("--max-drop", type=number(at_least=0), metavar="POINTS", help=drop)
     arguments = parser.parse_args(argv)
     check_model_or_variant(parser, arguments)
+    check_int8(parser, arguments)
     return parser, arguments
+
+
+def check_int8(parser, arguments):
+    """Ends the program where the options of int8 contradict each other."""
+    if arguments.int8 != (arguments.calibration is not None):
+        parser.error("--int8 and --calibration FOLDER need each other")
+    if arguments.int8 and arguments.format not in INT8_FORMATS:
+        formats = " or ".join(INT8_FORMATS)
+        parser.error(f"--int8 needs --format {formats}. Received: --format {arguments.format}")
+    if arguments.max_drop is not None and not (arguments.int8 and arguments.format == "openvino"):
+        parser.error("--max-drop needs --int8 and --format openvino")
+    if arguments.int8 and not arguments.calibration.is_dir():
+        parser.error(f"--calibration must be a folder of pictures. Received: {arguments.calibration}")
 
 
 if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
     load_keras()
 
+import itertools
 import statistics
 import sys
 import time
@@ -48,16 +81,20 @@ from PIL import Image, ImageOps
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 from heads.data.shapes.scenes import draw_scene
 from heads.pictures import read_picture
+from heads.prediction import find_pictures
 from van_backbones import VANClassifier
 from van_backbones.deployment import deploy
 from van_backbones.exporting import export
 from van_backbones.exporting.export import FORMATS, ServedModel, check_path, name_outputs
+from van_backbones.exporting.quantization import MOST_PICTURES
 from van_backbones.exporting.runtimes import load_export, measure_export
 
 NUM_CALLS = 5
 # Differences that rounding explains: relative to the largest value, the share of other labels, and the share
 # of detections that are not in both. Sums of a network's length round to about 1e-5 in float32.
-TOLERANCES = {"float32": (1e-3, 0.01, 0.1), "half": (5e-2, 0.05, 0.3)}
+TOLERANCES = {"float32": (1e-3, 0.01, 0.1), "half": (5e-2, 0.05, 0.3), "int8": (0.2, 0.2, 0.5)}
+SURE_SCORE = 0.3
+CLASSIFIER_SIZE = (224, 224)
 
 
 def main(argv=None):
@@ -73,11 +110,15 @@ def main(argv=None):
         deployed = deploy(model, None if arguments.format == "saved_model" else "float32")
         signature = ServedModel(deployed).make_signature(size, batch_size)
         images = make_images(parser, arguments, signature)
-        export(deployed, output, arguments.format, size, batch_size)
+        int8 = choose_int8(parser, arguments, deployed, signature) if arguments.int8 else {}
+        kept = export(deployed, output, arguments.format, size, batch_size, **int8)
     except (TypeError, ValueError, ImportError) as error:
         parser.error(str(error))
     megabytes = measure_export(output) / 1e6
-    print(f"{output}: {arguments.format}, {megabytes:.1f} MB, images {images.dtype} {images.shape}")
+    kind = f"{arguments.format}{', int8' * arguments.int8}"
+    print(f"{output}: {kind}, {megabytes:.1f} MB, images {images.dtype} {images.shape}")
+    for layer in kept or []:
+        print(f"  stayed in float: {layer}")
 
     try:
         run = load_export(output)
@@ -87,11 +128,13 @@ def main(argv=None):
     expected = predict(model, images)
     received = run(images)
     is_half = any("float16" in layer.compute_dtype for layer in model._flatten_layers())
-    problems = compare_answers(expected, received, *TOLERANCES["half" if is_half else "float32"])
+    precision = "int8" if arguments.int8 else "half" if is_half else "float32"
+    problems = compare_answers(expected, received, *TOLERANCES[precision])
     milliseconds = time_call(run, images), time_call(predict, model, images)
     print("One call: {:.1f} ms; of the Keras model: {:.1f} ms".format(*milliseconds))
     for problem in problems:
-        print(f"Differs by more than rounding explains: {problem}", file=sys.stderr)
+        cause = "int8" if arguments.int8 else "rounding"
+        print(f"Differs by more than {cause} explains: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -113,6 +156,55 @@ def choose_output(parser, arguments):
     except ValueError as error:
         parser.error(f"--output cannot be written: {error}")
     return output
+
+
+def choose_int8(parser, arguments, model, signature):
+    """Returns the options of `export` for int8."""
+    if signature.dtype.name != "uint8":
+        parser.error("--calibration is for models that normalise: this one takes what is normalised already")
+    size = None if None in signature.shape[1:3] else tuple(signature.shape[1:3])
+    if hasattr(model, "prepare_pictures"):
+        pictures = model.prepare_pictures(arguments.calibration, size)
+    else:
+        pictures = fit_pictures(arguments.calibration, size or CLASSIFIER_SIZE)
+    pictures = list(itertools.islice(pictures, MOST_PICTURES))
+    if arguments.max_drop is None:
+        return {"calibration": pictures}
+    expected = [predict(model, images) for images in pictures]
+
+    def evaluate(run):
+        pairs = zip(expected, pictures, strict=True)
+        return statistics.fmean(measure_agreement(wanted, run(images)) for wanted, images in pairs)
+
+    return {"calibration": pictures, "max_drop": arguments.max_drop, "evaluate": evaluate}
+
+
+def fit_pictures(folder, size):
+    """Yields the pictures of a folder, cut to the ratio of a size and resized, as batches of one."""
+    for path in find_pictures(folder):
+        picture = Image.fromarray(read_picture(path))
+        yield np.asarray(ImageOps.fit(picture, size[::-1]))[None]
+
+
+def measure_agreement(expected, received):
+    """Returns how much of the labels, or of the objects with good scores, is in both, in percent.
+
+    Raises:
+        ValueError: where an answer has neither.
+    """
+    if {"boxes", "scores", "labels"} <= expected.keys():
+        sure = np.where(expected["scores"] >= SURE_SCORE, expected["labels"], -1)
+        _, _, missing = pair_detections({**expected, "labels": sure}, received, TOLERANCES["int8"][0])
+        return 100 * (1 - missing)
+    outputs = [answer.get("outputs") for answer in (expected, received)]
+    if outputs[0] is not None and outputs[0].ndim == 2:  # a classifier's logits
+        outputs = [logits.argmax(axis=-1) for logits in outputs]
+    if outputs[0] is None or not np.issubdtype(outputs[0].dtype, np.integer):
+        raise ValueError(
+            "--max-drop needs a model that gives labels or objects. "
+            f"Received: one that gives {', '.join(sorted(expected))}"
+        )
+    return 100 * float(np.mean(outputs[0] == outputs[1]))
 
 
 def make_images(parser, arguments, signature):

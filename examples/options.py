@@ -19,6 +19,7 @@ VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
 DETECTORS = ("retinanet", "gfl", "atss", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn")
 SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice")
 EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
+INT8_FORMATS = ("onnx", "openvino")
 # absl's information and warnings, "I0000 00:00:1795712344.570046   21678 port.cc:153] oneDNN ...".
 MACHINE_MESSAGE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+ \S+\] |To enable the following instructions"

@@ -191,6 +191,27 @@ class DenseModel(keras.Model):
 
         return predict_pictures(self, pictures, batch_size, score_threshold, masks, progress, **options)
 
+    def prepare_pictures(self, pictures, image_size: tuple[int, int] | None = None):
+        """Returns an iterator of pictures as the model's exports take them, each a batch of its own.
+
+        They are read, resized and padded as in `predict_pictures`: what `van_backbones.export` calibrates
+        int8 with.
+
+        Args:
+            pictures: see `predict_pictures`.
+            image_size: (height, width) to fit the pictures into, for an export of this size; None for what
+                `resizing` says.
+
+        Returns:
+            An iterator of uint8 (1, height, width, 3).
+
+        Raises:
+            ValueError: if there is no such file, no picture in a folder, or one that cannot be read.
+        """
+        from heads.prediction import prepare_pictures
+
+        return prepare_pictures(self, pictures, image_size)
+
     def predict_resized(self, images, image_sizes, original_sizes):
         """Returns the results of resized and padded images, a dict for each: see `predict_pictures`.
 

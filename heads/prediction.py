@@ -14,6 +14,7 @@ from heads.ops.masks import paste_masks
 from heads.ops.resizing import resize_bilinear
 from heads.ops.segments import number_segments
 from heads.person_crops import cut_out
+from heads.picture_sizes import Resizing
 from heads.pictures import MEAN_PIXEL, read_picture, show_path
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -53,6 +54,14 @@ def predict_pictures(
             result = finish_objects(model, result, picture.original_size, score_threshold, masks)
         results[place] = {"path": keep_path(pictures[place]), **result}
     return results
+
+
+def prepare_pictures(model, pictures, image_size=None):
+    """Yields pictures as a model's exports take them: see `DenseModel.prepare_pictures`."""
+    resizing = model.resizing if image_size is None else Resizing(image_size=image_size)
+    for picture in find_pictures(pictures):
+        image = prepare_picture(picture, resizing, model.size_divisor).image
+        yield np.round(image).astype("uint8")[None]
 
 
 def predict_prepared(model, pictures, batch_size: int, **options):

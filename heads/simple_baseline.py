@@ -172,6 +172,12 @@ class SimpleBaseline(DenseModel):
             )
         return tuple(self.resizing.image_size or CROP_SIZE)
 
+    def prepare_pictures(self, pictures, image_size=None):
+        raise ValueError(
+            "pictures must be cut out around people for a pose model: calibrate with the batches of "
+            f"`heads.data.pose_evaluation_batches`, or of crops of your own. Received: {pictures!r}"
+        )
+
     def predict_pictures(self, pictures, boxes, batch_size: int = 32, flip_test=False, progress=True):
         """Returns the keypoints of the people in pictures, in the pixels of each.
 

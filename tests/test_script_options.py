@@ -85,9 +85,11 @@ def test_choices_are_those_of_the_packages():
     from heads.ops.losses import SEGMENTATION_LOSSES
     from van_backbones import VARIANTS
     from van_backbones.exporting.export import FORMATS
+    from van_backbones.exporting.quantization import TOOLS
 
     assert options.VARIANTS == tuple(VARIANTS)
     assert options.EXPORT_FORMATS == tuple(FORMATS)
+    assert set(options.INT8_FORMATS) == set(TOOLS)
     assert options.SEGMENTATION_LOSSES == SEGMENTATION_LOSSES
     assert options.DETECTORS == tuple(train_detection.HEADS)
     for name in BOX_HEADS:

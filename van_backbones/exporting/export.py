@@ -10,6 +10,13 @@ import keras
 from keras import ops
 
 from van_backbones.deployment import deploy
+from van_backbones.exporting.quantization import (
+    Calibration,
+    check_calibration,
+    find_kernel_sizes,
+    quantize_export,
+    read_calibration,
+)
 from van_backbones.folded_layers import DilatedConvolution, FoldedVANBlock
 from van_backbones.normalization import ImageNormalization
 
@@ -126,7 +133,7 @@ def check_path(path, format):
         )
 
 
-def write_export(served, path, format, signature, freeze_weights=False):
+def write_export(served, path, format, signature, freeze_weights=False, calibration=None):
     """Writes a `ServedModel`. What fails or is killed leaves what was at the path before.
 
     Args:
@@ -135,6 +142,10 @@ def write_export(served, path, format, signature, freeze_weights=False):
         format: one of `FORMATS`.
         signature: the images, of `ServedModel.make_signature`.
         freeze_weights: whether a SavedModel holds its weights as constants.
+        calibration: a `Calibration`, for int8.
+
+    Returns:
+        What `quantize_export` does; None without a calibration.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,9 +158,11 @@ def write_export(served, path, format, signature, freeze_weights=False):
                 _convert(served, written, format, signature)
         if format == "saved_model":
             _replace_folder(written, path, pathlib.Path(folder, "earlier"))
-            return
+            return None
+        kept = None if calibration is None else quantize_export(written, format, calibration)
         for part in sorted(written.parent.iterdir()):  # of OpenVINO's two files the ".bin" comes first
             part.replace(path.parent / part.name)
+    return kept
 
 
 def _replace_folder(written, path, earlier):
@@ -257,7 +270,17 @@ def _traced_for(format, model):
             layer.single_operation = None
 
 
-def export(model, path, format="saved_model", image_size=None, batch_size=None, freeze_weights=False):
+def export(
+    model,
+    path,
+    format="saved_model",
+    image_size=None,
+    batch_size=None,
+    freeze_weights=False,
+    calibration=None,
+    max_drop=None,
+    evaluate=None,
+):
     """Writes a model for another runtime: images in, decoded results out, nothing of Keras needed.
 
     The model is deployed first (`deploy`). The export takes "images", uint8 (batch, height, width, 3), RGB,
@@ -278,6 +301,9 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None, 
     What fails or is killed leaves an earlier export at the path as it was: files are written beside it and
     moved when they are whole. TensorFlow keeps some of what it traces for as long as the process lives.
 
+    With `calibration` the export is in int8: the weights and inputs of convolutions and dense layers. All
+    else stays in float. See docs/deployment.md for what that brings.
+
     Args:
         model: what `deploy` takes, or gave.
         path: a folder for "saved_model": a new one, an empty one, or that of an earlier SavedModel; else a
@@ -291,17 +317,32 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None, 
         freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats
             always are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280),
             but takes about 20 times their size in memory, and 30 times to write them: for small models.
+        calibration: pictures that show which values occur, for int8: an iterable of batches as the export
+            takes them (float32 0 .. 255, too, and the first element of tuples, "images" of dicts: pipelines
+            of `heads.data` fit), or a path, whose pictures a head reads as in `predict_pictures`. Some 100
+            are good, the first 300 are used. None for float32.
+        max_drop: how many percentage points the score may drop in "openvino"; layers that cost more stay in
+            float. Each try scores once. None for no limit, without `evaluate`.
+        evaluate: a function that scores in percent, higher is better. It is given a function like those of
+            `load_export`: images -> outputs by name.
+
+    Returns:
+        With `max_drop`, a list of texts: the layers that stayed in float; with `calibration` alone an empty
+        list, else None.
 
     Raises:
         TypeError: if `deploy` does not take the model.
         ValueError: at an unknown format, a path that is not for it, an image size that the model does not
             take, a model with other inputs than one of images, a model that is quantized or was deployed in
-            half precision for a format other than "saved_model", or on another backend than TensorFlow.
-        ImportError: if the format's converter is not installed: `pip install 'van-backbones[export]'`.
+            half precision for a format other than "saved_model", or on another backend than TensorFlow; at a
+            format without int8, no pictures for it, or some that the export would not take.
+        ImportError: if the format's converter is not installed: `pip install 'van-backbones[export]'`, and
+            "[int8]" for int8.
     """
     path = pathlib.Path(path)
     check_path(path, format)
     _check_installation(format)
+    check_calibration(format, calibration, max_drop, evaluate)
     deployed = deploy(model, None if format == "saved_model" else "float32")
     layers = list(deployed._flatten_layers())
     dtypes = {layer.dtype_policy.name for layer in layers if _is_leaf(layer)}
@@ -311,7 +352,11 @@ def export(model, path, format="saved_model", image_size=None, batch_size=None, 
             f"Received: {deployed.name} with layers in {sorted(dtypes)}"
         )
     served = ServedModel(deployed)
-    write_export(served, path, format, served.make_signature(image_size, batch_size), freeze_weights)
+    signature = served.make_signature(image_size, batch_size)
+    if calibration is not None:
+        batches = read_calibration(calibration, model, signature)
+        calibration = Calibration(batches, find_kernel_sizes(deployed), max_drop, evaluate)
+    return write_export(served, path, format, signature, freeze_weights, calibration)
 
 
 def _is_leaf(layer):

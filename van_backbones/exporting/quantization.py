@@ -1,0 +1,315 @@
+"""Exports in int8: what calibrates them, and how each format's own tool quantises the network's layers."""
+
+import importlib.util
+import itertools
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+# format -> packages that quantise it
+TOOLS = {"openvino": ("nncf",), "onnx": ("onnxruntime",)}
+# Enough for the ranges of activations, and an end for pipelines that have none.
+MOST_PICTURES = 300
+# Batches by which accuracy control ranks the layers: each layer is tried on them.
+MOST_RANKED = 16
+# Kinds of operations, as OpenVINO calls them. Matrix products are layers only with a dense layer's weights:
+# attention, pooling and the pasting of masks multiply, too.
+CONVOLUTIONS = (
+    "Convolution",
+    "GroupConvolution",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+)
+# What moves values without computing: int8 may pass through.
+MOVES = ("Concat", "MaxPool", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+
+class Calibration(NamedTuple):
+    """What an export in int8 needs besides the model.
+
+    Attributes:
+        batches: arrays of images, as the export takes them.
+        kernel_sizes: the sorted shapes of the dense layers' kernels.
+        max_drop: how many percentage points the score may drop; None for no limit.
+        evaluate: (images -> outputs by name) -> a score in percent.
+    """
+
+    batches: list
+    kernel_sizes: frozenset
+    max_drop: float | None = None
+    evaluate: object = None
+
+
+def check_calibration(format, calibration, max_drop, evaluate):
+    """Refuses what cannot be quantised, before anything is computed.
+
+    Raises:
+        ValueError: at a format without int8, and where `calibration`, `max_drop` and `evaluate` do not fit.
+        ImportError: if the format's tool is not installed.
+    """
+    if calibration is None:
+        if max_drop is not None or evaluate is not None:
+            raise ValueError(
+                "max_drop and evaluate are for int8: give calibration, pictures of the kind that the model "
+                f"will see, or neither. Received: max_drop={max_drop!r}, evaluate={evaluate!r}"
+            )
+        return
+    if format not in TOOLS:
+        raise ValueError(
+            f'format="{format}" has no int8: give one of {list(TOOLS)}, or calibration=None. '
+            f"Received: a calibration for {format!r}"
+        )
+    if (max_drop is None) != (evaluate is None):
+        raise ValueError(
+            "max_drop and evaluate need each other: how many percentage points the score may drop, and a "
+            "function that scores, which is given a function images -> outputs by name. "
+            f"Received: max_drop={max_drop!r}, evaluate={evaluate!r}"
+        )
+    if max_drop is not None:
+        if format != "openvino":
+            raise ValueError(
+                'max_drop is for format="openvino" only: leave out max_drop and evaluate, and compare the '
+                f"scores of both exports. Received: {max_drop!r} for {format!r}"
+            )
+        if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not max_drop >= 0:
+            raise ValueError(f"max_drop must be a number, at least 0. Received: {max_drop!r}")
+        if not callable(evaluate):
+            raise ValueError(f"evaluate must be a function. Received: {evaluate!r}")
+    missing = [package for package in TOOLS[format] if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f'int8 for format="{format}" needs {", ".join(missing)}: run pip install "van-backbones[int8]"'
+        )
+
+
+def read_calibration(calibration, model, signature):
+    """Returns batches of images, as an export takes them, from what `export` is given.
+
+    Args:
+        calibration: an iterable of batches, or a path of pictures.
+        model: the model, which reads the pictures of a path.
+        signature: what the export takes, of `ServedModel.make_signature`.
+
+    Raises:
+        ValueError: if there are no pictures, or of another shape or dtype than the export takes.
+    """
+    batch_size, *image_shape = signature.shape
+    if isinstance(calibration, (str, os.PathLike)):
+        if not hasattr(model, "prepare_pictures"):
+            raise ValueError(
+                "calibration must be batches of images for a model that reads no pictures itself, which "
+                f"only heads do. Received: {str(calibration)!r} for {model.name}"
+            )
+        size = None if None in image_shape[:2] else tuple(image_shape[:2])
+        calibration = model.prepare_pictures(calibration, image_size=size)
+    if not hasattr(calibration, "__iter__"):
+        raise ValueError(
+            "calibration must be an iterable of batches of images, or a path of pictures. "
+            f"Received: {calibration!r}"
+        )
+    dtype = signature.dtype.as_numpy_dtype
+    batches = (_read_batch(element, image_shape, dtype) for element in calibration)
+    images = itertools.islice(itertools.chain.from_iterable(batches), MOST_PICTURES)
+    if batch_size in (None, 1):
+        found = [image[None] for image in images]
+    else:
+        images = list(images)
+        starts = range(0, len(images) - batch_size + 1, batch_size)
+        found = [np.stack(images[start : start + batch_size]) for start in starts]
+    if not found:
+        raise ValueError(
+            f"calibration must have at least {batch_size or 1} pictures; some 100 of the kind that the model "
+            f"will see are good. Received: {calibration!r}, which has fewer"
+        )
+    return found
+
+
+def _read_batch(element, image_shape, dtype):
+    """Returns the images of a batch, which may be part of tuples and dicts as in pipelines for training."""
+    while isinstance(element, (tuple, list, dict)):
+        if isinstance(element, dict):
+            if "images" not in element:
+                raise ValueError(
+                    f'calibration must have "images" in its dicts. Received: {sorted(map(str, element))}'
+                )
+            element = element["images"]
+        elif not len(element):
+            raise ValueError("calibration must have images in its tuples. Received: an empty one")
+        else:
+            element = element[0]
+    images = np.asarray(element)
+    fits = images.ndim == 4 and all(
+        wanted in (None, side) for wanted, side in zip(image_shape, images.shape[1:], strict=True)
+    )
+    if fits and dtype == np.uint8 and images.dtype == np.float32:  # as pipelines for training give them
+        fits = not images.size or (images.min() >= 0 and images.max() <= 255 and not 0 < images.max() <= 1)
+        images = np.round(images).astype(dtype) if fits else images
+    if not fits or images.dtype != dtype:
+        raise ValueError(
+            f"calibration must be batches of images, {np.dtype(dtype)} of shape {(None, *image_shape)}, "
+            "as the export takes them; float32 may be 0 .. 255 instead of uint8. "
+            f"Received: {images.dtype} of shape {images.shape}"
+            + (f", {images.min():.4g} .. {images.max():.4g}" if images.size else "")
+        )
+    return images
+
+
+def find_kernel_sizes(model):
+    """Returns the sorted shapes of the dense layers' kernels."""
+    kernels = (getattr(layer, "kernel", None) for layer in model._flatten_layers())
+    return frozenset(
+        tuple(sorted(kernel.shape)) for kernel in kernels if kernel is not None and len(kernel.shape) == 2
+    )
+
+
+def quantize_export(path, format, calibration):
+    """Quantises what `export` wrote, in its place.
+
+    Args:
+        path: the export in float32.
+        format: one of `TOOLS`.
+        calibration: a `Calibration`.
+
+    Returns:
+        With a `max_drop`, texts: the layers that stayed in float to keep the score. Else an empty list.
+    """
+    return {"openvino": _quantize_openvino, "onnx": _quantize_onnx}[format](path, calibration)
+
+
+def _quantize_openvino(path, calibration):
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    layers = [node for node in model.get_ordered_ops() if _is_layer(node, calibration.kernel_sizes)]
+    names = {node.get_friendly_name() for node in layers}
+    others = [node for node in model.get_ordered_ops() if node.get_friendly_name() not in names]
+    kinds = {*CONVOLUTIONS, "MatMul"}
+    options = {
+        # GELU has a short negative side, which asymmetric ranges leave more numbers to.
+        "preset": nncf.QuantizationPreset.MIXED,
+        "subset_size": len(calibration.batches),
+        # Norms, softmaxes, resizing, sums and all of decoding are precise in float, and no slower.
+        "ignored_scope": nncf.IgnoredScope(
+            names=[node.get_friendly_name() for node in others if node.get_type_name() in kinds],
+            types=sorted({node.get_type_name() for node in others} - kinds - {*MOVES}),
+            validate=False,
+        ),
+    }
+    dataset = nncf.Dataset(calibration.batches)
+    kept = []
+    if calibration.evaluate is None:
+        quantized = nncf.quantize(model, dataset, **options)
+    else:
+        quantized, lost = _limit_drop(model, dataset, calibration, options)
+        layers = [node for node in quantized.get_ordered_ops() if node.get_friendly_name() in names]
+        kept = [_describe(node) for node in layers if not _is_quantized(node)]
+        if lost > calibration.max_drop:
+            raise ValueError(
+                f"max_drop must be larger, or the export in float32: int8 costs {lost:.3g} points even with "
+                f"{len(kept)} of {len(layers)} layers in float. Received: {calibration.max_drop}"
+            )
+    # Beside the file in float32, whose weights are read from the disk until the last moment.
+    written = path.with_name(f"int8-{path.name}")
+    openvino.save_model(quantized, written, compress_to_fp16=False)
+    for suffix in (".xml", ".bin"):
+        written.with_suffix(suffix).replace(path.with_suffix(suffix))
+    return kept
+
+
+def _limit_drop(model, dataset, calibration, options):
+    """Returns the quantised model with as many layers in float as its score needs, and the points lost."""
+    import nncf
+    import openvino
+
+    scores = []
+
+    def score(compiled, batches):
+        def run(images):
+            values = compiled(np.ascontiguousarray(images), share_inputs=False, share_outputs=False)
+            return {output.get_any_name(): values[output] for output in compiled.outputs}
+
+        scores.append(float(calibration.evaluate(run)))
+        # By the outputs for each picture the tool ranks the layers: as numbers, for it subtracts them.
+        return scores[-1], [
+            [values.astype("float32") for values in run(images).values()] for images in batches
+        ]
+
+    quantized = nncf.quantize_with_accuracy_control(
+        model,
+        dataset,
+        dataset,
+        score,
+        max_drop=calibration.max_drop,
+        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+            ranking_subset_size=MOST_RANKED
+        ),
+        **options,
+    )
+    score(openvino.compile_model(quantized, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), [])
+    return quantized, scores[0] - scores[-1]
+
+
+def _is_layer(node, kernel_sizes):
+    """Returns whether an operation is a convolution or a dense layer with weights of the model."""
+    kind = node.get_type_name()
+    if kind not in (*CONVOLUTIONS, "MatMul"):
+        return False
+    weights = node.input_value(1).get_node()
+    if weights.get_type_name() != "Constant":
+        return False
+    return kind != "MatMul" or tuple(sorted(weights.get_output_shape(0))) in kernel_sizes
+
+
+def _is_quantized(node):
+    return node.input_value(1).get_node().get_type_name() != "Constant"  # but what makes numbers of int8
+
+
+def _describe(node):
+    shapes = [port.get_partial_shape() for port in (node.input(0), node.input(1), node.output(0))]
+    return f"{node.get_type_name()} {shapes[0]} x {shapes[1]} -> {shapes[2]}"
+
+
+def _quantize_onnx(path, calibration):
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = path.with_name(f"prepared-{path.name}")
+    quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    model = onnx.load(prepared)
+    weights = {each.name: tuple(sorted(each.dims)) for each in model.graph.initializer}
+    sizes = calibration.kernel_sizes
+
+    def is_layer(node):
+        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            return False
+        return node.input[1] in weights and ("Conv" in node.op_type or weights[node.input[1]] in sizes)
+
+    quantization.quantize_static(
+        prepared,
+        path,
+        _ProgressReader(calibration.batches, model.graph.input[0].name),
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        op_types_to_quantize=["Conv", "ConvTranspose", "MatMul", "Gemm"],
+        nodes_to_quantize=[node.name for node in model.graph.node if is_layer(node)],
+    )
+    prepared.unlink()
+    return []
+
+
+class _ProgressReader:
+    """Gives ONNX Runtime a batch after the other, with a progress bar."""
+
+    def __init__(self, batches, name):
+        from tqdm import tqdm
+
+        self.batches = iter(tqdm(batches, desc="calibration", unit="batch"))
+        self.name = name
+
+    def get_next(self):
+        images = next(self.batches, None)
+        return None if images is None else {self.name: images}
