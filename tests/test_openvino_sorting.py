@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from van_backbones.exporting import openvino_sorting
 from van_backbones.exporting.openvino_sorting import LEAST_COUNT, MOST_COUNT, quicken_sorting, replace_sorts
 
 openvino = pytest.importorskip("openvino")
@@ -16,7 +15,9 @@ def make_model(shape, count, dtype="float32", index_dtype="i32", **options):
     options = {"mode": "max", "sort": "value", "stable": True, "axis": -1} | options
     if count == "half":  # of a length that is not known
         length = op.gather(op.shape_of(values, "i32"), op.constant(np.int32(-1)), op.constant(np.int32(0)))
-        count = op.minimum(op.divide(length, op.constant(np.int32(2))), op.constant(np.int32(MOST_COUNT)))
+        count = op.minimum(op.divide(length, op.constant(np.int32(2))), op.constant(np.int32(1000)))
+    elif count == "all":
+        count = op.gather(op.shape_of(values, "i32"), op.constant(np.int32(-1)), op.constant(np.int32(0)))
     else:
         count = op.constant(np.int32(count))
     best = op.topk(
@@ -69,10 +70,23 @@ def test_ranks_and_integers(shape):
     check(make_model(shape, 20, index_dtype="i64"), make_values(shape, "ties"), 20)
 
 
-def test_lengths_that_are_not_known(monkeypatch):
-    monkeypatch.setattr(openvino_sorting, "MOST_COUNT", 1000)
-    for length in (2, 30, 2000, 2002, 3000):  # of the last two, the half is more than is sorted by keys
-        check(make_model([-1, -1], "half"), make_values((2, length), "ties"), length // 2)
+def test_lengths_that_are_not_known():
+    for length in (2, 30, 2000, 3000):
+        check(make_model([-1, -1], "half"), make_values((2, length), "ties"), min(length // 2, 1000))
+
+
+def test_one_model_at_many_lengths():
+    model = make_model([-1, -1], "half")
+    assert replace_sorts(model) == 1
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for length in (40, 2, 7, 3000, 40, 100, 2400, 24):
+        values = make_values((3, length), "ties")
+        expected = np.argsort(-values, axis=-1, kind="stable")[:, : min(length // 2, 1000)]
+        np.testing.assert_array_equal(compiled(values)["indices"], expected)
+
+
+def test_a_count_without_a_bound_is_left():
+    assert replace_sorts(make_model([-1, -1], "all")) == 0
 
 
 def test_the_largest_count():

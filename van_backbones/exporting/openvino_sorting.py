@@ -31,12 +31,12 @@ def quicken_sorting(path):
 
 
 def replace_sorts(model) -> int:
-    """Replaces each stable `TopK` of an `openvino.Model` whose k may be large; returns how many."""
+    """Replaces each stable `TopK` of an `openvino.Model` whose k is large but bounded; returns how many."""
     from openvino.utils import replace_node
 
     slow = [node for node in model.get_ops() if node.get_type_name() == "TopK" and _is_slow(node)]
     for node in slow:
-        values, indices = _find_any(node)
+        values, indices = find_best(node.input_value(0), node.input_value(1))
         replace_node(node, [values, _convert(indices, node.get_attributes()["index_element_type"])])
     if slow:
         model.validate_nodes_and_infer_types()
@@ -47,30 +47,24 @@ def _is_slow(node):
     attributes = node.get_attributes()
     shape = node.output(0).get_partial_shape()
     is_last = shape.rank.is_static and attributes["axis"] in (-1, len(shape) - 1)
-    if not (
-        is_last and attributes.get("stable") and (attributes["mode"], attributes["sort"]) == ("max", "value")
-    ):
+    kind = attributes["mode"], attributes["sort"], attributes.get("stable")
+    if not is_last or kind != ("max", "value", True):
         return False
-    return shape[-1].is_dynamic or LEAST_COUNT <= shape[-1].get_length() <= MOST_COUNT
+    # Not an `If` over both sorts where k has no bound: with several of them OpenVINO 2026.4 may give
+    # wrong results in the first run.
+    most = shape[-1].get_length() if shape[-1].is_static else _find_bound(node.input_value(1).get_node())
+    return most is not None and LEAST_COUNT <= most <= MOST_COUNT
 
 
-def _find_any(node):
-    """Returns the values and indices of `find_best`, with OpenVINO's own sort where k turns out too large."""
-    import openvino
-    from openvino import opset13 as op
-
-    given = [node.input_value(index) for index in (0, 1)]
-    if node.output(0).get_partial_shape()[-1].is_static:
-        return find_best(*given)
-    choice = op.if_op(op.less_equal(op.convert(given[1], "i32"), _make_constant(MOST_COUNT)).output(0))
-    inputs, outputs = [], []
-    for find, set_body in ((find_best, choice.set_then_body), (_sort_stably, choice.set_else_body)):
-        inputs.append([op.parameter(each.get_partial_shape(), each.get_element_type()) for each in given])
-        outputs.append([op.result(found) for found in find(*(each.output(0) for each in inputs[-1]))])
-        set_body(openvino.Model(outputs[-1], inputs[-1]))
-    for value, *parameters in zip(given, *inputs, strict=True):
-        choice.set_input(value, *parameters)
-    return [choice.set_output(*results) for results in zip(*outputs, strict=True)]
+def _find_bound(count):
+    """Returns what a number is at most, of the node that gives it; None where the graph does not say."""
+    kind, parts = count.get_type_name(), [value.get_node() for value in count.input_values()]
+    if kind == "Constant":
+        return int(count.get_data().max())
+    if kind in ("Convert", "Reshape", "Squeeze", "Unsqueeze"):
+        return _find_bound(parts[0])
+    bounds = [_find_bound(part) for part in parts] if kind == "Minimum" else []
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def find_best(values, count):
@@ -106,14 +100,10 @@ def find_best(values, count):
     return op.gather_elements(values, indices, -1).output(0), indices.output(0)
 
 
-def _sort(values, count, mode="max", stable=False):
+def _sort(values, count, mode="max"):
     from openvino import opset11 as op
 
-    return op.topk(values, count, -1, mode, "value", "i32", stable=stable).outputs()
-
-
-def _sort_stably(values, count):
-    return _sort(values, count, stable=True)
+    return op.topk(values, count, -1, mode, "value", "i32", stable=False).outputs()
 
 
 def _make_constant(value):
