@@ -117,6 +117,26 @@ def test_what_is_suppressed_suppresses_nothing(suppress):
         assert np.flatnonzero(kept).tolist() == [*range(0, 30, 2)]
 
 
+@pytest.mark.parametrize("max_detections", [5, 400])
+def test_several_blocks(max_detections):
+    boxes, scores, labels = make_batch(400, batch=3)
+    scores[1] = 0.0
+    boxes[2] *= 1e5
+    found = run_in_graph(lambda *inputs: suppress_boxes(*inputs, 0.3, max_detections), boxes, scores, labels)
+    for image in range(3):
+        expected = suppress_by_loop(boxes[image], scores[image], labels[image], 0.3)[:max_detections]
+        assert found[image].tolist() == expected + [-1] * (max_detections - len(expected))
+
+
+def test_equal_boxes_and_long_chains_over_blocks():
+    starts = 4.0 * np.arange(300)
+    boxes = np.stack([starts, 0 * starts, starts + 10, 0 * starts + 10], -1)[None].astype("float32")
+    scores, labels = np.linspace(1, 0.1, 300, dtype="float32")[None], np.zeros((1, 300), "int32")
+    assert suppress_boxes(boxes, scores, labels, 0.4, 150).numpy().tolist() == [[*range(0, 300, 2)]]
+    equal = np.repeat(boxes[:, :1], 300, axis=1)
+    assert suppress_boxes(equal, 0 * scores + 0.5, labels, 0.4, 3).numpy().tolist() == [[0, -1, -1]]
+
+
 @pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.7, 1.0])
 def test_sorted_suppression_equals_loop(iou_threshold):
     boxes = make_batch(batch=3)[0]

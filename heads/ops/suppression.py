@@ -4,12 +4,15 @@ from keras import ops
 
 from heads.ops.boxes import intersect_corners, measure_areas, split_corners
 
+# Boxes that are compared with each other at once: a step of a loop costs more than some thousand comparisons.
+BLOCK_SIZE = 128
+
 
 def suppress_boxes(boxes, scores, labels, iou_threshold: float, max_detections: int):
     """Returns the best boxes that do not overlap a better one of the same label.
 
-    Greedy non-maximum suppression, exact: the best box is picked and its rivals go, at most `max_detections`
-    times, in all images at once. Quick where few are wanted of many.
+    Greedy non-maximum suppression, exact. The sorted boxes are settled in blocks, in all images at once,
+    until enough are picked: a block loses what boxes picked earlier remove, and then what its own remove.
 
     Args:
         boxes: (batch, n, 4), pixels.
@@ -27,53 +30,68 @@ def suppress_boxes(boxes, scores, labels, iou_threshold: float, max_detections: 
     _check_threshold(iou_threshold)
     if max_detections < 1:
         raise ValueError(f"max_detections must be 1 or more. Received: {max_detections}")
-    # JAX cannot differentiate loops of unknown length, and nothing is to be learned here.
-    boxes, scores = (ops.stop_gradient(ops.cast(x, "float32")) for x in (boxes, scores))
-    # One empty slot, as there may be no box at all.
-    boxes = ops.pad(boxes, ((0, 0), (0, 1), (0, 0)))
-    labels = ops.pad(ops.cast(labels, "float32"), ((0, 0), (0, 1)))  # exact up to 2**24
-    remaining = ops.pad(ops.where(scores > 0, scores, 0.0), ((0, 0), (0, 1)))
-    corners = split_corners(boxes)
-    areas = _measure_nonzero(corners)
-    batch, num_slots = ops.shape(remaining)
-    rows = ops.reshape(ops.stack([*corners, areas, labels], axis=-1), (-1, 6))
-    first_rows = num_slots * ops.arange(batch, dtype="int32")
-    positions = ops.arange(num_slots, dtype="int32")[None]
-    slots = ops.arange(max_detections, dtype="int32")[None]
+    rows, order, counts = _sort_boxes(boxes, scores, labels)
+    batch, num_slots = ops.shape(order)
+    first_rows = num_slots * ops.expand_dims(ops.arange(batch, dtype="int32"), 1)
+    places = ops.arange(BLOCK_SIZE, dtype="int32")
+    slots = ops.arange(1, max_detections + 1, dtype="int32")
 
-    def find_best(remaining):
-        # Not `ops.argmax`: on TensorFlow it takes more passes, one of which no exported format has.
-        best = ops.max(remaining, axis=1, keepdims=True)
-        index = ops.min(ops.where(ops.equal(remaining, best), positions, num_slots), axis=1)
-        return index, best[:, 0] > 0
+    def look_up(indices):
+        # A single look-up of all that is known of some boxes, each (batch, indices, 1).
+        return ops.split(ops.take(rows, first_rows + indices, axis=0), 6, axis=2)
 
-    def pick_best(step, remaining, index, found, picked):
-        is_slot = ops.logical_and(ops.equal(slots, step), found[:, None])
-        picked = ops.where(is_slot, index[:, None], picked)
-        # A single look-up of all that is known of the best boxes, each (batch, 1).
-        *best, area, label = ops.split(ops.take(rows, first_rows + index, axis=0), 6, axis=1)
-        overlaps = intersect_corners(corners, best)
-        rivals = overlaps / (areas + area - overlaps) > iou_threshold
-        rivals = ops.logical_and(rivals, ops.equal(labels, label))
-        gone = ops.logical_or(rivals, ops.equal(positions, index[:, None]))  # also itself, if without an area
-        remaining = ops.reshape(ops.where(gone, 0.0, remaining), (batch, num_slots))
-        return step + 1, remaining, *find_best(remaining), picked
+    def find_rivals(boxes, others):
+        *boxes, labels = boxes
+        *others, other_labels = (ops.transpose(values, (0, 2, 1)) for values in others)
+        return ops.logical_and(_overlap(boxes, others, iou_threshold), ops.equal(labels, other_labels))
+
+    def pick_block(start, picked, num_picked):
+        indices = ops.take(order, start + places, axis=1)
+        block, earlier = look_up(indices), look_up(ops.maximum(picked, 0))
+        losers = ops.logical_and(find_rivals(block, earlier), ops.expand_dims(picked >= 0, 1))
+        valid = ops.expand_dims(start + places, 0) < ops.expand_dims(counts, 1)
+        valid = ops.logical_and(valid, ops.logical_not(ops.any(losers, axis=2)))
+        keep = _settle(find_rivals(block, block), valid)
+        ranks = ops.expand_dims(num_picked, 1) + ops.cast(ops.cumsum(keep, axis=1), "int32")
+        # (batch, block, slots): each box that stays goes to the slot of its rank, if there is one.
+        goes = ops.equal(ops.expand_dims(ops.where(keep > 0, ranks, 0), 2), slots)
+        picked = ops.maximum(picked, ops.max(ops.where(goes, ops.expand_dims(indices, 2), -1), axis=1))
+        return start + BLOCK_SIZE, picked, ranks[:, -1]
 
     picked = ops.full((batch, max_detections), -1, dtype="int32")
-    state = (ops.zeros((), dtype="int32"), remaining, *find_best(remaining), picked)
     return ops.while_loop(
-        lambda step, remaining, index, found, picked: ops.logical_and(step < max_detections, ops.any(found)),
-        pick_best,
-        state,
-    )[-1]
+        lambda start, picked, num_picked: ops.any(
+            ops.logical_and(num_picked < max_detections, start < counts)
+        ),
+        pick_block,
+        (ops.zeros((), dtype="int32"), picked, ops.zeros_like(counts)),
+    )[1]
+
+
+def _sort_boxes(boxes, scores, labels):
+    """Returns boxes as one table, and in which order they are looked at.
+
+    Returns:
+        - float32 (batch * slots, 6): corners, area and label of each. The slots of an image are its boxes and
+          a block of empty ones, as the last block may reach beyond the end.
+        - int32 (batch, slots): the slots of an image by falling score, equal scores by index.
+        - int32 (batch,): the number of boxes with a score.
+    """
+    # JAX cannot differentiate loops of unknown length, and nothing is to be learned here.
+    boxes, scores = (ops.stop_gradient(ops.cast(x, "float32")) for x in (boxes, scores))
+    corners = split_corners(ops.pad(boxes, ((0, 0), (0, BLOCK_SIZE), (0, 0))))
+    labels = ops.pad(ops.cast(labels, "float32"), ((0, 0), (0, BLOCK_SIZE)))  # exact up to 2**24
+    scores = ops.pad(ops.where(scores > 0, scores, 0.0), ((0, 0), (0, BLOCK_SIZE)))
+    rows = ops.stack([*corners, _measure_nonzero(corners), labels], axis=-1)
+    order = ops.cast(ops.argsort(-scores, axis=1), "int32")
+    return ops.reshape(rows, (-1, 6)), order, ops.sum(ops.cast(scores > 0, "int32"), axis=1)
 
 
 def suppress_sorted_boxes(boxes, valid, iou_threshold: float):
     """Returns which boxes of a sorted list do not overlap a better one that stays.
 
     Greedy non-maximum suppression, exact, for up to some thousand boxes of which many stay. Who would remove
-    whom is found out once, in an n x n table. Then all boxes that no staying box removes stay, until that
-    changes nothing: after k rounds, all is settled that hangs on chains of up to k boxes.
+    whom is found out once, in an n x n table.
 
     Args:
         boxes: (batch, n, 4), pixels, the best first.
@@ -88,26 +106,45 @@ def suppress_sorted_boxes(boxes, valid, iou_threshold: float):
     """
     _check_threshold(iou_threshold)
     corners = split_corners(ops.stop_gradient(ops.cast(boxes, "float32")))
-    areas = _measure_nonzero(corners)
+    corners.append(_measure_nonzero(corners))
     # Not `c[:, :, None]`, which LiteRT does not know for sides of unknown length.
     rows, columns = [ops.expand_dims(c, 2) for c in corners], [ops.expand_dims(c, 1) for c in corners]
-    overlaps = intersect_corners(rows, columns)  # (batch, n, n)
-    unions = ops.expand_dims(areas, 2) + ops.expand_dims(areas, 1) - overlaps
-    positions = ops.arange(ops.shape(boxes)[1], dtype="int32")
-    better = positions[:, None] > positions[None, :]
-    removes = ops.cast(ops.logical_and(overlaps / unions > iou_threshold, better), "float32")
+    return _settle(_overlap(rows, columns, iou_threshold), valid) > 0
+
+
+def _overlap(boxes, others, iou_threshold):
+    """Returns which boxes have an IoU above the threshold, of lists of corners and areas that broadcast."""
+    overlaps = intersect_corners(boxes[:4], others[:4])
+    return overlaps / (boxes[4] + others[4] - overlaps) > iou_threshold
+
+
+def _settle(rivals, valid):
+    """Returns which boxes of a sorted list stay.
+
+    All boxes stay that no staying box removes, until that changes nothing: after k rounds, all is settled
+    that hangs on chains of up to k boxes.
+
+    Args:
+        rivals: bool (batch, n, n), symmetric.
+        valid: bool (batch, n).
+
+    Returns:
+        float32 (batch, n), 1 where a box stays, otherwise 0.
+    """
+    positions = ops.arange(ops.shape(rivals)[1], dtype="int32")
+    is_better = positions[:, None] > positions[None, :]
+    removes = ops.cast(ops.logical_and(rivals, is_better), "float32")
     valid = ops.cast(valid, "float32")
 
     def settle(keep, _):
         hits = ops.reshape(ops.matmul(removes, ops.expand_dims(keep, 2)), ops.shape(valid))
         return ops.where(hits > 0, 0.0, valid), keep
 
-    keep, _ = ops.while_loop(
+    return ops.while_loop(
         lambda keep, previous: ops.any(ops.not_equal(keep, previous)),
         settle,
         (valid, ops.zeros_like(valid)),
-    )
-    return keep > 0
+    )[0]
 
 
 def _measure_nonzero(corners):

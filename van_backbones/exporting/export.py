@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from van_backbones.deployment import deploy
+from van_backbones.exporting.openvino_sorting import quicken_sorting
 from van_backbones.exporting.quantization import (
     Calibration,
     check_calibration,
@@ -190,6 +191,8 @@ def _convert(served, path, format, signature):
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy for a name on tf2onnx's behalf
     served.export(str(path), format=format, input_signature=[signature], verbose=False, **options)
+    if format == "openvino":
+        quicken_sorting(path)
 
 
 def _write_saved_model(served, path, signature, freeze_weights):
