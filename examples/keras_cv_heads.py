@@ -23,8 +23,8 @@ def parse_arguments(argv=None):
     count = whole_number(1)
     add("--image-size", type=count, default=128, metavar="SIDE", help="of the squares; default: %(default)s")
     add("--batch-size", type=count, default=4, help="pictures of a batch; default: %(default)s")
-    add("--steps", type=count, default=400, help="of each training; default: %(default)s")
-    add("--learning-rate", type=number(above=0), default=1e-3, help="of AdamW; default: %(default)s")
+    add("--steps", type=count, default=1000, help="of each training; default: %(default)s")
+    add("--learning-rate", type=number(above=0), default=2e-3, help="of AdamW; default: %(default)s")
     add("--seed", type=whole_number(0, 2**31 - 1), default=0, help="default: %(default)s")
     arguments = parser.parse_args(argv)
     if arguments.image_size % 32:
@@ -203,7 +203,7 @@ def make_backbone(arguments, **options):
 def make_optimizer(arguments):
     """Returns AdamW as in the paper's recipes: no weight decay on norms and biases."""
     schedule = WarmUpPolynomialDecay(arguments.learning_rate, arguments.steps // 10, arguments.steps)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05, global_clipnorm=10.0)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.05, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 
