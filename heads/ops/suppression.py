@@ -106,7 +106,7 @@ def suppress_sorted_boxes(boxes, valid, iou_threshold: float):
     """
     _check_threshold(iou_threshold)
     corners = split_corners(ops.stop_gradient(ops.cast(boxes, "float32")))
-    corners.append(_measure_nonzero(corners))
+    corners = [*corners, _measure_nonzero(corners)]
     # Not `c[:, :, None]`, which LiteRT does not know for sides of unknown length.
     rows, columns = [ops.expand_dims(c, 2) for c in corners], [ops.expand_dims(c, 1) for c in corners]
     return _settle(_overlap(rows, columns, iou_threshold), valid) > 0
