@@ -43,7 +43,6 @@ import keras
 import keras_cv
 import numpy as np
 from faults import explain_faults
-from keras import ops
 
 from heads import RetinaNet, SemanticFPN, WarmUpPolynomialDecay
 from heads.data import (
@@ -65,6 +64,7 @@ from heads.metrics import (
     format_semantic_scores,
     predict_coco_results,
 )
+from heads.ops.boxes import clip_boxes
 from heads.ops.selection import label_pixels, restore_boxes
 from van_backbones import VANBackbone
 
@@ -148,7 +148,7 @@ class KerasCVDetector:
         labels = np.where(scores > 0, np.asarray(found["classes"]), -1).astype(
             "int32"
         )  # rows without an object
-        boxes = ops.maximum(ops.cast(found["boxes"], "float32"), 0.0)  # it does not clip its boxes
+        boxes = clip_boxes(found["boxes"], inputs["image_sizes"])  # as ours are
         detections = {"boxes": boxes, "scores": scores, "labels": labels}
         return restore_boxes(detections, inputs["image_sizes"], inputs["original_sizes"])
 

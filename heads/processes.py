@@ -46,8 +46,8 @@ def join_processes(coordinator: str, index: int, count: int, device: int | None 
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _wait_for_turns()
     try:
-        _wait_for_turns()
         jax.distributed.initialize(
             coordinator,
             num_processes=count,

@@ -3,6 +3,7 @@
 KERAS_BACKEND=jax python tests/join_in_processes.py PORT INDEX COUNT
 """
 
+import os
 import sys
 
 import jax
@@ -54,12 +55,23 @@ def check_models(index):
     assert keras.distribution.distribution() is not None
 
 
+def check_threads(earlier):
+    """All threads that were started since then, those of gloo and JAX, wait for their turn."""
+    started = set(os.listdir("/proc/self/task")) - earlier
+    assert len(started) > 2
+    assert {os.sched_getscheduler(int(thread)) for thread in started} == {os.SCHED_BATCH}
+
+
 def main(port, index, count):
+    is_linux = hasattr(os, "SCHED_BATCH")
+    earlier = set(os.listdir("/proc/self/task")) if is_linux else None
     processes.join_processes(f"127.0.0.1:{port}", index, count)
     assert processes.find_place() == (index, count)
     assert processes.count_devices() == count
     assert processes.split_batch(6) == (6 // count * index, 6 // count)
     check_gathering(index, count)
+    if is_linux:
+        check_threads(earlier)
     check_calls_to_the_host(index, count)
     check_models(index)
     processes.leave_processes()

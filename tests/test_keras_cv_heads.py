@@ -23,7 +23,7 @@ class Detector:
         return None
 
     def decode_predictions(self, predictions, images):
-        boxes = np.array([[[-4.0, 2, 30, 20], [8, 8, 16, 24], [-1, -1, -1, -1]]])
+        boxes = np.array([[[-4.0, 2, 30, 20], [8, 8, 40, 24], [-1, -1, -1, -1]]])
         return {
             "boxes": boxes.repeat(len(images), 0),
             "confidence": np.array([[0.9, 0.4, -1.0]]).repeat(len(images), 0),
@@ -36,7 +36,7 @@ def test_detections_are_in_pixels_of_the_pictures_and_rows_without_an_object_are
     inputs = {"images": np.zeros((1, 32, 32, 3)), "image_sizes": sizes[0], "original_sizes": sizes[1]}
     found = keras_cv_heads.KerasCVDetector(Detector()).predict_on_batch(inputs)
     np.testing.assert_array_equal(found["labels"], [[2, 0, -1]])
-    np.testing.assert_allclose(found["boxes"][0, :2], [[0, 4, 90, 40], [24, 16, 48, 48]])
+    np.testing.assert_allclose(found["boxes"][0, :2], [[0, 4, 90, 40], [24, 16, 96, 48]])
 
 
 @pytest.mark.parametrize("size", [(32, 64), (33, 50), (1, 1)])
