@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from van_backbones.deployment import deploy
-from van_backbones.exporting.openvino_sorting import quicken_sorting
+from van_backbones.exporting.openvino_rewriting import rewrite_openvino
 from van_backbones.exporting.quantization import (
     Calibration,
     check_calibration,
@@ -192,7 +192,7 @@ def _convert(served, path, format, signature):
     warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy for a name on tf2onnx's behalf
     served.export(str(path), format=format, input_signature=[signature], verbose=False, **options)
     if format == "openvino":
-        quicken_sorting(path)
+        rewrite_openvino(path)
 
 
 def _write_saved_model(served, path, signature, freeze_weights):

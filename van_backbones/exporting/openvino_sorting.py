@@ -15,21 +15,6 @@ import numpy as np
 LEAST_COUNT, MOST_COUNT = 16, 46_340
 
 
-def quicken_sorting(path):
-    """Replaces the slow sorts of an OpenVINO export.
-
-    Args:
-        path: the `.xml` file, which is written anew with its `.bin`.
-    """
-    import openvino
-
-    core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the file of weights is written while the model lives
-    model = core.read_model(str(path))
-    if replace_sorts(model):
-        openvino.serialize(model, str(path))
-
-
 def replace_sorts(model) -> int:
     """Replaces each stable `TopK` of an `openvino.Model` whose k is large but bounded; returns how many."""
     from openvino.utils import replace_node
