@@ -75,6 +75,7 @@ import functools
 import html
 import signal
 import tempfile
+import time
 import traceback
 import warnings
 
@@ -121,8 +122,10 @@ def main(argv=None):
     blanks = [look(np.full((*size, 3), 128, "uint8"), "") for size in ((256, 320), (320, 256))]
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="van-backbones-") as folder:
-        # Read when gradio is imported. What is uploaded and drawn lies there, and goes with it.
+    with tempfile.TemporaryDirectory(prefix="van-backbones-", ignore_cleanup_errors=True) as folder:
+        # What is uploaded and drawn lies there and goes with it, also what a visitor broke off. gradio reads
+        # the variables when it is imported.
+        tempfile.tempdir = folder
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         page = build_page(model, look, blanks[0].result, arguments)
         launch(page, arguments, port)
@@ -196,7 +199,7 @@ def build_page(model, look, blank, arguments):
     limits = f"Up to {arguments.max_megabytes} MB and {arguments.max_megapixels} million pixels"
     model_file = "/".join(arguments.model.resolve().parts[-2:])
     with gradio.Blocks(analytics_enabled=False, title=model_file, delete_cache=(600, 3600)) as page:
-        gradio.HTML(f"<h3>{type(model).__name__}: {html.escape(model_file)}</h3>", padding=False)
+        gradio.Markdown(f"### {type(model).__name__}: `{model_file}`")
         kept = gradio.State(time_to_live=SECONDS_KEPT)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
@@ -225,7 +228,9 @@ def build_page(model, look, blank, arguments):
                 )
             with gradio.Column(scale=3):
                 buttons = ["download", "fullscreen"]  # not gradio's third: it sends pictures elsewhere
-                drawing = gradio.Image(label="What the model sees", buttons=buttons, elem_id="drawing")
+                drawing = gradio.Image(
+                    label="What the model sees", show_label=False, buttons=buttons, elem_id="drawing"
+                )
         shown = [drawing, table, message]
         private = {"api_visibility": "private", "show_progress": "minimal"}
         # One picture at a time: a second one would make both slower, and take its memory, too.
@@ -283,7 +288,13 @@ def launch(page, arguments, port):
         prevent_thread_lock=True,
     )
     print(f"The page is at {page.local_url} (Ctrl+C ends it)", flush=True)
-    page.block_thread()
+    try:
+        while page.is_running:
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        print("Closing the page ...", flush=True)
+    finally:
+        page.close(verbose=False)  # before its folder goes: a drawing in progress would come back
 
 
 if __name__ == "__main__":

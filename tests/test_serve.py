@@ -146,6 +146,7 @@ def run_main(monkeypatch, model, *options):
     monkeypatch.setattr(serve.keras.saving, "load_model", lambda *args, **options: model)
     monkeypatch.setattr(serve.signal, "signal", lambda *args: None)
     monkeypatch.setattr(serve.os, "environ", dict(os.environ))
+    monkeypatch.setattr(serve.tempfile, "tempdir", None)
     monkeypatch.setattr(serve, "build_page", lambda *args: pages.append(args))
     monkeypatch.setattr(serve, "launch", lambda page, arguments, port: None)
     serve.main([*map(str, options), "--no-open"])
@@ -532,8 +533,15 @@ def test_other_names_of_this_machine_are_refused(server):
 @pytest.mark.slow
 def test_nothing_is_left_at_the_end(server):
     """The last test: it ends the server."""
-    process, _, folder = server
-    assert list(folder.iterdir())
+    process, address, folder = server
+    with socket.create_connection(address.removeprefix("http://").rstrip("/").split(":"), 5) as connection:
+        # An upload that is broken off.
+        head = "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        head += 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nbytes'
+        connection.sendall(head.encode())
+        wait_for(lambda: [path for path in folder.rglob("tmp*") if path.is_file()], "file in progress")
+    assert {path.name[:13] for path in folder.iterdir()} == {"van-backbones"}
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 128 + signal.SIGTERM
     assert list(folder.iterdir()) == []
