@@ -140,10 +140,11 @@ def test_models_that_see_no_pictures(model_file, capsys):
     )
 
 
-def run_main(monkeypatch, model, *options):
+def run_main(monkeypatch, model, *options, detector=None):
     """Runs the script with a model, and gives what it would have served: (model, look, blank, arguments)."""
     pages = []
-    monkeypatch.setattr(serve.keras.saving, "load_model", lambda *args, **options: model)
+    models = {options[0]: model} if detector is None else {options[0]: model, options[-1]: detector}
+    monkeypatch.setattr(serve.keras.saving, "load_model", lambda path, compile: models[path])
     monkeypatch.setattr(serve.signal, "signal", lambda *args: None)
     monkeypatch.setattr(serve.os, "environ", dict(os.environ))
     monkeypatch.setattr(serve.tempfile, "tempdir", None)
@@ -166,6 +167,21 @@ def test_without_a_detector_each_picture_is_one_person(model_file, monkeypatch):
     _, look, blank, _ = run_main(monkeypatch, model, model_file)
     assert blank["keypoints"].shape == (1, 3, 2)
     np.testing.assert_array_equal(look(SCENE, "a.png").result["boxes"], [[0, 0, 80, 60]])
+
+
+def test_people_are_those_that_the_detector_finds(model_file, monkeypatch):
+    class People:
+        class_names = ("dog", "person")
+
+        def predict_pictures(self, image, score_threshold):
+            assert score_threshold == 0.3
+            return [{name: OBJECTS[name] for name in ("boxes", "scores", "labels")}]
+
+    (model_file.parent / "detector.keras").touch()
+    options = (model_file, "--detector", model_file.parent / "detector.keras")
+    model = SimpleBaseline(contracts.PooledBackbone(), 3, 8, resizing=Resizing(image_size=(64, 48)))
+    _, look, _, _ = run_main(monkeypatch, model, *options, detector=People())
+    np.testing.assert_array_equal(look(SCENE, "a.png").result["boxes"], OBJECTS["boxes"][:1])
 
 
 # The page, without a server.
