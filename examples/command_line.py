@@ -38,6 +38,7 @@ COMMANDS = {
     "predict": {"segmentation": "predict_segmentation", "detection": "detect", "pose": "predict_pose"},
     "export": "export_model",
     "features": "show_feature_maps",
+    "serve": "serve",
     "summary": "summarize",
 }
 CHECKPOINTS = "Lists, fetches, inspects and converts checkpoints"

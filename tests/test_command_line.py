@@ -113,10 +113,12 @@ def test_commands_without_tasks(calls):
     main(["export", "model.keras", "--format", "onnx"])
     main(["demo"])
     main(["features", "--help"])
+    main(["serve", "model.keras", "--port", "8000"])
     assert calls == [
         ("export_model", ["model.keras", "--format", "onnx"], "van-backbones export"),
         ("demo", [], "van-backbones demo"),
         ("show_feature_maps", ["--help"], "van-backbones features"),
+        ("serve", ["model.keras", "--port", "8000"], "van-backbones serve"),
     ]
 
 
