@@ -1,9 +1,11 @@
 """Counts the pictures per second that the input pipelines give, from JPEG and PNG files to batches.
 
-    python -m tests.benchmarks.data --pictures 64 --batches 20
+    python -m tests.benchmarks.data --pictures 64 --batches 20 [--albumentations] [--waiting]
 
 Pictures of 480 x 640 with about ten objects are drawn into a temporary folder. They stay in the system's file
-cache: what is measured is decoding and augmentation, and not the disk.
+cache: what is measured is decoding and augmentation, and not the disk. With --albumentations its pipelines in
+PyTorch's DataLoader take turns with ours, one worker a thread. With --waiting, training steps of Semantic FPN
+b0 show which share of them waits for pictures.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import json
 import math
 import pathlib
 import tempfile
+import time
 
 import numpy as np
 from PIL import Image
@@ -32,6 +35,8 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, help="default: 5")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="16 pictures, 2 rounds")
+    parser.add_argument("--albumentations", action="store_true", help="which must be installed")
+    parser.add_argument("--waiting", action="store_true", help="trains 7 steps, too")
     add_output(parser)
     arguments = parser.parse_args(argv)
     limit_threads(arguments.threads)
@@ -47,7 +52,16 @@ def main(argv=None):
             name: lambda batches=batches: time_batches(batches, arguments.batches)
             for name, batches in pipelines.items()
         }
+        if arguments.albumentations:
+            from tests.benchmarks.albumentations_data import build_loaders
+
+            loaders = build_loaders(pathlib.Path(folder), arguments.batch_size, arguments.threads)
+            turns |= {
+                name: lambda loader=loader: time_batches(loader, arguments.batches)
+                for name, loader in loaders.items()
+            }
         medians, num_rounds = take_turns(turns, num_rounds)
+        waiting = measure_waiting(pipelines["semantic, training, crops of 512 x 512"], arguments)
     rows = [(name, f"{arguments.batch_size / turn.seconds:.1f}") for name, turn in medians.items()]
     title = (
         f"pictures of {SIZE[0]} x {SIZE[1]}, batches of {arguments.batch_size}, {arguments.threads} threads"
@@ -55,7 +69,35 @@ def main(argv=None):
     print(f"\nInput pipelines, {title}; {describe_rounds(medians, num_rounds)}")
     print(format_table(("", "pictures per second"), rows))
     numbers = [(title, name, "", "pictures per second", value) for name, value in rows]
+    if waiting is not None:
+        print(f"Waiting for pictures: {waiting:.1f} % of a training step of Semantic FPN b0")
+        numbers.append((title, "Semantic FPN b0, waiting in a step", "float32", "percent", round(waiting, 1)))
     write_results(arguments.output, "data", numbers)
+
+
+def measure_waiting(dataset, arguments):
+    """Returns which percentage of training steps goes by until their batches are there; None if not asked."""
+    if not arguments.waiting:
+        return None
+    import keras
+
+    from heads import SemanticFPN
+    from heads.data.shapes.scenes import CLASS_NAMES
+    from van_backbones import VANBackbone
+
+    model = SemanticFPN(VANBackbone("b0"), len(CLASS_NAMES))
+    model.compile(keras.optimizers.AdamW(1e-4))
+    batches = iter(dataset)
+    waited = took = 0.0
+    for step in range(7):
+        start = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        model.train_on_batch(*batch)
+        if step >= 2:  # the first ones trace
+            waited += ready - start
+            took += time.perf_counter() - start
+    return 100 * waited / took
 
 
 def build_pipelines(folder, batch_size):
