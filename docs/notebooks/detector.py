@@ -11,8 +11,8 @@
 #
 # From a folder of pictures with boxes to a model in one file, which finds objects and says what they are.
 # Nothing is downloaded: the pictures are drawn by the package, and the training takes about two minutes on
-# two CPU cores. Two lines are marked **yours**: change them for pictures of your own, and for weights that
-# have seen ImageNet.
+# two CPU cores. Comments that begin with **yours** tell what to change for pictures of your own, and for
+# weights that have seen ImageNet.
 #
 # `pip install '.[notebooks]'` in the repository installs what this notebook needs. It runs on the backend
 # that `KERAS_BACKEND` names, TensorFlow by default.
@@ -107,9 +107,11 @@ Image.fromarray(
 # downloaded.
 #
 # `GFL` is a quick detector in one stage. `resizing` is kept in the model: pictures of any size are fitted
-# into 128 x 128 when it is used.
+# into `SIZE` when it is used.
 
 # %%
+SIZE = (128, 128)  # yours: (512, 512), or what your smallest objects need
+
 small = {"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 1)}
 backbone = VANBackbone("b0", **small)  # yours: VANBackbone("b0", weights="imagenet")
 model = GFL(
@@ -118,7 +120,7 @@ model = GFL(
     channels=64,
     num_convs=1,
     class_names=train.class_names,
-    resizing=Resizing(image_size=(128, 128)),
+    resizing=Resizing(SIZE),
 )
 print(f"{model.count_params():,} parameters")
 
@@ -132,9 +134,9 @@ print(f"{model.count_params():,} parameters")
 # %%
 STEPS, ROUNDS = 1200, 4
 
-augment = DetectionAugmentation(image_size=(128, 128), scale_range=(0.8, 1.25))
+augment = DetectionAugmentation(image_size=SIZE, scale_range=(0.8, 1.25))
 batches = detection_training_batches(train, batch_size=4, augment=augment)
-evaluation = detection_evaluation_batches(held_out, 4, image_size=(128, 128))
+evaluation = detection_evaluation_batches(held_out, 4, image_size=SIZE)
 scores = CocoScores(evaluation, held_out.to_coco(), held_out.image_ids, held_out.category_ids)
 schedule = WarmUpPolynomialDecay(2e-3, warm_up=STEPS // 10, steps=STEPS)
 model.compile(optimizer=keras.optimizers.AdamW(schedule, weight_decay=1e-4, global_clipnorm=1.0))
@@ -211,7 +213,7 @@ print(loaded.class_names)
 # file.
 
 # %%
-path = held_out.image_paths[5]
+path = held_out.image_paths[0]
 (result,) = loaded.predict_pictures(path, score_threshold=THRESHOLD, progress=False)
 for name, score, box in zip(result["names"], result["scores"], result["boxes"], strict=True):
     print(f"{name:8}{score:6.2f}  {box.round(1)}")
@@ -224,7 +226,7 @@ Image.fromarray(draw_result(path, result, loaded.class_names, THRESHOLD))
 # trackers and counters take.
 
 # %%
-to_coco(result, image_id=held_out.image_ids[5], category_ids=held_out.category_ids)[:2]
+to_coco(result, image_id=held_out.image_ids[0], category_ids=held_out.category_ids)[:2]
 
 # %% [markdown]
 # ## Where to go from here

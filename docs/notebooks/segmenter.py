@@ -11,8 +11,8 @@
 #
 # From a folder of pictures to a model in one file, which says for each pixel what it shows. Nothing is
 # downloaded: the pictures are drawn by the package, and the training takes about two minutes on two CPU
-# cores. Two lines are marked **yours**: change them for pictures of your own, and for weights that have
-# seen ImageNet.
+# cores. Comments that begin with **yours** tell what to change for pictures of your own, and for weights
+# that have seen ImageNet.
 #
 # `pip install '.[notebooks]'` in the repository installs what this notebook needs. It runs on the backend
 # that `KERAS_BACKEND` names, TensorFlow by default.
@@ -28,7 +28,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from heads import Resizing, SemanticFPN, WarmUpPolynomialDecay
+from heads import SemanticFPN, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
     SemanticShapes,
@@ -94,30 +94,25 @@ print(format_class_counts(counts, train.class_names, "pixels"))
 images, truths = zip(*train.load().take(4).as_numpy_iterator(), strict=True)
 palette = class_palette(train.num_classes)
 overlays = [overlay_label_map(*pair, 0.5, palette) for pair in zip(images, truths, strict=True)]
-page = tile_pictures([images, overlays]).repeat(2, axis=0).repeat(2, axis=1)  # twice as large
-Image.fromarray(tile_pictures([[page], [draw_legend(train.class_names, page.shape[1])]], margin=0))
+page = Image.fromarray(tile_pictures([images, overlays]))
+page = np.array(page.resize((1000, 1000 * page.height // page.width)))
+Image.fromarray(tile_pictures([[page], [draw_legend(train.class_names, 1000)]], margin=0))
 
 # %% [markdown]
 # ## The model
 #
 # A backbone turns a picture into features, a head turns these into classes. Both are small here, so that
 # two CPU cores train them in two minutes, and they start at random. For pictures of the real world take a
-# whole backbone that has seen ImageNet, which makes a few hundred pictures enough, and leave out the two
-# numbers of channels. The first time, the weights are downloaded.
-#
-# `resizing` is kept in the model: when it is used, pictures of any size are resized to what it was trained
-# on.
+# whole backbone that has seen ImageNet, with which a few hundred pictures are a start, and leave out the
+# two numbers of channels. The first time, the weights are downloaded.
 
 # %%
+CROP = (96, 96)  # what a step sees of a picture; yours: (512, 512), or what your smallest objects need
+
 small = {"widths": (16, 32, 64, 128), "depths": (1, 1, 2, 1)}
 backbone = VANBackbone("b0", **small)  # yours: VANBackbone("b0", weights="imagenet")
 model = SemanticFPN(
-    backbone,
-    train.num_classes,
-    channels=64,
-    pyramid_channels=64,
-    class_names=train.class_names,
-    resizing=Resizing(short_side=96, long_side=192),
+    backbone, train.num_classes, channels=64, pyramid_channels=64, class_names=train.class_names
 )
 print(f"{model.count_params():,} parameters")
 
@@ -133,7 +128,7 @@ print(f"{model.count_params():,} parameters")
 # %%
 STEPS, ROUNDS = 640, 4
 
-batches = semantic_training_batches(train, batch_size=8, augment=SemanticAugmentation(crop_size=(96, 96)))
+batches = semantic_training_batches(train, batch_size=8, augment=SemanticAugmentation(crop_size=CROP))
 scores = SemanticScores(semantic_evaluation_batches(held_out))
 schedule = WarmUpPolynomialDecay(2e-3, warm_up=STEPS // 10, steps=STEPS)
 model.compile(optimizer=keras.optimizers.AdamW(schedule, weight_decay=1e-4))
@@ -175,14 +170,14 @@ Image.fromarray(draw_confusion(found["confusion"], train.class_names, in_percent
 
 # %%
 images, truths = zip(*held_out.load().take(3).as_numpy_iterator(), strict=True)
-predictions = model.predict(np.stack(images), verbose=0)
+predictions = [found["label_map"] for found in model.predict_pictures(images, progress=False)]
 Image.fromarray(draw_comparison(images, truths, predictions, train.class_names))
 
 # %% [markdown]
 # ## Save it, load it, use it
 #
-# A trained model is one file, with its weights, the names of its classes, and how pictures are resized. Who
-# loads it imports `heads` and `van_backbones` first, and needs nothing else of this notebook.
+# A trained model is one file, with its weights and the names of its classes. Who loads it imports `heads`
+# and `van_backbones` first, and needs nothing else of this notebook.
 
 # %%
 model.save(folder / "segmenter.keras")
@@ -191,11 +186,10 @@ print(loaded.class_names)
 
 # %% [markdown]
 # `predict_pictures` takes a file, a folder, an array, or a list of them, and answers in the pixels of each
-# file. This one is larger than what the model was trained on.
+# file.
 
 # %%
-path = folder / "picture.png"
-Image.fromarray(SemanticShapes(8, image_size=(240, 320), seed=2)[1]["image"]).save(path)
+path = held_out.image_paths[0]
 (result,) = loaded.predict_pictures(path, progress=False)
 Image.fromarray(draw_result(path, result, loaded.class_names))
 
@@ -214,8 +208,8 @@ for label, size in sorted(zip(labels, sizes, strict=True), key=lambda pair: -pai
 
 # %%
 deployed = deploy(loaded)
-agreement = np.mean(deployed.predict(np.stack(images), verbose=0) == predictions)
-print(f"{agreement:.2%} of the pixels have the same class")
+(again,) = deployed.predict_pictures(path, progress=False)
+print(f"{np.mean(again['label_map'] == result['label_map']):.2%} of the pixels have the same class")
 
 # %% [markdown]
 # On TensorFlow, `van_backbones.export(model, "segmenter.onnx", "onnx")` writes it for other runtimes, also
