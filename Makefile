@@ -8,7 +8,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 RUN := TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python
 
-.PHONY: demo test test-slow lint docs dist clean
+.PHONY: demo test test-slow lint docs notebooks dist clean
 
 demo: .venv/installed
 	$(RUN) examples/demo.py $(TASK) $(if $(filter detection,$(TASK)),--head $(HEAD)) $(if $(DATA),--data $(DATA))
@@ -25,6 +25,10 @@ lint: .venv/installed-test
 
 docs: .venv/installed-docs
 	.venv/bin/mkdocs build --strict
+
+# docs/notebooks/*.ipynb, from the scripts beside them.
+notebooks: .venv/installed-test
+	$(RUN) docs/make_notebooks.py
 
 # The wheel and the source distribution, in dist/.
 dist: .venv/bin/python

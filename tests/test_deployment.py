@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from small_models import SMALL, build, draw_images, relative_error
 
-from heads import SemanticFPN
+from heads import Resizing, SemanticFPN
 from van_backbones import VANBackbone, VANClassifier
 from van_backbones.cpu_kernels import fused_gelu
 from van_backbones.deployment import DeployedBackbone, deploy
@@ -102,6 +102,20 @@ def test_new_head_on_a_deployed_backbone():
     assert deployed is not head
     assert not deployed.trainable_variables
     assert relative_error(deployed(images), head(images)) < 1e-5
+
+
+def test_deployed_head_takes_pictures_as_before(tmp_path):
+    options = {"class_names": ("a", "b", "c"), "resizing": Resizing(image_size=(64, 96))}
+    head = SemanticFPN(build(), num_classes=3, channels=8, pyramid_channels=8, **options)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), "uint8")
+    (expected,) = head.predict_pictures(picture)
+    deployed = deploy(head)
+    deployed.save(tmp_path / "deployed.keras")
+    for model in (deployed, keras.saving.load_model(tmp_path / "deployed.keras")):
+        assert model.resizing.get_config() == head.resizing.get_config()
+        assert model.class_names == head.class_names
+        (found,) = model.predict_pictures(picture)
+        assert np.mean(found["label_map"] == expected["label_map"]) > 0.99
 
 
 def test_deployed_backbone_names_no_checkpoint_weights():

@@ -120,6 +120,7 @@ def _fold_head(head, dtype):
             f"the backbone of {head.name} must be a VANBackbone, or a functional model whose outputs are the "
             f"dict that it has as `pyramid_outputs`, to be deployed. Received: {head.backbone!r}"
         )
+    config["resizing"] = head.resizing  # the configuration has it as a dict
     if dtype is not None:
         config["dtype"] = dtype
     return type(head)(**config)

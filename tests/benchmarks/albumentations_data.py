@@ -1,7 +1,7 @@
 """The pipelines that `tests.benchmarks.data` compares with: albumentations in PyTorch's DataLoader.
 
-What they do is what ours do: a JPEG is read (by OpenCV), the picture scaled, cropped and mirrored, its colours
-changed half of the time; batches are float32. `pip install albumentations`: it is no dependency of ours.
+What they do is what ours do: a JPEG is read (by OpenCV), the picture scaled, cropped and mirrored, its
+colours changed half of the time; batches are float32. `pip install albumentations`: no dependency of ours.
 """
 
 import json
