@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from van_backbones.exporting.openvino_rewriting import rewrite_openvino
+from van_backbones.exporting.openvino_rewriting import mended_converter, rewrite_openvino
 
 openvino = pytest.importorskip("openvino")
 from openvino import opset11 as op  # noqa: E402
@@ -30,3 +30,12 @@ def test_a_file_without_slow_parts_stays(tmp_path):
     written = path.stat().st_mtime_ns
     rewrite_openvino(path)
     assert path.stat().st_mtime_ns == written
+
+
+def test_the_converter_finds_tensorflow_and_is_left_as_it_was():
+    pytest.importorskip("tensorflow")
+    from openvino.frontend.tensorflow import utils
+
+    with mended_converter():
+        assert "tensorflow" in utils.get_environment_setup("tf")  # fails on Python 3.13 without
+    assert "exec" not in vars(utils)

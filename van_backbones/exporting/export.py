@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from van_backbones.deployment import deploy
-from van_backbones.exporting.openvino_rewriting import rewrite_openvino
+from van_backbones.exporting.openvino_rewriting import mended_converter, rewrite_openvino
 from van_backbones.exporting.quantization import (
     Calibration,
     check_calibration,
@@ -190,7 +190,8 @@ def _convert(served, path, format, signature):
         # Else what LiteRT does not know would be left to TensorFlow, which its own runtime lacks.
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy for a name on tf2onnx's behalf
-    served.export(str(path), format=format, input_signature=[signature], verbose=False, **options)
+    with mended_converter() if format == "openvino" else contextlib.nullcontext():
+        served.export(str(path), format=format, input_signature=[signature], verbose=False, **options)
     if format == "openvino":
         rewrite_openvino(path)
 

@@ -1,4 +1,6 @@
-"""OpenVINO's graphs, rewritten where the converter's would run slowly; results stay equal."""
+"""OpenVINO's converter, and its graphs, rewritten where they would run slowly; results stay equal."""
+
+import contextlib
 
 from van_backbones.exporting.openvino_lists import replace_lists
 from van_backbones.exporting.openvino_sorting import replace_sorts
@@ -17,3 +19,20 @@ def rewrite_openvino(path):
     model = core.read_model(str(path))
     if replace_sorts(model) + replace_lists(model):
         openvino.serialize(model, str(path))
+
+
+@contextlib.contextmanager
+def mended_converter():
+    """Lets OpenVINO convert models on Python 3.13 and later.
+
+    Its version 2026.4 asks for TensorFlow's version between `exec("import tensorflow")` and `exec("del
+    tensorflow")`, in a function, where the second no longer sees the first one's name. Both do nothing here:
+    TensorFlow is imported.
+    """
+    from openvino.frontend.tensorflow import utils
+
+    utils.exec = lambda code: None
+    try:
+        yield
+    finally:
+        del utils.exec
