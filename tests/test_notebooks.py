@@ -81,15 +81,17 @@ def test_notebooks_name_pages_that_exist(script):
 
 def run_notebook(path, folder):
     """Returns a notebook with its outputs, run in a kernel of this Python; a cell's error is raised here."""
-    from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, 4)
-    # Without folders of kernels there is the one of this Python alone.
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     place = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, km=manager, timeout=1200, resources=place).execute()
+    client = NotebookClient(notebook, kernel_name="python3", timeout=1200, resources=place)
+    manager = client.create_kernel_manager()
+    # Without folders of kernels there is the one of this Python alone.
+    manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
+    client.execute()
+    assert not manager.has_kernel
     return notebook
 
 
