@@ -10,6 +10,7 @@ from keras import ops
 
 from heads.arguments import check_counts, check_shares, read_flag, read_size
 from heads.ops.windows import fade_windows, find_step, place_windows, trim_windows
+from heads.pictures import RGB_CHANNELS
 from heads.prediction import read_pixels
 
 
@@ -49,7 +50,8 @@ def segment_in_tiles(
     tile_size, flip = read_size("tile_size", tile_size), read_flag("flip", flip)
     check_shares(overlap=overlap)
     check_counts(batch_size=batch_size)
-    pixels = read_pixels(pathlib.Path(picture) if isinstance(picture, str | os.PathLike) else picture)
+    picture = pathlib.Path(picture) if isinstance(picture, str | os.PathLike) else picture
+    pixels = read_pixels(picture, getattr(model, "image_channels", RGB_CHANNELS))
     steps = [find_step(side, overlap) for side in tile_size]
     row_windows, column_windows = map(place_windows, pixels.shape[:2], tile_size, steps)
     # What counts of the tiles.

@@ -168,7 +168,7 @@ def _detect(
 
     def prepare():
         for place, picture in enumerate(show_progress(pictures, progress)):
-            pixels = read_pixels(picture)
+            pixels = read_pixels(picture, model.image_channels)
             sizes[place] = pixels.shape[:2]
             views = place_views(sizes[place])
             found[place] = dict.fromkeys(views)
@@ -189,7 +189,7 @@ def _show(model, pixels, view):
     """Returns a view as the model sees it."""
     part = pixels[view.top : view.bottom, view.left : view.right]
     part = part[:, ::-1] if view.is_mirrored else part
-    return prepare_picture(part, model.resizing, model.size_divisor, view.scale)
+    return prepare_picture(part, model.resizing, model.size_divisor, view.scale, model.image_channels)
 
 
 def _restore(result, view, size, score_threshold):
