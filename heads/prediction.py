@@ -50,7 +50,7 @@ def predict_pictures(
     prepared = (
         (
             place,
-            prepare_picture(picture, model.resizing, model.size_divisor, num_channels=model.image_channels),
+            prepare_picture(picture, model.resizing, model.size_divisor, num_channels=count_channels(model)),
         )
         for place, picture in enumerate(show_progress(pictures, progress))
     )
@@ -63,10 +63,10 @@ def predict_pictures(
 
 def prepare_pictures(model, pictures, image_size=None):
     """Yields pictures as a model's exports take them: see `DenseModel.prepare_pictures`."""
-    if model.image_channels != RGB_CHANNELS:
+    if (num_channels := count_channels(model)) != RGB_CHANNELS:
         raise ValueError(
             "only RGB pictures are prepared for exports, which take uint8 images; write other ones as arrays "
-            f"yourself. Received: a model of {model.image_channels} channels"
+            f"yourself. Received: a model of {num_channels} channels"
         )
     resizing = model.resizing if image_size is None else Resizing(image_size=image_size)
     for picture in find_pictures(pictures):
@@ -211,6 +211,11 @@ def prepare_picture(
     padded = np.full((*padded_size, num_channels), choose_padding(num_channels), "float32")
     padded[:height, :width] = image
     return PreparedPicture(padded, (height, width), original_size)
+
+
+def count_channels(model) -> int:
+    """Returns how many channels a model's pictures have; 3 where it does not tell."""
+    return getattr(model, "image_channels", RGB_CHANNELS)
 
 
 def read_pixels(picture, num_channels: int = RGB_CHANNELS) -> np.ndarray:
