@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.shares [--heads RetinaNet GFL MaskRCNN] [--size 512 512] [--output FILE.csv]
 
-TensorFlow's profiler times each operation of a few steps (AdamW, one picture with 20 objects), head by head in a
-process of its own. A share is that of all operations' time, forward and backward, and not of the clock's: two
-operations may run at once. Operations belong to the innermost part that their names tell of.
+TensorFlow's profiler times each operation of a few steps (AdamW, one picture with 20 objects), head by head
+in a process of its own. A share is that of all operations' time, forward and backward, and not of the
+clock's: two operations may run at once. Operations belong to the innermost part that their names tell of.
 """
 
 import argparse
