@@ -86,12 +86,14 @@ def run_script(script: str, arguments, program: str | None):
 def run_checkpoints(arguments):
     """Runs the command line of van_backbones.checkpoints."""
     sys.path.insert(0, str(EXAMPLES))
-    from options import load_keras
+    from options import run_before_keras
 
-    load_keras()
+    program, early = "van-backbones checkpoints", run_before_keras()
+    early["parse_checkpoint_command"](arguments, program)
+    early["load_keras"]()
     from van_backbones.checkpoints.__main__ import main
 
-    return main(arguments, "van-backbones checkpoints")
+    return main(arguments, program)
 
 
 def explain(words):

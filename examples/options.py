@@ -6,12 +6,12 @@ but for errors, are silenced here, because this has to happen before it is loade
 """
 
 import argparse
+import importlib.util
 import math
 import os
 import pathlib
 import re
-import sys
-import tempfile
+import runpy
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -20,10 +20,6 @@ DETECTORS = ("retinanet", "gfl", "atss", "faster_rcnn", "mask_rcnn", "cascade_ma
 SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice")
 EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
 INT8_FORMATS = ("onnx", "openvino")
-# absl's information and warnings, "I0000 00:00:1795712344.570046   21678 port.cc:153] oneDNN ...".
-MACHINE_MESSAGE = re.compile(
-    r"WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+ \S+\] |To enable the following instructions"
-)
 WARM_UP = "500, at most a tenth of the steps"
 STEP = "a step is one update of the weights, from --accumulate batches"
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
@@ -41,24 +37,14 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_keras():
-    """Imports Keras without what TensorFlow tells of the machine while it is loaded.
+    """Imports Keras without what TensorFlow tells of the machine while it is loaded."""
+    run_before_keras()["load_keras"]()
 
-    Those messages come from C++ before it reads any setting: so they are caught where they leave the process,
-    and what is no such message is written on.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
-        try:
-            import keras  # noqa: F401
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            caught.seek(0)
-            lines = caught.read().decode(errors="replace").splitlines(keepends=True)
-            sys.stderr.write("".join(line for line in lines if not MACHINE_MESSAGE.match(line)))
+
+def run_before_keras() -> dict:
+    """Returns the names in `van_backbones.before_keras`, by its path: an import would load Keras first."""
+    (folder,) = importlib.util.find_spec("van_backbones").submodule_search_locations
+    return runpy.run_path(os.path.join(folder, "before_keras.py"))
 
 
 def add_run_options(parser: argparse.ArgumentParser, kind: str):

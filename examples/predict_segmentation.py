@@ -58,7 +58,7 @@ import van_backbones  # noqa: F401  (registers the backbone's classes, which the
 from heads import segment_in_tiles
 from heads.data.label_folders import read_class_names
 from heads.drawing import draw_result
-from heads.pictures import read_picture, show_path
+from heads.pictures import RGB_CHANNELS, read_picture, show_path
 from heads.prediction import PICTURE_SUFFIXES
 
 LARGEST_OVERLAY = 4096  # pixels of the longer side
@@ -71,6 +71,11 @@ def main(argv=None):
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "segment") or model.num_classes > 255:
         parser.error(f"{arguments.model} must be a semantic segmenter of at most 255 classes (8 bits)")
+    if model.image_channels != RGB_CHANNELS:
+        parser.error(
+            f"{arguments.model} must take RGB pictures; in Python, `predict_pictures` takes others. "
+            f"Received: a model of {model.image_channels} channels"
+        )
     class_names = choose_class_names(parser, arguments, model)
     window = {
         name: tuple(size)

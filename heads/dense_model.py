@@ -83,6 +83,11 @@ class DenseModel(keras.Model):
         self.loss_trackers = {name: keras.metrics.Mean(name=name) for name in loss_names}
         self.built = True  # a head builds its layers in the constructor
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images that the backbone takes; 3 is RGB."""
+        return self.pyramid.inputs[0].shape[-1]
+
     def compute_losses(self, targets, predictions):
         """Returns the named losses: name -> scalar."""
         raise NotImplementedError(f"{type(self).__name__} must define compute_losses(targets, predictions)")
@@ -166,7 +171,9 @@ class DenseModel(keras.Model):
 
         Args:
             pictures: a picture file (what Pillow reads: JPEG, PNG, WebP, BMP, TIFF ...), a folder of them, an
-                array (height, width, 3), uint8 or float 0 .. 255, or a sequence of files and arrays.
+                array (height, width, 3), uint8 or float 0 .. 255, or a sequence of files and arrays. Where
+                the backbone takes other than 3 channels, TIFF files of so many bands (see
+                `heads.bands.read_bands`), or arrays.
             batch_size: most pictures that go through the model at once.
             score_threshold: detections below are left out.
             masks: "pasted" for bool arrays of the picture's size, "run_lengths" for COCO's compressed run

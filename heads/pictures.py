@@ -16,6 +16,7 @@ DATA_FORMATS = ("JPEG", "MPO", "PNG")
 
 # ImageNet's mean, which normalisation turns into 0: what pictures are padded with everywhere.
 MEAN_PIXEL = (123.675, 116.28, 103.53)
+RGB_CHANNELS = len(MEAN_PIXEL)
 
 # What brings the stored pixels of each EXIF orientation upright.
 UPRIGHT_MOVES = {
@@ -35,7 +36,7 @@ TIFF_WHITE_IS_ZERO = 0
 
 
 class Picture(typing.NamedTuple):
-    """A picture's RGB pixels, uint8 `(height, width, 3)`.
+    """A picture's RGB pixels, uint8 `(height, width, 3)`, or bands, float32 `(height, width, bands)`.
 
     `orientation` is that of its EXIF block, 1 .. 8 with 1 for upright; `is_turned` tells whether the pixels
     were turned or mirrored by it. Above 1 and not turned, they were left as stored because of the size.
@@ -144,7 +145,12 @@ def named_faults(path):
     try:
         yield
     except Exception as error:  # Pillow's decoders raise many kinds; each means that the file is no use
-        raise ValueError(f"{show_path(path)}: cannot be read ({_explain(error)})") from error
+        raise ValueError(f"{show_path(path)}: cannot be read ({_explain(error, path)})") from error
+
+
+def choose_padding(num_channels: int) -> tuple[float, ...]:
+    """What pictures are padded with: the mean pixel of RGB, and zeros of others, whose mean nobody knows."""
+    return MEAN_PIXEL if num_channels == RGB_CHANNELS else (0.0,) * num_channels
 
 
 def show_path(path) -> str:
@@ -178,10 +184,12 @@ def _convert_to_rgb(picture):
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _explain(error):
+def _explain(error, path):
     """The reason of an error as text; Pillow's names the bytes it was given instead of the file."""
     if isinstance(error, UnidentifiedImageError):
-        return "no picture, or one whose header is damaged"
+        is_tiff = os.fsencode(path).lower().endswith((b".tif", b".tiff"))
+        hint = ", or a TIFF file of many bands, which is no RGB picture: see heads.bands" * is_tiff
+        return f"no picture, or one whose header is damaged{hint}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from heads.arguments import read_count, read_flag
+from heads.bands import read_bands
 from heads.coco.segmentations import encode_mask
 from heads.ops.labels import PADDING_LABEL
 from heads.ops.masks import paste_masks
@@ -15,7 +16,7 @@ from heads.ops.resizing import resize_bilinear
 from heads.ops.segments import number_segments
 from heads.person_crops import cut_out
 from heads.picture_sizes import Resizing
-from heads.pictures import MEAN_PIXEL, read_picture, show_path
+from heads.pictures import RGB_CHANNELS, choose_padding, read_picture, show_path
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASK_FORMS = ("pasted", "run_lengths")
@@ -27,7 +28,8 @@ class PreparedPicture(NamedTuple):
     """A picture as a model sees it.
 
     Attributes:
-        image: float32 (height, width, 3), padded at the bottom and right with the mean pixel.
+        image: float32 (height, width, channels), padded at the bottom and right with the mean pixel of RGB,
+            or 0.
         image_size: (height, width) of the resized picture in it.
         original_size: (height, width) of the picture.
     """
@@ -46,7 +48,10 @@ def predict_pictures(
     pictures = find_pictures(pictures)
     results = [None] * len(pictures)
     prepared = (
-        (place, prepare_picture(picture, model.resizing, model.size_divisor))
+        (
+            place,
+            prepare_picture(picture, model.resizing, model.size_divisor, num_channels=count_channels(model)),
+        )
         for place, picture in enumerate(show_progress(pictures, progress))
     )
     for place, picture, result in predict_prepared(model, prepared, batch_size, **options):
@@ -58,6 +63,11 @@ def predict_pictures(
 
 def prepare_pictures(model, pictures, image_size=None):
     """Yields pictures as a model's exports take them: see `DenseModel.prepare_pictures`."""
+    if (num_channels := count_channels(model)) != RGB_CHANNELS:
+        raise ValueError(
+            "only RGB pictures are prepared for exports, which take uint8 images; write other ones as arrays "
+            f"yourself. Received: a model of {num_channels} channels"
+        )
     resizing = model.resizing if image_size is None else Resizing(image_size=image_size)
     for picture in find_pictures(pictures):
         image = prepare_picture(picture, resizing, model.size_divisor).image
@@ -176,41 +186,64 @@ def find_pictures(pictures) -> list:
     return [pathlib.Path(each) if isinstance(each, str | os.PathLike) else each for each in pictures]
 
 
-def prepare_picture(picture, resizing, size_divisor: int = 1, scale: float = 1.0) -> PreparedPicture:
+def prepare_picture(
+    picture, resizing, size_divisor: int = 1, scale: float = 1.0, num_channels: int = RGB_CHANNELS
+) -> PreparedPicture:
     """Reads a picture, resizes and pads it, as in training and scoring.
 
     Args:
-        picture: a path, or RGB pixels (height, width, 3), uint8 or float 0 .. 255.
+        picture: see `read_pixels`.
         resizing: a `Resizing`.
         size_divisor: what the sides are padded to multiples of, where `resizing` has no `image_size`.
         scale: factor of the size that `resizing` gives the picture.
+        num_channels: see `read_pixels`.
 
     Raises:
         ValueError: if a file cannot be read, or an array is no picture.
     """
-    pixels = read_pixels(picture)
+    pixels = read_pixels(picture, num_channels)
     original_size = pixels.shape[:2]
     height, width = resizing.fit(original_size, scale)
     image = pixels.astype("float32")
     if (height, width) != original_size:
         image = ops.convert_to_numpy(resize_bilinear(image[None], (height, width)))[0]
-    padded = np.full((*resizing.pad((height, width), size_divisor, scale), 3), MEAN_PIXEL, "float32")
+    padded_size = resizing.pad((height, width), size_divisor, scale)
+    padded = np.full((*padded_size, num_channels), choose_padding(num_channels), "float32")
     padded[:height, :width] = image
     return PreparedPicture(padded, (height, width), original_size)
 
 
-def read_pixels(picture) -> np.ndarray:
-    """Returns the RGB pixels (height, width, 3) of a path, or those of an array, checked.
+def count_channels(model) -> int:
+    """Returns how many channels a model's pictures have; 3 where it does not tell."""
+    return getattr(model, "image_channels", RGB_CHANNELS)
+
+
+def read_pixels(picture, num_channels: int = RGB_CHANNELS) -> np.ndarray:
+    """Returns the pixels (height, width, channels) of a path, or those of an array, checked.
+
+    Args:
+        picture: a path, or an array. RGB pixels are uint8 or float 0 .. 255; others are as `read_bands` gives
+            them, and arrays of theirs also integers of 16 bits.
+        num_channels: what the model takes; 3 is RGB.
 
     Raises:
         ValueError: if a file cannot be read, or an array is no picture.
     """
-    pixels = read_picture(picture) if isinstance(picture, pathlib.Path) else np.asarray(picture)
-    is_known = pixels.dtype == np.uint8 or np.issubdtype(pixels.dtype, np.floating)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size or not is_known:
+    is_rgb = num_channels == RGB_CHANNELS
+    if not isinstance(picture, pathlib.Path):
+        pixels = np.asarray(picture)
+    elif is_rgb:
+        pixels = read_picture(picture)
+    else:
+        pixels = read_bands(picture, num_channels)
+    kinds = ("uint8",) if is_rgb else ("uint8", "uint16", "int16")
+    is_known = pixels.dtype in kinds or np.issubdtype(pixels.dtype, np.floating)
+    if pixels.ndim != 3 or pixels.shape[-1] != num_channels or not pixels.size or not is_known:
+        wanted = "RGB pixels (height, width, 3), uint8 or float 0 .. 255"
+        if not is_rgb:
+            wanted = f"pixels (height, width, {num_channels}), {', '.join(kinds)} or float"
         raise ValueError(
-            "a picture must be a path, or RGB pixels (height, width, 3), uint8 or float 0 .. 255. "
-            f"Received: {pixels.dtype} of shape {pixels.shape}"
+            f"a picture must be a path, or {wanted}. Received: {pixels.dtype} of shape {pixels.shape}"
         )
     return pixels
 

@@ -10,7 +10,7 @@ from keras import ops
 
 from heads.arguments import check_counts, check_shares, read_flag, read_size
 from heads.ops.windows import fade_windows, find_step, place_windows, trim_windows
-from heads.prediction import read_pixels
+from heads.prediction import count_channels, read_pixels
 
 
 def segment_in_tiles(
@@ -49,7 +49,8 @@ def segment_in_tiles(
     tile_size, flip = read_size("tile_size", tile_size), read_flag("flip", flip)
     check_shares(overlap=overlap)
     check_counts(batch_size=batch_size)
-    pixels = read_pixels(pathlib.Path(picture) if isinstance(picture, str | os.PathLike) else picture)
+    picture = pathlib.Path(picture) if isinstance(picture, str | os.PathLike) else picture
+    pixels = read_pixels(picture, count_channels(model))
     steps = [find_step(side, overlap) for side in tile_size]
     row_windows, column_windows = map(place_windows, pixels.shape[:2], tile_size, steps)
     # What counts of the tiles.

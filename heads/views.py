@@ -13,6 +13,7 @@ from heads.ops.suppression import suppress_boxes
 from heads.ops.windows import find_step, place_windows
 from heads.prediction import (
     check_masks,
+    count_channels,
     find_pictures,
     finish_objects,
     keep_path,
@@ -168,7 +169,7 @@ def _detect(
 
     def prepare():
         for place, picture in enumerate(show_progress(pictures, progress)):
-            pixels = read_pixels(picture)
+            pixels = read_pixels(picture, count_channels(model))
             sizes[place] = pixels.shape[:2]
             views = place_views(sizes[place])
             found[place] = dict.fromkeys(views)
@@ -189,7 +190,7 @@ def _show(model, pixels, view):
     """Returns a view as the model sees it."""
     part = pixels[view.top : view.bottom, view.left : view.right]
     part = part[:, ::-1] if view.is_mirrored else part
-    return prepare_picture(part, model.resizing, model.size_divisor, view.scale)
+    return prepare_picture(part, model.resizing, model.size_divisor, view.scale, count_channels(model))
 
 
 def _restore(result, view, size, score_threshold):

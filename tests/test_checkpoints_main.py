@@ -1,11 +1,13 @@
 """The command line, `python -m van_backbones.checkpoints`."""
 
+import os
 import subprocess
 import sys
 import zipfile
 
 import keras
 import numpy as np
+import pytest
 from checkpoint_models import assert_equal_weights, randomize, write_torch
 from conftest import build_segmenter
 from small_models import SMALL, build
@@ -95,7 +97,7 @@ def test_command_line(tmp_path, capsys):
 def test_command_line_as_a_module():
     command = [sys.executable, "-m", "van_backbones.checkpoints", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Warning" not in done.stderr
+    assert done.stderr == ""  # nothing of TensorFlow's either
     lines = done.stdout.splitlines()
     assert len(lines) == len(RELEASES)
     assert any(line.startswith("b0_imagenet ") and "ImageNet-1k, top-1 75.4 " in line for line in lines)
@@ -103,6 +105,37 @@ def test_command_line_as_a_module():
     (line,) = (line for line in lines if line.startswith("upernet_b2_ade20k "))
     assert "ADE20K, mIoU 49.35 " in line
     assert line.endswith("-19c58aee.pth")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown"),
+    [
+        (["--help"], 0, "usage: python -m van_backbones.checkpoints "),
+        (["convert", "-h"], 0, "usage: python -m van_backbones.checkpoints convert "),
+        ([], 2, "required: command"),
+        (["convert", "a"], 2, "required: output"),
+        (["lst"], 2, "invalid choice: 'lst'"),
+    ],
+)
+@pytest.mark.parametrize("form", [["-m", "van_backbones.checkpoints"], ["-mvan_backbones.checkpoints"]])
+def test_help_and_mistakes_are_answered_before_keras_is_loaded(words, code, shown, form):
+    command = [sys.executable, "-X", "importtime", *form, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    assert shown in done.stdout + done.stderr
+    assert "| keras" not in done.stderr
+
+
+def test_other_modules_parse_for_themselves(tmp_path):
+    """A program that imports the package gets its own options."""
+    (tmp_path / "program_package").mkdir()
+    (tmp_path / "program_package/__init__.py").write_text("import van_backbones, sys\nprint(sys.argv)")
+    (tmp_path / "program_package/__main__.py").touch()
+    command = [sys.executable, "-m", "program_package", "--help", "van_backbones.checkpoints"]
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 0
+    assert done.stdout.strip() == "['-m', '--help', 'van_backbones.checkpoints']"
 
 
 def test_the_file_of_a_detector(tmp_path, capsys):

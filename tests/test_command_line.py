@@ -32,8 +32,8 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("words", "shown"), [(["--help"], "features "), (["train", "-h"], "saliency ")])
-def test_help_is_quick_and_shows_examples(words, shown):
+def call_quickly(*words):
+    """Returns what a process does with the words, which must not take longer than people wait gladly."""
     fastest = float("inf")
     for _ in range(5):  # other tests may keep the machine busy
         start = time.perf_counter()
@@ -44,6 +44,17 @@ def test_help_is_quick_and_shows_examples(words, shown):
     assert fastest < PATIENCE
     assert done.returncode == 0
     assert done.stderr == ""
+    return done
+
+
+@pytest.mark.parametrize("words", [["checkpoints", "--help"], ["checkpoints", "convert", "-h"]])
+def test_help_of_checkpoints_is_quick(words):
+    assert call_quickly(*words).stdout.startswith(f"usage: van-backbones {' '.join(words[:-1])} ")
+
+
+@pytest.mark.parametrize(("words", "shown"), [(["--help"], "features "), (["train", "-h"], "saliency ")])
+def test_help_is_quick_and_shows_examples(words, shown):
+    done = call_quickly(*words)
     assert f"\n  {shown}" in done.stdout
     assert "  van-backbones train segmentation --data path/to/data --variant b" in done.stdout
 
@@ -64,6 +75,7 @@ def test_help_is_quick_and_shows_examples(words, shown):
         (["demo", "--steps", "0"], "van-backbones train segmentation: error: argument --steps: must be"),
         (["train", "detection", "--steps", "0"], "van-backbones train detection: error: argument --steps"),
         (["evaluate", "detection", "no.keras", "--data", "."], "there is no model no.keras"),
+        (["checkpoints", "inspect"], "van-backbones checkpoints inspect: error: .* required: file"),
     ],
 )
 def test_wrong_use_gives_2_before_keras_is_loaded(words, message):

@@ -100,9 +100,9 @@ def mask_model(tmp_path_factory):
 
 @contextlib.contextmanager
 def without_scores():
-    """Leaves out what only prints and draws, to save time."""
+    """Leaves out what only scores and draws, but for the titles, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_detection, "print_scores", lambda *args: [])
+        patch.setattr(train_detection, "print_scores", lambda title, *args: sys.stdout.write(title) and [])
         patch.setattr(train_detection, "draw_pictures", lambda *args: None)
         yield patch
 
@@ -178,7 +178,9 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     with without_scores() as patch:
         timer_class = run_module.StepTimer
         patch.setattr(run_module, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
-        train(output, "--steps", "8", "--num-convs", "1", "--resume", data=data_folder)
+        printed = train(output, "--steps", "8", "--num-convs", "1", "--resume", data=data_folder)
+    assert "Before training" not in printed  # the weights are no longer those
+    assert "After training" in printed
     assert len(timers[0].seconds) == 4
     log = read_log(output)
     assert [row["epoch"] for row in log] == ["0", "1", "2", "3"]

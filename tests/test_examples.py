@@ -85,10 +85,10 @@ def run(data_folder, tmp_path_factory):
 
 @contextlib.contextmanager
 def without_scores():
-    """Leaves out what only prints and draws, to save time."""
+    """Leaves out what only scores and draws, but for the titles, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("print_scores", "draw_pictures"):
-            patch.setattr(finetune_segmentation, name, lambda *args: None)
+        patch.setattr(finetune_segmentation, "print_scores", lambda title, *args: sys.stdout.write(title))
+        patch.setattr(finetune_segmentation, "draw_pictures", lambda *args: None)
         yield patch
 
 
@@ -159,7 +159,9 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     with without_scores() as patch:
         timer_class = run_module.StepTimer
         patch.setattr(run_module, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
-        finetune(output, "--steps", "8", "--resume", data=data_folder)
+        printed = finetune(output, "--steps", "8", "--resume", data=data_folder)
+    assert "Before training" not in printed  # the weights are no longer those
+    assert "After training" in printed
     assert len(timers[0].seconds) == 4
     log = read_log(output)
     assert [row["epoch"] for row in log] == ["0", "1", "2", "3"]

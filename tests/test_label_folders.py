@@ -254,7 +254,7 @@ def test_files_that_change_after_the_check_are_named(tmp_path, position, change)
 def test_images_have_three_bands(bands):
     image, label = np.zeros((6, 8, bands), "float32"), np.zeros((6, 8), "int32")
     for pad in (True, False):
-        augment = SemanticAugmentation((4, 4) if pad else (9, 9), photometric=False)
+        augment = SemanticAugmentation((4, 4) if pad else (9, 9))
         with pytest.raises(ValueError, match=r"three of its bands.*Received: "):
             augment(image, label, tf.constant([0, 1]))
 
@@ -265,6 +265,12 @@ def test_images_have_three_bands(bands):
     for size in (None, (9, 9)):
         with pytest.raises(ValueError, match="three of its bands"):
             semantic_evaluation_batches(Source(), image_size=size)
+        other = Source()
+        other.num_channels = bands
+        assert next(iter(semantic_evaluation_batches(other, image_size=size)))[0].shape[-1] == bands
+        other.num_channels = 5
+        with pytest.raises(ValueError, match=r"must be \(height, width, 5\)\. Received: \(6, 8, "):
+            semantic_evaluation_batches(other, image_size=size)
 
 
 def test_a_missing_folder_and_one_without_splits_are_told_apart(tmp_path):

@@ -19,6 +19,7 @@ class Segmenter:
 
     num_classes = 3
     class_names = None
+    image_channels = 3
 
     def __init__(self):
         self.seen = []
@@ -46,6 +47,14 @@ def predict(tmp_path, monkeypatch):
         return code, model.seen, sorted(path.name for path in (tmp_path / "out").iterdir())
 
     return run
+
+
+def test_models_of_other_channels_are_refused(tmp_path, predict, monkeypatch, capsys):
+    Image.fromarray(GREY).save(tmp_path / "pictures" / "a.png")
+    monkeypatch.setattr(Segmenter, "image_channels", 6)
+    with pytest.raises(SystemExit):
+        predict()
+    assert "must take RGB pictures" in capsys.readouterr().err
 
 
 def test_pictures_are_read_as_in_training(tmp_path, predict):

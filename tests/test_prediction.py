@@ -122,11 +122,11 @@ def test_pictures_of_many_sizes_do_not_pile_up(monkeypatch):
         waiting -= len(images)
         return [{"label_map": np.full(size, size[1])} for size in original_sizes.tolist()]
 
-    def prepare(*arguments):
+    def prepare(*arguments, **options):
         nonlocal waiting, most
         waiting += 1
         most = max(most, waiting)
-        return prepare_picture(*arguments)
+        return prepare_picture(*arguments, **options)
 
     monkeypatch.setattr(model, "predict_resized", predict)
     monkeypatch.setattr("heads.prediction.prepare_picture", prepare)

@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from heads.data import semantic_moves as augmentation
 from heads.data.semantic_moves import (
-    MEAN_PIXEL,
     SemanticAugmentation,
     add_brightness,
     photometric_distortion,
@@ -19,6 +18,7 @@ from heads.data.semantic_moves import (
     scale_contrast,
     scale_saturation,
 )
+from heads.pictures import MEAN_PIXEL
 
 
 def make_seed(number):

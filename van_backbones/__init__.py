@@ -1,5 +1,13 @@
 """The Visual Attention Network (arXiv 2202.09741) as a feature-pyramid backbone for Keras 3."""
 
+import sys
+
+from van_backbones.before_keras import is_starting, load_keras, parse_checkpoint_command
+
+if is_starting("van_backbones.checkpoints"):  # Python imports the package before the module in it
+    parse_checkpoint_command(sys.argv[1:])
+    load_keras()
+
 from van_backbones.backbone import VANBackbone
 from van_backbones.checkpoints.loading import load_checkpoint
 from van_backbones.classifier import VANClassifier

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from heads.arguments import read_count, read_flag, read_range
-from heads.data.semantic_moves import check_bands
+from heads.data.semantic_moves import check_channels
 
 
 class ClassAugmentation:
@@ -40,7 +40,7 @@ class ClassAugmentation:
 
     def __call__(self, image, label, seed):
         crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
-        image = check_bands(image)
+        image = check_channels(image)
         begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
             tf.shape(image),
             tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),

@@ -5,6 +5,7 @@ import os
 import pathlib
 import unicodedata
 
+from heads.bands import BAND_SUFFIXES
 from heads.ops.labels import IGNORED_LABEL
 from heads.pictures import show_path
 
@@ -94,9 +95,11 @@ def read_text(path: str | os.PathLike, argument: str) -> str:
     return text
 
 
-def pair_files(image_folder: pathlib.Path, label_folder: pathlib.Path) -> list[tuple]:
+def pair_files(
+    image_folder: pathlib.Path, label_folder: pathlib.Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> list[tuple]:
     """Sorted (image, label) paths, those of sub-folders too; every file must have its counterpart."""
-    images, problems = _find_pictures(image_folder, IMAGE_SUFFIXES, "image")
+    images, problems = _find_pictures(image_folder, suffixes, "image")
     labels, label_problems = _find_pictures(label_folder, LABEL_SUFFIXES, "label picture")
     problems += label_problems
     problems += [
@@ -109,9 +112,7 @@ def pair_files(image_folder: pathlib.Path, label_folder: pathlib.Path) -> list[t
             f"{list_briefly(problems)}"
         )
     if not images:
-        raise ValueError(
-            f"The split must hold {', '.join(IMAGE_SUFFIXES)} files. Received: none in {image_folder}"
-        )
+        raise ValueError(f"The split must hold {', '.join(suffixes)} files. Received: none in {image_folder}")
     return [(images[key], labels[key]) for key in sorted(images)]
 
 
@@ -134,7 +135,9 @@ def _find_pictures(folder, suffixes, kind):
             continue
         key = unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix("")))
         if suffix not in suffixes:
-            problems.append(f"{show_path(path)}: the {kind} must be {' or '.join(suffixes)}")
+            is_tiff = kind == "image" and suffix in BAND_SUFFIXES
+            hint = "; SemanticFolder(num_channels=...) reads TIFF of other than 3 channels" * is_tiff
+            problems.append(f"{show_path(path)}: the {kind} must be {' or '.join(suffixes)}{hint}")
         elif key in found:
             problems.append(f"{show_path(path)}: a second {kind} of this name")
         found.setdefault(key, path)

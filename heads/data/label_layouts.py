@@ -4,7 +4,7 @@ import pathlib
 
 from heads.data.formats.pascal_voc import PICTURE_FOLDERS, find_year
 from heads.data.formats.reading import PICTURE_SUFFIXES, list_names, walk_files
-from heads.data.label_folders import LABEL_FOLDERS, list_briefly, pair_files, read_text
+from heads.data.label_folders import IMAGE_SUFFIXES, LABEL_FOLDERS, list_briefly, pair_files, read_text
 from heads.data.splits import choose_split, list_split_folders
 from heads.pictures import show_path
 
@@ -21,12 +21,15 @@ LAYOUTS = (
 )
 
 
-def find_pairs(path: pathlib.Path, split: str | None) -> tuple[str, pathlib.Path, list[tuple]]:
+def find_pairs(
+    path: pathlib.Path, split: str | None, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> tuple[str, pathlib.Path, list[tuple]]:
     """The images and label pictures of a split.
 
     Args:
         path: The folder.
         split: Name of the split. None: all pictures of a folder without splits, the only split, or "train".
+        suffixes: Of the images.
 
     Returns:
         Name of the layout; the folder that it begins in; sorted (image, label picture).
@@ -50,7 +53,7 @@ def find_pairs(path: pathlib.Path, split: str | None) -> tuple[str, pathlib.Path
         )
     splits = _list_splits(images, labels, split)
     name = choose_split(path, split, splits, f"the folders in images/ and {labels.name}/ of")
-    return f"images and {labels.name}", path, pair_files(*splits[name])
+    return f"images and {labels.name}", path, pair_files(*splits[name], suffixes)
 
 
 def has_label_pictures(path: pathlib.Path) -> bool:

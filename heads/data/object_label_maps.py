@@ -14,7 +14,7 @@ from heads.data.label_layouts import LAYOUTS, has_label_pictures, list_names
 from heads.data.object_folder import find_format, list_layouts, open_detection_folder
 from heads.data.semantic_folder import SemanticFolder
 from heads.ops.labels import CROWD_LABEL, IGNORED_LABEL
-from heads.pictures import DATA_FORMATS, read_picture, show_path
+from heads.pictures import DATA_FORMATS, RGB_CHANNELS, read_picture, show_path
 
 BACKGROUND = "background"
 
@@ -129,6 +129,7 @@ def open_semantic_folder(
     class_names: Sequence[str] | str | os.PathLike | None = None,
     reduce_zero_label: bool = False,
     class_colours: Mapping | str | os.PathLike | None = None,
+    num_channels: int = RGB_CHANNELS,
 ) -> SemanticFolder | ObjectLabelMaps:
     """A folder for semantic segmentation: label pictures in any layout, or outlines of objects.
 
@@ -140,6 +141,7 @@ def open_semantic_folder(
         class_names: See `SemanticFolder`; of label pictures alone, as the next two.
         reduce_zero_label: See `SemanticFolder`.
         class_colours: See `SemanticFolder`.
+        num_channels: See `SemanticFolder`; outlines are of RGB pictures.
 
     Returns:
         A `SemanticFolder`, or `ObjectLabelMaps` of what `open_detection_folder` reads.
@@ -151,7 +153,7 @@ def open_semantic_folder(
     if not path.is_dir():
         raise ValueError(f"path must be a folder that exists. Received: {show_path(path)}")
     if has_label_pictures(path):
-        return SemanticFolder(path, split, class_names, reduce_zero_label, class_colours)
+        return SemanticFolder(path, split, class_names, reduce_zero_label, class_colours, num_channels)
     if find_format(path) is None:
         layouts = "\n".join([*(f"- label pictures: {layout}" for layout in LAYOUTS), list_layouts()])
         raise ValueError(
@@ -163,5 +165,10 @@ def open_semantic_folder(
         raise ValueError(
             f"class_names, reduce_zero_label and class_colours are for label pictures. Received: "
             f"{source.format}'s format in {show_path(path)}, which names its classes"
+        )
+    if num_channels != RGB_CHANNELS:
+        raise ValueError(
+            f"num_channels must be {RGB_CHANNELS} for outlines of objects; label pictures go with others. "
+            f"Received: num_channels={num_channels!r}"
         )
     return ObjectLabelMaps(source)

@@ -9,9 +9,9 @@ from heads.arguments import read_count, read_flag, read_seed
 from heads.data.order import BatchOrder, continue_batches, find_groups, load_in_order
 from heads.data.prefetching import prefetch_batches
 from heads.data.semantic_folder import SemanticFolder
-from heads.data.semantic_moves import check_bands, fit_original, pad_pair, resize_pair
+from heads.data.semantic_moves import check_channels, fit_original, pad_pair, resize_pair
 from heads.picture_sizes import Resizing
-from heads.pictures import named_faults
+from heads.pictures import RGB_CHANNELS, named_faults
 from heads.processes import find_place
 
 
@@ -27,7 +27,8 @@ def semantic_training_batches(
     Args:
         source: A `SemanticFolder`, or anything with a length and `load(indices=None)` that gives the same
             pairs. A source without a length has `load(shuffle_seed=None)` and shuffles them itself; what
-            comes before `first_step` is read and left out then.
+            comes before `first_step` is read and left out then. One of other than RGB images has
+            `num_channels`.
         batch_size: Images per batch.
         augment: Function `(image, label, seed) -> (image, label)` that gives one size; seed is int32 `(2,)`,
             for `tf.random.stateless_*`. See `SemanticAugmentation`.
@@ -91,9 +92,12 @@ def semantic_evaluation_batches(
     if batch_size > 1 and image_size is None and isinstance(source, SemanticFolder):
         _check_one_size(source.pairs, batch_size)
 
+    num_channels = getattr(source, "num_channels", RGB_CHANNELS)
+
     def prepare(image, label):
+        image = check_channels(image, num_channels)
         if image_size is None:
-            return tf.cast(check_bands(image), tf.float32), label
+            return tf.cast(image, tf.float32), label
         size = fit_original(resizing, tf.shape(label))
         return pad_pair(*resize_pair(image, label, size), resizing.image_size)
 

@@ -15,13 +15,15 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from heads.arguments import read_count
+from heads.bands import BAND_SUFFIXES, read_bands
 from heads.data.colour_tables import find_colours
-from heads.data.label_folders import MAX_LISTED, find_class_names, list_briefly
+from heads.data.label_folders import IMAGE_SUFFIXES, MAX_LISTED, find_class_names, list_briefly
 from heads.data.label_layouts import VOC_CLASS_NAMES, find_pairs
 from heads.data.label_pictures import LabelPicture, decode_label_picture, find_other_order, map_numbers
 from heads.data.splits import choose_held_out
 from heads.ops.labels import IGNORED_LABEL
-from heads.pictures import DATA_FORMATS, decode_picture, show_path
+from heads.pictures import DATA_FORMATS, RGB_CHANNELS, Picture, decode_picture, show_path
 
 
 class SemanticFolder:
@@ -45,6 +47,8 @@ class SemanticFolder:
         class_colours: Of coloured label pictures: (red, green, blue) by name, or the path of a text file, see
             `read_colour_table`. Then there are no `class_names` beside it. Default: where the folder has no
             `classes.txt`, its `labelmap.txt`, `class_dict.csv`, `label_colors.txt` or `colours.txt`.
+        num_channels: Channels of the images, as many as the backbone takes. 3 is RGB; other images are TIFF
+            files of so many bands, read as `heads.bands.read_bands` says.
 
     Attributes:
         layout: Name of the layout.
@@ -65,11 +69,14 @@ class SemanticFolder:
         class_names: Sequence[str] | str | os.PathLike | None = None,
         reduce_zero_label: bool = False,
         class_colours: Mapping | str | os.PathLike | None = None,
+        num_channels: int = RGB_CHANNELS,
     ):
         self.path = pathlib.Path(path)
+        self.num_channels = read_count("num_channels", num_channels)
         self.split_name = split or self.path.name
         self.reduce_zero_label = reduce_zero_label
-        self.layout, start, self.pairs = find_pairs(self.path, split)
+        suffixes = IMAGE_SUFFIXES if self.num_channels == RGB_CHANNELS else BAND_SUFFIXES
+        self.layout, start, self.pairs = find_pairs(self.path, split, suffixes)
         if class_names is None and start.name.startswith("VOC2") and not (start / "classes.txt").is_file():
             class_names = VOC_CLASS_NAMES
         self._colours = find_colours(start, class_names, class_colours, reduce_zero_label)
@@ -92,8 +99,9 @@ class SemanticFolder:
             Pixels of each class, `(num_classes,)`, int64.
 
         Raises:
-            ValueError: Lists unreadable files, sizes that differ, label pictures that hold no class numbers
-                and labels out of range. If every pixel is ignored, or all but those of one class.
+            ValueError: Lists unreadable files, sizes that differ, images of another number of channels, label
+                pictures that hold no class numbers and labels out of range. If every pixel is ignored, or all
+                but those of one class.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
             reports = pool.map(self._examine_pair, self.pairs)
@@ -152,25 +160,35 @@ class SemanticFolder:
             indices: Dataset of positions in `pairs`, int64 scalars. Default: all, once, in order.
 
         Returns:
-            Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). A file that cannot
-            be read, an image of another size than its label and a label out of range end the iteration with
-            the path.
+            Dataset of (image `(height, width, channels)`, uint8 of RGB and else float32, label
+            `(height, width)` int32). A file that cannot be read, an image of another size than its label and
+            a label out of range end the iteration with the path.
         """
+        image_dtype = tf.uint8 if self.num_channels == RGB_CHANNELS else tf.float32
 
         def read_pair(index):
             image_path, label_path = self.pairs[index]
             label = self._decode_label(label_path)
             return (
-                _read_image(image_path, label_path, label).pixels,
+                self._read_image(image_path, label_path, label).pixels,
                 self._map_numbers(label.numbers, label_path),
             )
 
         def read(index):
-            image, label = tf.numpy_function(read_pair, [index], (tf.uint8, tf.int32))
-            return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
+            image, label = tf.numpy_function(read_pair, [index], (image_dtype, tf.int32))
+            image = tf.ensure_shape(image, (None, None, self.num_channels))
+            return image, tf.ensure_shape(label, (None, None))
 
         indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _read_image(self, image_path, label_path, label):
+        """The `Picture` of an image, to be of the size of its label (None where that is unreadable)."""
+        size = None if label is None else label.numbers.shape
+        size_from = f"its label {show_path(label_path)}"
+        if self.num_channels != RGB_CHANNELS:
+            return Picture(read_bands(image_path, self.num_channels, size, size_from), is_turned=False)
+        return decode_picture(image_path, size, DATA_FORMATS, size_from)
 
     def _decode_label(self, path):
         """Returns the `LabelPicture` of a file; the numbers of a coloured one are labels already."""
@@ -195,7 +213,7 @@ class SemanticFolder:
         except ValueError as problem:
             report.problems.append(str(problem))
         try:
-            image = _read_image(image_path, label_path, picture)
+            image = self._read_image(image_path, label_path, picture)
             report.orientation, report.is_turned = image.orientation, image.is_turned
         except ValueError as problem:
             report.problems.append(str(problem))
@@ -258,12 +276,6 @@ class _PairReport:
     is_turned: bool = False
     palette: np.ndarray | None = None
     problems: list[str] = dataclasses.field(default_factory=list)
-
-
-def _read_image(image_path, label_path, label):
-    """The image of a label picture (None where that is unreadable)."""
-    size = None if label is None else label.numbers.shape
-    return decode_picture(image_path, size, DATA_FORMATS, f"its label {show_path(label_path)}")
 
 
 def _tell_orientations(split, reports):

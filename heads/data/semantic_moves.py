@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from heads.arguments import read_counts, read_flag, read_range, read_share, read_size
 from heads.ops.labels import IGNORED_LABEL
-from heads.pictures import MEAN_PIXEL
+from heads.pictures import RGB_CHANNELS, choose_padding
 
 MAX_CROP_TRIES = 10
 BRIGHTNESS_DELTA = 32.0
@@ -31,10 +31,10 @@ class SemanticAugmentation:
         max_class_share: A crop is drawn again, up to 10 times, while one class has this share of its
             labelled pixels or more. 1 takes the first crop.
         flip: Whether to mirror half of the pictures left to right.
-        photometric: Whether to distort brightness, contrast, saturation and hue.
+        photometric: Whether to distort brightness, contrast, saturation and hue, which RGB alone has.
 
     Call arguments:
-        image: `(height, width, 3)`, 0 .. 255, any size and dtype.
+        image: `(height, width, 3)`, 0 .. 255, any size and dtype; or any other number of channels.
         label: `(height, width)`, int32.
         seed: int32 `(2,)`.
 
@@ -136,7 +136,7 @@ def random_crop(image, label, seed, crop_size, max_class_share=0.75, pad=True):
             maximum_iterations=MAX_CROP_TRIES - 1,
         )
     label = tf.slice(label, offset, size)
-    image = tf.slice(image, tf.concat([offset, [0]], 0), tf.concat([size, [3]], 0))
+    image = tf.slice(image, tf.concat([offset, [0]], 0), tf.concat([size, [image.shape[-1]]], 0))
     return pad_pair(image, label, crop_size) if pad else (tf.cast(image, tf.float32), label)
 
 
@@ -163,7 +163,8 @@ def photometric_distortion(image, seed):
     """
     order, brightness, contrast, saturation, hue = tf.unstack(tf.random.split(seed, 5))
     contrast_first = _flip_coin(order)
-    image = tf.cast(check_bands(image), tf.float32)
+    image = check_channels(image, way_out="; photometric=False leaves colours as they are")
+    image = tf.cast(image, tf.float32)
     image = _apply_by_chance(add_brightness, image, brightness, (-BRIGHTNESS_DELTA, BRIGHTNESS_DELTA))
     image = _apply_by_chance(scale_contrast, image, contrast, CONTRAST_RANGE, contrast_first)
     image = _apply_by_chance(scale_saturation, image, saturation, SATURATION_RANGE)
@@ -250,41 +251,51 @@ def resize_pair(image, label, size):
 
 
 def pad_pair(image, label, size):
-    """Image and label padded at the bottom and right to a size: mean grey, and 255.
+    """Image and label padded at the bottom and right to a size: mean grey (0 where it is not RGB), and 255.
 
     Args:
-        image: `(height, width, 3)`, not larger than `size`.
+        image: `(height, width, channels)`, not larger than `size`.
         label: `(height, width)`, int32.
         size: (height, width), integers, or scalars of a graph.
 
     Returns:
-        Image float32 `(*size, 3)` and label int32 `size`.
+        Image float32 `(*size, channels)` and label int32 `size`.
     """
     height, width = size
     below, right = height - tf.shape(label)[0], width - tf.shape(label)[1]
-    image = tf.pad(tf.cast(check_bands(image), tf.float32), [[0, below], [0, right], [0, 0]])
+    image = check_bands(image)
+    num_channels = image.shape[-1]
+    image = tf.pad(tf.cast(image, tf.float32), [[0, below], [0, right], [0, 0]])
     image = colour_padding(image[tf.newaxis], tf.shape(label)[tf.newaxis])[0]
     label = tf.pad(label, [[0, below], [0, right]], constant_values=IGNORED_LABEL)
     known = [side if isinstance(side, int) else None for side in size]
-    return tf.ensure_shape(image, (*known, 3)), tf.ensure_shape(label, known)
+    return tf.ensure_shape(image, (*known, num_channels)), tf.ensure_shape(label, known)
 
 
 def colour_padding(images, image_sizes):
-    """Images `(batch, height, width, 3)` with the mean pixel beyond their sizes `(batch, 2)`."""
+    """Images `(batch, height, width, channels)` with `choose_padding` beyond their sizes `(batch, 2)`."""
     rows = tf.sequence_mask(image_sizes[:, 0], tf.shape(images)[1])[:, :, tf.newaxis, tf.newaxis]
     columns = tf.sequence_mask(image_sizes[:, 1], tf.shape(images)[2])[:, tf.newaxis, :, tf.newaxis]
-    return tf.where(rows & columns, images, MEAN_PIXEL)
+    return tf.where(rows & columns, images, choose_padding(images.shape[-1]))
 
 
 def check_bands(image):
-    """The image; a ValueError if it is known not to have the three bands of RGB, else one when it runs."""
-    shape = tf.convert_to_tensor(image).shape
-    if not shape.is_compatible_with((None, None, 3)):
-        raise ValueError(
-            f"an image must be (height, width, 3), RGB: choose three of its bands, or repeat a grey one. "
-            f"Received: {shape}"
-        )
-    return tf.ensure_shape(image, (None, None, 3))
+    """The image; a ValueError if it is known to be none. Where its channels are unknown it must be RGB."""
+    image = tf.convert_to_tensor(image)
+    if image.shape.rank not in (None, 3):
+        raise ValueError(f"an image must be (height, width, channels). Received: {image.shape}")
+    is_known = image.shape.rank == 3 and image.shape[-1] is not None
+    return image if is_known else tf.ensure_shape(image, (None, None, RGB_CHANNELS))
+
+
+def check_channels(image, num_channels: int = RGB_CHANNELS, way_out: str = ""):
+    """The image; a ValueError if it is known not to have so many channels, else one when it runs."""
+    shape, wanted = tf.convert_to_tensor(image).shape, (None, None, num_channels)
+    if not shape.is_compatible_with(wanted):
+        if num_channels == RGB_CHANNELS:
+            way_out = f", RGB: choose three of its bands, or repeat a grey one{way_out}"
+        raise ValueError(f"an image must be (height, width, {num_channels}){way_out}. Received: {shape}")
+    return tf.ensure_shape(image, wanted)
 
 
 def _apply_by_chance(distort, image, seed, value_range, enabled=True):

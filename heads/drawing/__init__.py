@@ -1,5 +1,6 @@
 """Pictures of what a head was told and what it said: arrays in, arrays out; nothing is shown or saved."""
 
+from heads.drawing.bands import draw_bands
 from heads.drawing.comparison import draw_detection_comparison
 from heads.drawing.confusion import draw_confusion
 from heads.drawing.curves import draw_curves, draw_precision_recall
@@ -15,6 +16,7 @@ from heads.drawing.skeletons import draw_pose_comparison, draw_skeletons
 
 __all__ = [
     "class_palette",
+    "draw_bands",
     "draw_comparison",
     "draw_confusion",
     "draw_curves",

@@ -5,6 +5,8 @@ import os
 import numpy as np
 
 import heads.drawing.pages as pages
+from heads.bands import read_bands
+from heads.drawing.bands import draw_bands
 from heads.drawing.label_maps import overlay_label_map
 from heads.drawing.objects import draw_detections
 from heads.drawing.palette import class_palette
@@ -16,7 +18,9 @@ from heads.pictures import read_picture
 from heads.results import read_masks
 
 
-def draw_result(image, result: dict, class_names=None, score_threshold: float = 0.3, skeleton=None):
+def draw_result(
+    image, result: dict, class_names=None, score_threshold: float = 0.3, skeleton=None, bands=None
+):
     """Draws what a model saw in a picture, in the drawing that fits: `draw_result(result["path"], result)`.
 
     Boxes, or masks, of objects; segments; the colours of a label map on the picture, with a legend of the
@@ -29,6 +33,8 @@ def draw_result(image, result: dict, class_names=None, score_threshold: float = 
             "class 3".
         score_threshold: Objects and keypoints below it are left out.
         skeleton: Pairs of keypoints that lines connect, of people.
+        bands: Of a multispectral image, which then is (h, w, bands) or the path of a TIFF file: the places of
+            the three that are drawn, see `draw_bands`.
 
     Returns:
         uint8 (height, width, 3); small pictures are enlarged, but for label maps and saliency maps.
@@ -36,7 +42,11 @@ def draw_result(image, result: dict, class_names=None, score_threshold: float = 
     Raises:
         ValueError: If the result is none of a known kind, or does not fit the image or the class names.
     """
-    image = read_picture(image) if isinstance(image, str | os.PathLike) else pages.check_picture(image)
+    is_path = isinstance(image, str | os.PathLike)
+    if bands is not None:
+        image = draw_bands(read_bands(image) if is_path else image, bands)
+    else:
+        image = read_picture(image) if is_path else pages.check_picture(image)
     if "keypoints" in result:
         return draw_skeletons(image, result, skeleton, score_threshold)
     if "saliency_map" in result:

@@ -1,6 +1,5 @@
 """`python -m van_backbones.checkpoints`: lists, fetches, inspects and converts checkpoints."""
 
-import argparse
 import importlib
 import os
 import pathlib
@@ -10,6 +9,7 @@ import zipfile
 import numpy as np
 
 from van_backbones.backbone import VANBackbone
+from van_backbones.before_keras import CHECKPOINTS, parse_checkpoint_command
 from van_backbones.checkpoints import releases
 from van_backbones.checkpoints.file_kinds import describe_file, find_weights
 from van_backbones.checkpoints.file_writing import write_beside
@@ -19,32 +19,18 @@ from van_backbones.checkpoints.loading import load_checkpoint, save_state_dict, 
 from van_backbones.classifier import VANClassifier
 
 
-def main(argv=None, program="python -m van_backbones.checkpoints"):
+def main(argv=None, program=CHECKPOINTS):
     """Runs one command; gives the exit code: 0, or 1 with the error on standard error."""
-    description = __doc__.replace("python -m van_backbones.checkpoints", program)
-    parser = argparse.ArgumentParser(prog=program, description=description)
-    commands = parser.add_subparsers(required=True)
-
-    def add(name, run, description, *arguments):
-        command = commands.add_parser(name, help=description, description=description)
-        for argument in arguments:
-            command.add_argument(argument)
-        command.set_defaults(run=run, arguments=arguments)
-
-    add("list", list_releases, "the named releases")
-    add("download", download, "fetches a release and prints its path", "name")
-    add("inspect", inspect, "says what a checkpoint file holds", "file")
-    add(
-        "convert",
-        convert,
-        "a PyTorch file -> .safetensors (reference names) or .weights.h5",
-        "input",
-        "output",
-    )
-    add("export", export, "a .keras model -> .safetensors for PyTorch", "input", "output")
-    parsed = parser.parse_args(argv)
+    commands = {
+        "list": list_releases,
+        "download": download,
+        "inspect": inspect,
+        "convert": convert,
+        "export": export,
+    }
+    name, arguments = parse_checkpoint_command(argv, program)
     try:
-        parsed.run(*(getattr(parsed, name) for name in parsed.arguments))
+        commands[name](*arguments)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
