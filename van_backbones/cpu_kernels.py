@@ -151,8 +151,8 @@ def gelu(inputs):
     """Returns the exact GELU, `x * Phi(x)`.
 
     `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary error
-    function, which takes several times as long. In this order of operations, other runtimes
-    recognise it when they load an export.
+    function, which takes several times as long. In this order of operations, other runtimes recognise it when
+    they load an export.
     """
     return (0.5 * inputs) * (1.0 + ops.erf(inputs * math.sqrt(0.5)))
 

@@ -29,10 +29,10 @@ class SemanticFolder:
 
     These layouts are read: `images/<split>/` with `labels/<split>/`, or without splits; ADE20K's
     `images/training/` with `annotations/training/`; and Pascal VOC's. Sub-folders belong to the split. Images
-    are JPEG or PNG, label pictures are one-channel or palette PNG that hold the class numbers: of palettes
-    the indices count. A number is the line in `classes.txt`, from 0; 255 is ignored. Coloured label pictures
-    need a table of the classes' colours. Images are read as `heads.pictures.decode_picture`
-    says: the EXIF orientation is applied unless only the stored pixels have the size of the label.
+    are JPEG or PNG, label pictures are PNG with the class numbers in one channel or as indices of a palette.
+    A number is the line in `classes.txt`, from 0; 255 is ignored. Coloured label pictures need a table of the
+    classes' colours. `heads.pictures.decode_picture` reads the images: the EXIF orientation is applied unless
+    only the stored pixels have the size of the label.
 
     Args:
         path: The folder.
@@ -40,11 +40,11 @@ class SemanticFolder:
             None: all pictures of a folder without splits, the only split, or else "train".
         class_names: Names in the order of the labels, at least 2, or the path of a text file with one name
             per line. Default: the folder's `classes.txt`, or the names of its table of colours.
-        reduce_zero_label: True where label 0 means unlabelled and the classes are 1 .. N, as in ADE20K:
-            0 becomes 255 and k becomes k - 1.
-        class_colours: Of coloured label pictures: (red, green, blue) by name, or the path of a text file, see
-            `read_colour_table`. Then there are no `class_names` beside it. Default: where the folder has no
-            `classes.txt`, its `labelmap.txt`, `class_dict.csv`, `label_colors.txt` or `colours.txt`.
+        reduce_zero_label: True if label 0 means unlabelled and the classes are 1 .. N, as in ADE20K: 0
+            becomes 255 and k becomes k - 1.
+        class_colours: For coloured label pictures: (red, green, blue) by name, or the path of a text file,
+            see `read_colour_table`. Excludes `class_names`. Default: if the folder has no `classes.txt`, its
+            `labelmap.txt`, `class_dict.csv`, `label_colors.txt`, `colours.txt` or `colors.txt`.
 
     Attributes:
         layout: Name of the layout.
@@ -81,7 +81,7 @@ class SemanticFolder:
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
         """Decodes every file and counts the pixels of each class.
 
-        Run it once before training: what is wrong is found now and not after hours, all of it in one error.
+        Run it once before training: all faults are found now and not after hours, and listed in one error.
         Warns where classes never occur, and where palettes give one colour different numbers.
 
         Args:
@@ -93,7 +93,7 @@ class SemanticFolder:
 
         Raises:
             ValueError: Lists unreadable files, sizes that differ, label pictures that hold no class numbers
-                and labels out of range. If every pixel is ignored, or all but those of one class.
+                and labels out of range. Also if every pixel is ignored, or all but those of one class.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
             reports = pool.map(self._examine_pair, self.pairs)
@@ -118,7 +118,7 @@ class SemanticFolder:
 
         Args:
             share: Share of the pictures of each class that is held out.
-            seed: Of the choice; the same gives the same pictures.
+            seed: Seed of the choice; the same seed chooses the same pictures.
 
         Raises:
             ValueError: For a share that is not below 1, where no class is on two pictures, or where a label
@@ -154,7 +154,7 @@ class SemanticFolder:
         Returns:
             Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). A file that cannot
             be read, an image of another size than its label and a label out of range end the iteration with
-            the path.
+            an error that names the path.
         """
 
         def read_pair(index):
@@ -173,7 +173,7 @@ class SemanticFolder:
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _decode_label(self, path):
-        """Returns the `LabelPicture` of a file; the numbers of a coloured one are labels already."""
+        """Returns the `LabelPicture` of a file; the numbers of a coloured picture are already labels."""
         return (
             decode_label_picture(path)
             if self._colours is None
@@ -261,7 +261,7 @@ class _PairReport:
 
 
 def _read_image(image_path, label_path, label):
-    """The image of a label picture (None where that is unreadable)."""
+    """Returns the image of a label picture, which is None if it is unreadable."""
     size = None if label is None else label.numbers.shape
     return decode_picture(image_path, size, DATA_FORMATS, f"its label {show_path(label_path)}")
 

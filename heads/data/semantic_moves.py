@@ -1,7 +1,7 @@
 """Sizes, crops, flips and colours of an image with its label map, in `tf.data` graphs.
 
-mmsegmentation's training pipeline for ADE20K, the one of the VAN paper's results (Sec. 4.3). Every random
-function takes an explicit stateless seed, int32 `(2,)`: the same seed gives the same result.
+mmsegmentation's training pipeline for ADE20K, which the VAN paper used (Sec. 4.3). Every random function
+takes an explicit stateless seed, int32 `(2,)`: the same seed gives the same result.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ MAX_CROP_TRIES = 10
 BRIGHTNESS_DELTA = 32.0
 CONTRAST_RANGE = (0.5, 1.5)
 SATURATION_RANGE = (0.5, 1.5)
-# mmsegmentation says 18 and means OpenCV's 8-bit hue, which counts steps of 2 degrees.
+# mmsegmentation has 18, in OpenCV's 8-bit hue, whose steps are 2 degrees.
 HUE_DELTA = 36.0
 
 
@@ -70,7 +70,8 @@ class SemanticAugmentation:
             image, label = random_flip(image, label, flip_seed)
         if self.photometric:
             image = photometric_distortion(image, colour_seed)
-        # Last, so that the padding is at the bottom right and keeps the grey that a backbone sees as zero.
+        # Padded last, so that the padding is at the bottom right and keeps the grey that a backbone sees as
+        # zero.
         return pad_pair(image, label, self.crop_size)
 
 
@@ -220,7 +221,7 @@ def fit_sides(size, short_side, long_side):
 
 
 def fit_original(resizing, size):
-    """The size that a `Resizing` gives to a picture, in a graph: int32 (2,) both."""
+    """The size that a `Resizing` gives to a picture of a size, in a graph; both int32 (2,)."""
     fitted = tf.numpy_function(lambda size: np.array(resizing.fit(size), "int32"), [size], tf.int32)
     return tf.ensure_shape(fitted, (2,))
 
@@ -270,14 +271,14 @@ def pad_pair(image, label, size):
 
 
 def colour_padding(images, image_sizes):
-    """Images `(batch, height, width, 3)` with the mean pixel beyond their sizes `(batch, 2)`."""
+    """Images `(batch, height, width, 3)`, filled with the mean pixel beyond their sizes `(batch, 2)`."""
     rows = tf.sequence_mask(image_sizes[:, 0], tf.shape(images)[1])[:, :, tf.newaxis, tf.newaxis]
     columns = tf.sequence_mask(image_sizes[:, 1], tf.shape(images)[2])[:, tf.newaxis, :, tf.newaxis]
     return tf.where(rows & columns, images, MEAN_PIXEL)
 
 
 def check_bands(image):
-    """The image; a ValueError if it is known not to have the three bands of RGB, else one when it runs."""
+    """The image; a ValueError unless it has the three bands of RGB, or an error when the graph runs."""
     shape = tf.convert_to_tensor(image).shape
     if not shape.is_compatible_with((None, None, 3)):
         raise ValueError(
