@@ -145,8 +145,7 @@ def _check_boxes(boxes, labels, image_sizes):
 
     faults = exists & ops.logical_not(valid)
     poison = poison_faults(faults, describe)
-    # Boxes that all lie in the first pixel are relative, unless they start at its corner, as boxes left by a
-    # crop do.
+    # All boxes in the first pixel are relative ones, except those at its corner, which a crop may leave.
     in_first_pixel = ops.all(boxes <= 1.0, axis=-1) & ops.any(boxes[..., :2] > 0.0, axis=-1)
     normalized = ops.any(exists) & ops.all(in_first_pixel | ops.logical_not(exists))
     poison += poison_faults(
@@ -168,8 +167,7 @@ def read_crops(inputs):
             that it was cut out of.
 
     Returns:
-        (images, others): `others` is a dict of "to_pictures", float32 (batch, 2, 3), or empty if there are
-        none.
+        (images, others): `others` is a dict of "to_pictures", float32 (batch, 2, 3), or empty.
 
     Raises:
         ValueError: for a dict without "images" or with unknown keys, or maps of another shape.

@@ -39,9 +39,8 @@ class TrainingRun(keras.callbacks.Callback):
     random number generator of the model. A kill at any moment leaves a complete state, to which `begin`
     adapts the log. Earlier states are kept, too, in case the disk damages a file.
 
-    After Ctrl-C or SIGTERM, the step is finished and a state saved. A training that resumes from a state has
-    the same pictures, random numbers and optimizer as if it had not been interrupted, and ends with the same
-    weights.
+    Ctrl-C and SIGTERM finish the step and save a state. A training that resumes has the same pictures, random
+    numbers and optimizer as if it had not been interrupted, and ends with the same weights.
 
     Put it after the callback that scores. It also ends `fit` at the last step exactly. If the optimizer keeps
     averages of the weights, `train` scores and saves the model with these: see `WeightAverages`.
@@ -288,8 +287,7 @@ class TrainingRun(keras.callbacks.Callback):
             reason: The KeyboardInterrupt from Ctrl-C or from `interrupt`.
 
         Raises:
-            SystemExit: After a SIGTERM, with a shell's code 143, so that a job scheduler starts the job
-                again.
+            SystemExit: After a SIGTERM, with a shell's code 143, so that a scheduler restarts the job.
         """
         path = self.folder / "interrupted.keras"
         with self._with_averages():
