@@ -6,10 +6,10 @@ How the features are gathered, for all boxes of all levels at once:
     boxes    sorted by the area of their window, 32 a group, so that large ones do not hold up small ones
     window   the cells that a box's samples touch, row by row, cut into tiles of 128
 
-        . . . . . . . .       a group goes on until its largest window is done: . a a a a b b .         cells
-        = gather a tile of each box    (32, 128, channels) . b b c c c c .         weights = each cell's
-        weight (32, bins, 128) . . . . . . . .         means  += weights @ cells              (32, bins,
-        channels)
+        . . . . . . . .       a group goes on until its largest window is done:
+        . a a a a b b .         cells   = gather a tile of each box    (32, 128, channels)
+        . b b c c c c .         weights = weight of each cell          (32, bins, 128)
+        . . . . . . . .         means  += weights @ cells              (32, bins, channels)
 
 The weight of a cell in a bin is a row's weight times a column's: see `heads.ops.bilinear`. The gradient goes
 the same way back and adds up into the list of cells.
@@ -270,7 +270,7 @@ def _weigh_tile(group, tile, num_bins):
 
 
 def _check_grid(output_size, sampling_ratio):
-    """Raises a ValueError for less than one bin, or less than no samples."""
+    """Raises a ValueError for less than one bin, or a negative number of samples."""
     if output_size < 1:
         raise ValueError(f"output_size must be at least 1. Received: {output_size}")
     if sampling_ratio < 0:
