@@ -1,4 +1,4 @@
-"""The checks of arguments that several files share: `read_...` returns the value as it is used."""
+"""Checks of arguments that several files share: `read_...` returns the value in the form that is used."""
 
 import math
 import numbers
@@ -16,7 +16,7 @@ def read_count(name: str, value, smallest: int = 1) -> int:
 
 
 def read_counts(name: str, value) -> tuple[int, ...]:
-    """Returns one or more positive whole numbers; one alone needs no sequence."""
+    """Returns one or more positive whole numbers; a single one needs no sequence."""
     counts = _as_sequence(value)
     if not counts or not all(_is_whole(count) and count > 0 for count in counts):
         raise ValueError(f"{name} must be positive whole numbers. Received: {name}={value!r}")
@@ -24,7 +24,7 @@ def read_counts(name: str, value) -> tuple[int, ...]:
 
 
 def read_seed(value) -> int:
-    """Returns a seed, which TensorFlow takes as int32 and NumPy not below 0."""
+    """Returns a seed that fits TensorFlow (int32) and NumPy (not negative)."""
     if not _is_whole(value) or not 0 <= value <= LARGEST_SEED:
         raise ValueError(f"seed must be a whole number, 0 to {LARGEST_SEED}. Received: {value!r}")
     return int(value)
@@ -58,9 +58,9 @@ def read_range(name: str, value) -> tuple[float, float]:
 
 
 def read_pairs(name: str, value, count: int, only_once: bool = False) -> list[list[int]] | None:
-    """Returns pairs of numbers 0 .. count - 1, both different; None where there are none.
+    """Returns pairs of different numbers 0 .. count - 1; None if there are none.
 
-    With `only_once`, no number is in two pairs.
+    With `only_once`, no number may be in two pairs.
     """
     if value is None:
         return None
@@ -84,13 +84,13 @@ def read_share(name: str, value) -> float:
 
 
 def check_counts(least=1, **counts):
-    """Raises a ValueError that names the first argument that is no whole number, or below `least`."""
+    """Raises a ValueError that names the first argument that is not a whole number of at least `least`."""
     for name, value in counts.items():
         read_count(name, value, least)
 
 
 def check_shares(with_one=False, **shares):
-    """Raises a ValueError that names the first argument that is no number from 0 to 1, or is 1 itself."""
+    """Raises a ValueError that names the first argument that is not from 0 to below 1, or to 1 `with_one`."""
     for name, value in shares.items():
         if not isinstance(value, numbers.Real) or not 0 <= value <= 1 or (value == 1 and not with_one):
             limit = "to 1" if with_one else "to below 1"
@@ -100,7 +100,7 @@ def check_shares(with_one=False, **shares):
 def check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections):
     """Raises a ValueError that names the first argument of a detector that is out of range.
 
-    `iou_threshold` is None of a detector that suppresses nothing.
+    `iou_threshold` is None for a detector that suppresses nothing.
     """
     check_counts(num_classes=num_classes, channels=channels, max_detections=max_detections)
     check_shares(score_threshold=score_threshold)
@@ -109,7 +109,7 @@ def check_detector(num_classes, channels, score_threshold, iou_threshold, max_de
 
 
 def _as_sequence(value):
-    """Returns a tuple; of one entry where the value is no sequence (a text is none)."""
+    """Returns a tuple, with one entry if the value is not a sequence (a text does not count as one)."""
     return tuple(value) if hasattr(value, "__iter__") and not isinstance(value, str | bytes) else (value,)
 
 

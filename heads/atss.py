@@ -20,7 +20,7 @@ LAYOUT = Layout(anchor_scales=(ANCHOR_SCALE,))
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class ATSS(OneStageDetector):
-    """Object detection in one stage: each object chooses the anchors that learn it, by how well they fit.
+    """One-stage object detection: each object chooses the anchors that learn it by how well they fit.
 
     `model(images)` gives raw predictions, float32: "class_logits" (batch, anchors, classes), "box_deltas"
     (batch, anchors, 4) and "centerness_logits" (batch, anchors), how near to its object's centre an anchor
@@ -43,7 +43,7 @@ class ATSS(OneStageDetector):
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training
@@ -132,7 +132,7 @@ class ATSS(OneStageDetector):
 
 
 def measure_centerness(boxes, anchors):
-    """Returns how near to the centres of boxes (..., 4) those of anchors (..., 4) are: 1 there, 0 at a side.
+    """Returns how near anchors' centres are to those of boxes, both (..., 4): 1 there, 0 at a side.
 
     FCOS (arXiv 1904.01355, equation 3).
     """

@@ -38,7 +38,7 @@ STAGES = (
     Stage(iou_threshold=0.6, deviations=(0.05, 0.05, 0.1, 0.1), loss_weight=0.5),
     Stage(iou_threshold=0.7, deviations=(0.033, 0.033, 0.067, 0.067), loss_weight=0.25),
 )
-# The box head's layers, and what of its stages follows from them.
+# Kind of box head -> options of its layers, and of its stages.
 BOX_HEADS = {
     "2fc": (
         {"class_agnostic": True},
@@ -53,15 +53,15 @@ BOX_HEADS = {
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class CascadeMaskRCNN(DenseModel):
-    """Instance segmentation in three stages after the proposals, each on the boxes of the one before.
+    """Instance segmentation in three stages after the proposals, each on the boxes from the one before.
 
     `model(images)` gives raw predictions: those of `heads.layers.rpn.RegionProposalNetwork`, "pyramid" (the
-    maps P2 .. P5), "image_sizes" (batch, 2), and, except in training, what the last stage sees and says:
-    "proposals" (batch, proposals, 4), "proposal_scores" (batch, proposals), "class_logits"
-    (batch, proposals, classes + 1), the mean of the three stages', the background last, "box_deltas"
-    (batch, proposals, classes or 1, 4), "detections" in pixels of the input, and "mask_logits"
-    (batch, max_detections, 28, 28), whose sigmoid is the mean of the three mask heads'. `model.predict` gives
-    detections, `fit` takes padded boxes, labels and masks: see `decode` and `compute_losses`.
+    maps P2 .. P5), "image_sizes" (batch, 2), and, except in training, the last stage's inputs and outputs:
+    "proposals" (batch, proposals, 4), "proposal_scores" (batch, proposals), "class_logits" (batch, proposals,
+    classes + 1), the mean of the three stages', the background last, "box_deltas" (batch, proposals, classes
+    or 1, 4), "detections" in pixels of the input, and "mask_logits" (batch, max_detections, 28, 28), whose
+    sigmoid is the mean of the three mask heads'. `model.predict` gives detections, `fit` takes padded boxes,
+    labels and masks: see `decode` and `compute_losses`.
 
     Inputs are images (batch, height, width, 3) or a dict, which also tells the sizes: see
     `heads.ops.inputs.read_inputs`.
@@ -73,7 +73,7 @@ class CascadeMaskRCNN(DenseModel):
             paper's 84 M parameters with VAN-B2; "2fc" for mmdetection's plain configuration, two dense
             layers, one box for all classes and the smooth L1 loss.
         channels: channels of the pyramid and the heads.
-        num_proposals: proposals of each image that the stages look at; in training there are 2000.
+        num_proposals: proposals per image that the stages look at; training uses 2000.
         num_samples: proposals of each image that each stage learns from, at most a quarter of them objects;
             at least 4.
         score_threshold: detections below are left out.
@@ -82,7 +82,7 @@ class CascadeMaskRCNN(DenseModel):
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Cai and Vasconcelos, "Cascade R-CNN: High Quality Object Detection and Instance Segmentation", arXiv
@@ -204,7 +204,7 @@ class CascadeMaskRCNN(DenseModel):
             )
 
     def draw_priorities(self, values):
-        """Returns a random number for each place of `values`: those of the smallest are sampled."""
+        """Returns a random number for each entry of `values`; the entries with the smallest are sampled."""
         return keras.random.uniform(ops.shape(values), seed=self.seed_generator)
 
     def decode(self, predictions):

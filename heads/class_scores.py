@@ -1,11 +1,11 @@
-"""What a head's predictions say of one class, as a number: to ask where in a picture the reasons are."""
+"""How strongly a head's predictions speak for one class, as a number: what Grad-CAM differentiates."""
 
 import numpy as np
 from keras import ops
 
 from heads.ops.selection import label_pixels
 
-# Boxes, or queries with masks, that count: those with the best scores.
+# How many boxes, or queries with masks, count: those with the best scores.
 NUM_BEST = 10
 
 
@@ -13,16 +13,17 @@ def find_class(model, predictions, point=None) -> int:
     """Returns the class that stands out in the predictions of one image.
 
     Args:
-        model: a head with classes; of a saliency model the answer is always 0.
+        model: a head with classes; for a saliency model the answer is always 0.
         predictions: what `model(images)` returned, of a batch of one.
-        point: (x, y) in pixels of the image; of a segmenter the class there is wanted, others ignore it.
+        point: (x, y) in pixels of the image, at which the class of a segmenter is wanted; other heads ignore
+            it.
 
     Returns:
-        Of a segmenter the class of the most pixels, of a detector and of `Mask2Former` that with the best
+        For a segmenter the class of most pixels, for a detector or a `Mask2Former` the one with the best
         score.
 
     Raises:
-        ValueError: if the model gives no classes, or the point is outside.
+        ValueError: if the model predicts no classes, or the point is outside.
     """
     logits, are_pixels = _read_logits(model, predictions)
     if are_pixels:
@@ -36,9 +37,9 @@ def find_class(model, predictions, point=None) -> int:
 def score_class(model, predictions, label: int, point=None):
     """Returns how strongly the predictions of one image speak for a class, a float32 scalar tensor.
 
-    Of a segmenter the mean logit of the pixels that are of the class, or of all where none is, and with a
-    point the logit there; of a detector and of `Mask2Former` the mean of the ten best scores before the
-    sigmoid, or after the logarithm of the softmax.
+    For a segmenter, the mean logit over the pixels that are predicted as the class, or over all if there are
+    none; with a point, the logit there. For a detector or a `Mask2Former`, the mean of the ten best scores,
+    as logits before a sigmoid or log-probabilities of a softmax.
 
     Args:
         model: see `find_class`.
@@ -47,7 +48,7 @@ def score_class(model, predictions, label: int, point=None):
         point: (x, y) in pixels of the image, or None.
 
     Raises:
-        ValueError: if the model gives no classes, there is no such class, or the point is outside.
+        ValueError: if the model predicts no classes, there is no such class, or the point is outside.
     """
     logits, are_pixels = _read_logits(model, predictions)
     num_classes = logits.shape[-1]
@@ -70,7 +71,7 @@ def score_class(model, predictions, label: int, point=None):
 
 
 def _read_logits(model, predictions):
-    """Returns the logits of the classes, and whether they are (1, height, width, classes) or (n, classes)."""
+    """Returns the logits, (1, height, width, classes) or (n, classes), and whether they are a map."""
     logits = predictions
     if isinstance(predictions, dict):
         logits = predictions["logits"] if "logits" in predictions else predictions.get("class_logits")
@@ -81,7 +82,7 @@ def _read_logits(model, predictions):
     logits = ops.cast(logits, "float32")
     if not isinstance(predictions, dict) or "logits" in predictions:
         return logits, True
-    # Of heads that refine their predictions, those of the last layer count: (n, classes).
+    # Heads that refine their predictions have them for each layer, of which the last counts: (n, classes).
     logits = logits[0] if len(logits.shape) == 3 else logits[0, -1]
     if logits.shape[-1] == model.num_classes + 1:  # the last one is the background
         logits = ops.log_softmax(logits, axis=-1)[:, :-1]

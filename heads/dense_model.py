@@ -17,7 +17,7 @@ class DenseModel(keras.Model):
     named losses) and `decode` (predictions -> what a user wants). This class makes `fit` minimise the sum of
     the losses and log each by name, and `predict` give decoded results, on every backend of Keras.
 
-    What else Keras's `compile` and `fit` take works as in any Keras model, or raises: losses of layers
+    The other arguments of Keras's `compile` and `fit` work as in any Keras model, or raise: losses of layers
     (regularizers, `add_loss`) are part of the loss; `loss`, `loss_weights`, `class_weight` and
     `sample_weight` are refused, `metrics` and `weighted_metrics` where `takes_metrics` is False.
 
@@ -25,21 +25,21 @@ class DenseModel(keras.Model):
         backbone: a functional Keras model with `pyramid_outputs`, a dict level -> symbolic output.
         levels: the levels that the head reads, such as `("P2", "P3", "P4", "P5")`.
         loss_names: the keys of `compute_losses`.
-        arguments: `locals()` of the head's constructor. Its arguments become attributes of the same names,
-            which `get_config` writes; what is no argument of it is ignored. None where it has none, or
-            writes them itself.
+        arguments: `locals()` of the head's constructor. The constructor's arguments become attributes of the
+            same names, which `get_config` writes; other local variables are ignored. None if it has no
+            arguments, or a `get_config` of its own.
         class_names: names of the classes, in the order of their labels; kept in the model's file.
         resizing: how pictures are resized, a `Resizing`; kept in the model's file. None keeps their size.
         **kwargs: `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: if the backbone has no `pyramid_outputs` or lacks a level, or at other class names than
-            one text for each of `num_classes`.
+        ValueError: if the backbone has no `pyramid_outputs` or lacks a level, or `class_names` is not one
+            text for each of `num_classes`.
     """
 
-    # Whether `compute_metrics` gives metrics of `compile` what they can compare.
+    # Whether `compute_metrics` passes targets and predictions to the metrics of `compile`.
     takes_metrics = False
-    # Whether targets have one shape for each image; others have as many rows as a batch has objects.
+    # Whether targets have a fixed shape per image, rather than as many rows as the batch has objects.
     has_fixed_targets = False
     # Whether targets and detections have masks.
     with_masks = False
@@ -69,11 +69,12 @@ class DenseModel(keras.Model):
                 f"backbone must be a Keras model whose `pyramid_outputs` has the levels {list(levels)}. "
                 f"Received: {backbone!r} with {found}"
             )
-        # Each batch has its own number of objects: XLA would compile anew for each.
+        # The number of objects differs between batches: XLA would compile anew for each.
         self.supports_jit = self.has_fixed_targets or keras.backend.backend() != "tensorflow"
         self.autocast = False  # half precision cannot hold resized pixels: the backbone casts
         if not backbone.trainable:
-            # A frozen backbone that was loaded has the flag on itself alone, and the pyramid asks its layers.
+            # A frozen backbone that was loaded has only its own flag set, but the pyramid looks at its
+            # layers'.
             for layer in backbone.layers:
                 layer.trainable = False
         self.backbone = backbone
@@ -147,12 +148,12 @@ class DenseModel(keras.Model):
 
     def predict(self, x, *args, **kwargs):
         if _count_rows(x) == 0:
-            # No network is made for nothing: the results of a blank image show the shapes and dtypes.
+            # A network is not run on zero images: the results of a blank image show the shapes and dtypes.
             blank = keras.tree.map_structure(lambda array: np.ones((1, *array.shape[1:]), array.dtype), x)
             return keras.tree.map_structure(lambda array: np.asarray(array)[:0], self.predict_on_batch(blank))
         try:
             return super().predict(x, *args, **kwargs)
-        except UnboundLocalError as problem:  # what Keras makes of no batch at all
+        except UnboundLocalError as problem:  # Keras raises this where there is no batch
             raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none") from problem
 
     def predict_pictures(
@@ -164,10 +165,10 @@ class DenseModel(keras.Model):
         progress: bool = True,
         **options,
     ) -> list[dict]:
-        """Returns what the model sees in pictures, in the pixels of each.
+        """Returns the results of pictures, in the pixels of each.
 
-        Pictures are read upright, resized and padded as `resizing` says; those of one size go through the
-        model together.
+        Pictures are read upright, then resized and padded as `resizing` says; those of equal size go through
+        the model together.
 
         Args:
             pictures: a picture file (what Pillow reads: JPEG, PNG, WebP, BMP, TIFF ...), a folder of them, an
@@ -177,19 +178,19 @@ class DenseModel(keras.Model):
             batch_size: most pictures that go through the model at once.
             score_threshold: detections below are left out.
             masks: "pasted" for bool arrays of the picture's size, "run_lengths" for COCO's compressed run
-                lengths, which take a hundredth of the memory.
+                lengths, which take about a hundredth of the memory.
             progress: whether to show a progress bar, for two pictures or more.
-            **options: what a head's `predict_resized` takes besides: `task` of `Mask2Former`.
+            **options: further arguments of the head's `predict_resized`: `task` for `Mask2Former`.
 
         Returns:
             A list with a dict for each picture, in their order: "path" (None for arrays), and
 
-            - of a detector "boxes" (n, 4), xyxy pixels, "scores" (n,), "labels" (n,), "names", n texts, the
+            - for a detector "boxes" (n, 4), xyxy pixels, "scores" (n,), "labels" (n,), "names", n texts, the
               best first, and perhaps "masks", bool (n, height, width) or a list of n dicts;
-            - of a semantic segmenter "label_map", int32 (height, width);
-            - of a saliency model "saliency_map", float32 (height, width), 0 .. 1;
-            - of a panoptic one "segments", int32 (height, width), rows of "labels" (n,), "scores" (n,) and
-              "names", n texts; -1 where there is no segment.
+            - for a semantic segmenter "label_map", int32 (height, width);
+            - for a saliency model "saliency_map", float32 (height, width), 0 .. 1;
+            - for a panoptic segmenter "segments", int32 (height, width), rows of "labels" (n,), "scores" (n,)
+              and "names", n texts; -1 where there is no segment.
 
         Raises:
             ValueError: if a file cannot be read, starting with its path, or an array is no picture.
@@ -201,13 +202,13 @@ class DenseModel(keras.Model):
     def prepare_pictures(self, pictures, image_size: tuple[int, int] | None = None):
         """Returns an iterator of pictures as the model's exports take them, each a batch of its own.
 
-        They are read, resized and padded as in `predict_pictures`: what `van_backbones.export` calibrates
-        int8 with.
+        They are read, resized and padded as in `predict_pictures`. `van_backbones.export` calibrates int8
+        with them.
 
         Args:
             pictures: see `predict_pictures`.
-            image_size: (height, width) to fit the pictures into, for an export of this size; None for what
-                `resizing` says.
+            image_size: (height, width) to fit the pictures into, for an export of this size; None follows
+                `resizing`.
 
         Returns:
             An iterator of uint8 (1, height, width, 3).
@@ -232,23 +233,23 @@ class DenseModel(keras.Model):
         return [{name: values[row] for name, values in detections.items()} for row in range(len(images))]
 
     def predict_raw(self, inputs):
-        """Returns what `call` returns, as NumPy arrays, of one batch: in a graph, as `predict` does it."""
+        """Returns the outputs of `call` for one batch as NumPy arrays, from a graph as in `predict`."""
         if "_find_network" not in vars(self):
             network = _Network(self)
-            # As an attribute, Keras would save it with the model.
+            # In a function, as Keras would save an attribute with the model.
             self._find_network = lambda: network
         return self._find_network().predict_on_batch(inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         _refuse_weights(sample_weight=sample_weight)
         losses = self.compute_losses(y, y_pred)
-        # Weighted, as Keras's own tracker: a last batch may be smaller, and where a dataset's length is
-        # unknown, a step without a batch is begun. On several devices all have the same share in the mean.
+        # Weighted by the batch size, like Keras's own tracker: a last batch may be smaller, or empty if a
+        # dataset's length is unknown. On several devices all have the same share in the mean.
         batch_size = keras.ops.shape(keras.tree.flatten(y if x is None else x)[0])[0]
         joint_size, num_devices = sum_over_devices(keras.ops.cast(batch_size, "float32"))
         for name, loss in losses.items():
             self.loss_trackers[name].update_state(loss, sample_weight=joint_size / num_devices)
-        # Keras's way to add a loss: divided by the number of replicas, whose gradients are summed.
+        # As Keras adds a loss: divided by the number of replicas, whose gradients are summed.
         return sum(self._aggregate_additional_loss(loss) for loss in (*losses.values(), *self.losses))
 
     def make_train_function(self, force=False):
@@ -259,15 +260,16 @@ class DenseModel(keras.Model):
 
     def predict_step(self, *args):
         outputs = super().predict_step(*args)
-        # On JAX a step returns the state of the metrics, too.
+        # On JAX, a step also returns the state of the metrics.
         return (self.decode(outputs[0]), *outputs[1:]) if isinstance(outputs, tuple) else self.decode(outputs)
 
     def build_from_config(self, config):
         """Does nothing: a head is built by its constructor."""
 
     def get_config(self):
-        # While a file is written, Keras marks what it has seen before; the mark makes heads that share a
-        # backbone share it again. So that the first of them has it too, each shows its backbone twice.
+        # While Keras writes a file, it marks objects that it has seen before, so that heads that share a
+        # backbone share it again after loading. Serialised twice, so that the first head's backbone is
+        # marked, too.
         keras.saving.serialize_keras_object(self.backbone)
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
@@ -292,7 +294,7 @@ class DenseModel(keras.Model):
         return head
 
     def _walk_parts(self, layer=None, prefix=""):
-        """Yields (path, part) of all parts with weights but the backbone's, which tells its own state."""
+        """Yields (path, part) of all parts with weights, except the backbone's, which keeps its own state."""
         for part in (layer or self)._layers:
             if part is not self.backbone and part is not self.pyramid and part.weights:
                 yield f"{prefix}{part.name}", part
@@ -331,7 +333,7 @@ def _check_class_names(class_names, num_classes):
 
 
 def _refuse(way_out, **options):
-    """Raises at an option of Keras's that is given."""
+    """Raises a ValueError if one of these options of Keras is given."""
     for name, value in options.items():
         if value:
             raise ValueError(f"{name} must be None: {way_out}. Received: {name}={value!r}")

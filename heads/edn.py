@@ -24,7 +24,7 @@ from heads.ops.resizing import resize_bilinear
 LEVELS = ("P2", "P3", "P4", "P5")
 NUM_EXTRA_LEVELS = 2
 NUM_LEVELS = len(LEVELS) + NUM_EXTRA_LEVELS
-# Of the decoder, the finest level first.
+# Channels of the decoder's levels, the finest first.
 CHANNELS = (32, 64, 128, 256, 128, 128)
 BASES = (32, 24, 24, 24, 24, 24)
 DILATIONS = ((1, 2, 4, 8),) * 2 + ((1, 2, 3, 4),) * 2 + ((1, 1, 1, 1),) * 2
@@ -33,24 +33,24 @@ DICE_SMOOTHING = 1e-5
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class EDN(DenseModel):
-    """Saliency: how likely each pixel belongs to what catches the eye.
+    """Salient object detection: how likely each pixel belongs to what catches the eye.
 
     `model(images)` gives logits at the images' size, float32 (batch, height, width, 1); with `training=True`
-    those of all outputs, (batch, height, width, 5), the finest first. `model.predict` gives saliency maps,
-    float32 (batch, height, width), 0 .. 1. `fit` takes masks (batch, height, width) or
-    (batch, height, width, 1) in which 0 is the background, 1 the object and 255 ignored; `SaliencyFolder`
-    reads those of 0 and 255.
+    the logits of all outputs, (batch, height, width, 5), the finest first. `model.predict` gives saliency
+    maps, float32 (batch, height, width), 0 .. 1. `fit` takes masks (batch, height, width) or (batch, height,
+    width, 1) in which 0 is the background, 1 the object and 255 ignored; `SaliencyFolder` also reads masks of
+    0 and 255.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
         channels: channels of the decoder's six levels, the finest first.
         extra_channels: channels of the two levels that are added to the backbone's.
-        bases: of each level: `FusionBlock`'s.
-        dilations: of each level: `FusionBlock`'s.
+        bases: `base` of each level's `FusionBlock`.
+        dilations: `dilations` of each level's `FusionBlock`.
         **kwargs: `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Wu et al., "EDN: Salient Object Detection via Extremely-Downsampled Network", arXiv 2012.13093, as
@@ -119,8 +119,7 @@ class EDN(DenseModel):
         levels = [pyramid[level] for level in LEVELS]
         for block in self.extra_blocks:
             levels.append(block(levels[-1], training=training))
-        # What the whole picture is about weighs the channels of the coarsest level, and of the next with as
-        # many of them: always the other one that was added.
+        # The global context weighs the channels of the two added levels, which have equally many.
         attention = ops.sigmoid(ops.mean(levels[-1], axis=(1, 2), keepdims=True))
         levels[-2:] = [level * attention for level in levels[-2:]]
         fused = []
@@ -169,10 +168,10 @@ class EDN(DenseModel):
 
 
 def compute_mask_loss(masks, logits):
-    """Returns the mean cross-entropy, plus 1 - the Dice coefficient over the whole batch.
+    """Returns the mean cross-entropy plus (1 - the Dice coefficient of the whole batch).
 
     Ignored pixels add nothing to the cross-entropy's sum but count in its average, as in
-    `semantic_cross_entropy`; the Dice coefficient is that of the others.
+    `semantic_cross_entropy`; the Dice coefficient leaves them out.
 
     Args:
         masks: int32 (batch, height, width): 0 is the background, 1 the object, 255 ignored.
@@ -193,7 +192,7 @@ def compute_mask_loss(masks, logits):
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class ExtraLevel(Chain):
-    """One more level: half the size by maxima, then two 3 x 3 convolutions.
+    """One more level: max pooling to half the size, then two 3 x 3 convolutions.
 
     A side of an odd length loses its last position, but a side of one stays one.
 
@@ -210,7 +209,7 @@ class ExtraLevel(Chain):
         ]
 
     def call(self, inputs, training=None):
-        # Not `ops.max_pool`: of a side of one it leaves nothing.
+        # Not `ops.max_pool`, which leaves nothing of a side of one.
         for axis in (1, 2):
             side = ops.shape(inputs)[axis]
             half = max(side // 2, 1) if isinstance(side, int) else ops.maximum(side // 2, 1)
@@ -222,7 +221,7 @@ class ExtraLevel(Chain):
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class FusionBlock(Layer):
-    """Looks around at several ranges, each with what the shorter one saw; the paper's SCPC.
+    """Dilated convolutions of several ranges, each fed with the output of the shorter one; the paper's SCPC.
 
     Args:
         base: channels of a branch, in 64ths of the block's.

@@ -23,7 +23,7 @@ POOLED_SIZE = 7
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class FasterRCNN(DenseModel):
-    """Object detection in two stages: proposals, then a classifier of the features under each.
+    """Two-stage object detection: proposals, then a classifier of the features under each.
 
     `model(images)` gives raw predictions: those of `heads.layers.rpn.RegionProposalNetwork`, "pyramid" (the
     maps P2 .. P5), "image_sizes" (batch, 2), and, except in training, "proposals" (batch, proposals, 4),
@@ -47,7 +47,7 @@ class FasterRCNN(DenseModel):
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Ren et al., "Faster R-CNN", arXiv 1506.01497; Lin et al., "Feature Pyramid Networks for Object
@@ -70,7 +70,7 @@ class FasterRCNN(DenseModel):
         **kwargs,
     ):
         check_detector(num_classes, channels, score_threshold, iou_threshold, max_detections)
-        # Fewer samples have no place for an object: see `Stage.positive_fraction`.
+        # Among fewer samples there would be no object: see `Stage.positive_fraction`.
         check_counts(least=4, num_samples=num_samples)
         check_counts(num_proposals=num_proposals)
         super().__init__(backbone, LEVELS, LOSSES, locals(), **kwargs)
@@ -101,7 +101,7 @@ class FasterRCNN(DenseModel):
         return self.box_head(align_regions(pyramid, boxes, POOLED_SIZE))
 
     def compute_losses(self, targets, predictions):
-        """Returns the losses of both stages: two of the proposals, two of the classified regions.
+        """Returns the losses of both stages: two for the proposals, two for the classified regions.
 
         Args:
             targets: a dict of "boxes" (batch, n, 4), xyxy pixels, and "labels" (batch, n), 0 .. classes - 1,
@@ -129,7 +129,7 @@ class FasterRCNN(DenseModel):
         return sample_regions(self.stage, targets, proposals, scores >= 0.0, self.draw_priorities)
 
     def draw_priorities(self, values):
-        """Returns a random number for each place of `values`: those of the smallest are sampled."""
+        """Returns a random number for each entry of `values`; the entries with the smallest are sampled."""
         return keras.random.uniform(ops.shape(values), seed=self.seed_generator)
 
     def decode(self, predictions):

@@ -12,7 +12,7 @@ from heads.ops.losses import average_losses, distribution_focal_loss, giou_loss,
 from heads.ops.matching import count_matches, mark_classes, match_adaptively
 from heads.ops.selection import take_rows
 
-# Sec. 4: one square anchor for each cell. Only its centre is used, and its size to choose what it learns.
+# Sec. 4: one square anchor for each cell. Boxes use only its centre; its size decides what it learns.
 ANCHOR_SCALE = 8.0
 # Sec. 3: the sides of a box lie 0 .. 16 strides from the centre of its anchor.
 NUM_BINS = 17
@@ -21,7 +21,7 @@ LAYOUT = Layout(num_box_values=4 * NUM_BINS, anchor_scales=(ANCHOR_SCALE,))
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class GFL(OneStageDetector):
-    """Object detection in one stage: scores that tell how good a box is, and boxes as distributions.
+    """One-stage object detection: scores that tell how good a box is, and boxes as distributions.
 
     `model(images)` gives raw predictions: "class_logits" (batch, anchors, classes) and "box_logits"
     (batch, anchors, 4, 17), float32: how likely the left, top, right and bottom side lie 0 .. 16 strides from
@@ -43,7 +43,7 @@ class GFL(OneStageDetector):
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Li et al., "Generalized Focal Loss", arXiv 2006.04388; the anchors that learn an object are chosen
@@ -66,7 +66,7 @@ class GFL(OneStageDetector):
     ):
         losses = ("class_loss", "box_loss", "distribution_loss")
         super().__init__(backbone, losses, locals(), LAYOUT, **kwargs)
-        # The reference keeps the numbers of the bins with the weights.
+        # A weight, because the reference saves the numbers of the bins with its weights.
         self.bins = self.add_weight((NUM_BINS,), "zeros", trainable=False, autocast=False, name="bins")
         self.bins.assign(ops.arange(NUM_BINS, dtype="float32"))
 

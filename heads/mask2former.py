@@ -23,7 +23,8 @@ TASKS = ("panoptic", "instance", "semantic")
 # Sec. 4.1: the same weights in the assignment and in the losses; "no object" counts a tenth.
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
 NO_OBJECT_WEIGHT = 0.1
-# Sec. 3.3, as PointRend: the most uncertain of three times as many points, and a quarter at random.
+# Sec. 3.3, as PointRend: the most uncertain ones of three times as many points, and a quarter chosen at
+# random.
 OVERSAMPLING, UNCERTAIN_SHARE = 3, 0.75
 
 
@@ -32,31 +33,31 @@ class Mask2Former(DenseModel):
     """Panoptic, instance or semantic segmentation by queries that each learn a class and a mask.
 
     `model(images)` gives raw predictions, float32: "class_logits" (batch, layers + 1, queries, classes + 1),
-    things first, then stuff, then "no object"; "mask_logits" (batch, layers + 1, queries, height / 4,
-    width / 4), in which the last layer comes last, and outside of training alone; "inside" bool
-    (batch, height, width), False for padding; and "image_sizes" (batch, 2). `model.predict` gives what `task`
-    says, `fit` takes labels and masks: see `decode` and `compute_losses`.
+    things first, then stuff, then "no object"; "mask_logits" (batch, layers + 1, queries, height / 4, width /
+    4), of which the last layer is the last, and outside of training the only one; "inside" bool (batch,
+    height, width), False for padding; and "image_sizes" (batch, 2). `model.predict` gives results of `task`,
+    `fit` takes labels and masks: see `decode` and `compute_losses`.
 
     Inputs are images (batch, height, width, 3) or a dict, which also tells the sizes: see
     `heads.ops.inputs.read_inputs`.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
-        num_things: number of classes that are counted, labels 0 .. things - 1.
-        num_stuff: number of classes that are not; their labels follow.
-        num_queries: most segments of an image.
+        num_things: number of classes of countable objects, labels 0 .. things - 1.
+        num_stuff: number of classes of regions such as sky; their labels follow.
+        num_queries: number of queries, the most segments that an image can have.
         channels: channels of the pyramid and the queries, a multiple of 8.
         num_encoder_layers: layers of deformable attention over the pyramid.
         num_decoder_layers: layers of masked attention from the queries to the pyramid.
-        num_points: points of each mask at which it is compared with the truth.
+        num_points: at how many points each mask is compared with the truth.
         task: what `predict` and `predict_pictures` return: "panoptic", "instance" or "semantic".
-            `predict_pictures(pictures, task=...)` may ask for another.
+            `predict_pictures(pictures, task=...)` overrides it.
         score_threshold: segments below are left out of the panoptic result.
         **kwargs: `class_names` (things, then stuff) and `resizing`, see `DenseModel`; `name`, `trainable`,
             `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", arXiv
@@ -99,7 +100,7 @@ class Mask2Former(DenseModel):
             return self.add_weight((rows, channels), keras.initializers.RandomNormal(0.0, 1.0), name=name)
 
         def make_dense(units, name, **options):
-            # As PyTorch's linear layers.
+            # As in PyTorch's linear layers.
             options["kernel_initializer"] = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
             layer = keras.layers.Dense(units, dtype=dtype, name=name, **options)
             layer.build((None, None, channels))
@@ -133,7 +134,7 @@ class Mask2Former(DenseModel):
         pyramid = self.pyramid(images, training=training)
         levels, mask_features = self.pixel_decoder([pyramid[level] for level in LEVELS])
         memories = [self.describe_level(index, level) for index, level in enumerate(levels)]
-        # Masks are linear in the features: those for the attention are made of small features at once.
+        # Masks are linear in the features, so small features give the masks for the attention directly.
         small = [resize_bilinear(mask_features, ops.shape(level)[1:3]) for level in levels]
         batch = ops.shape(images)[0]
         features, positions = (
@@ -157,7 +158,7 @@ class Mask2Former(DenseModel):
         return {"class_logits": class_logits, "mask_logits": mask_logits, "inside": inside, **sizes}
 
     def describe_level(self, index, level):
-        """Returns what queries look at on a level: keys and values (batch, positions, channels)."""
+        """Returns the keys and values of a level for the queries, both (batch, positions, channels)."""
         batch, height, width, channels = ops.shape(level)
         values = ops.reshape(level, (batch, height * width, channels))
         values = values + ops.cast(self.level_features[index], values.dtype)
@@ -172,12 +173,12 @@ class Mask2Former(DenseModel):
         return self.classifier(features), embeddings
 
     def find_visible(self, embeddings, mask_features, layer_index):
-        """Returns where a layer's queries may look, on one level: inside of their masks so far.
+        """Returns where a layer's queries may look on its level: inside their current masks.
 
         Args:
             embeddings: (batch, queries, channels).
             mask_features: (batch, height, width, channels), at the size of the level.
-            layer_index: the layer that looks.
+            layer_index: number of the layer, from 0.
 
         Returns:
             bool (batch, queries, height * width); a query with an empty mask may look everywhere.
@@ -191,14 +192,14 @@ class Mask2Former(DenseModel):
     def compute_losses(self, targets, predictions):
         """Returns "class_loss", "mask_loss" (cross-entropy) and "dice_loss", summed over all layers.
 
-        In each layer, each segment is learned by one query, so that all together cost the least. Masks are
-        compared at random points, of which most are uncertain ones (sec. 3.3).
+        In each layer, each segment is learned by one query, chosen so that the total cost is the smallest.
+        Masks are compared at random points, most of them uncertain ones (sec. 3.3).
 
         Args:
-            targets: a dict of "labels" (batch, n), 0 .. classes - 1, -1 for padding, -2 for crowds, which
-                nobody learns; and either "masks" (batch, n, height, width), 0 or 1, or, where masks do not
+            targets: a dict of "labels" (batch, n), 0 .. classes - 1, -1 for padding, -2 for crowds, which no
+                query learns; and either "masks" (batch, n, height, width), 0 or 1, or, where masks do not
                 overlap, "segments" (batch, height, width), rows of "labels", -1 for pixels without truth.
-            predictions: what `call` gave, in training of all layers.
+            predictions: what `call` returned with `training=True`, for all layers.
 
         Returns:
             A dict of float32 scalars; NaN where a target is faulty: see `heads.ops.inputs.read_segments`.
@@ -209,7 +210,7 @@ class Mask2Former(DenseModel):
         batch, num_layers, num_queries, *mask_size = ops.shape(mask_logits)
         num_objects = ops.shape(labels)[1]
 
-        # Behind the last segment the class of those that learn none: (batch, n + 1).
+        # After the last segment comes the class of queries that learn none: (batch, n + 1).
         classes = ops.pad(labels, ((0, 0), (0, 1)), constant_values=self.num_classes)
         rows = ops.where(matches >= 0, matches, num_objects)
         classes = ops.take_along_axis(classes, ops.reshape(rows, (batch, -1)), axis=1)
@@ -237,7 +238,7 @@ class Mask2Former(DenseModel):
             "mask_loss": (MASK_WEIGHT * mask_losses, found),
             "dice_loss": (DICE_WEIGHT * dice_losses, found),
         }
-        # Each layer has as many pairs.
+        # Each layer has equally many pairs.
         return {
             name: average_losses(ops.sum(values * shares), ops.sum(shares) / num_layers) + poison
             for name, (values, shares) in losses.items()
@@ -265,7 +266,7 @@ class Mask2Former(DenseModel):
         maps = ops.reshape(mask_logits, (batch * num_layers, num_queries, height, width))
         ours = sample_maps(ops.transpose(maps, (0, 2, 3, 1)), points)  # (batch * layers, points, queries)
         ours = ops.reshape(ours, (batch, num_layers, self.num_points, num_queries))
-        # All segments at the same points.
+        # All segments are compared at the same points.
         points = ops.reshape(points, (batch, num_layers * self.num_points, 2))
         truth = sample_maps(ops.transpose(masks, (0, 2, 3, 1)), points)
         truth = ops.reshape(truth, (batch, num_layers, self.num_points, -1))
@@ -275,21 +276,22 @@ class Mask2Former(DenseModel):
         class_costs = -ops.take_along_axis(ops.softmax(class_logits, axis=-1), classes, axis=-1)
         mask_costs, dice_costs = compare_masks(truth, ours)
         costs = CLASS_WEIGHT * class_costs + MASK_WEIGHT * mask_costs + DICE_WEIGHT * dice_costs
-        # Where predictions are not finite, the losses are not: they tell, so that training ends in order.
+        # Predictions that are not finite show in the losses, which end the training with a message.
         costs = ops.where(ops.isfinite(costs), costs, 0.0)
         exists = ops.broadcast_to((labels >= 0)[:, None], (batch, num_layers, shape[-1]))
         return assign_optimally(costs, exists)
 
     def decode(self, predictions):
-        """Returns what `task` asks for, at the size of the input.
+        """Returns the results of `task`, at the size of the input.
 
         Returns:
-            - of "panoptic" a dict of "segments" int32 (batch, height, width), rows of the others, -1 for
-              none; "labels" int32 (batch, queries), -1 where there is no segment; "scores" (batch, queries);
-            - of "instance" a dict of "boxes" (batch, 100, 4), xyxy pixels of the original picture where its
+            - for "panoptic" a dict of "segments" int32 (batch, height, width), rows of "labels" and "scores",
+              -1 for none; "labels" int32 (batch, queries), -1 where there is no segment; "scores" (batch,
+              queries);
+            - for "instance" a dict of "boxes" (batch, 100, 4), xyxy pixels of the original picture where its
               size was among the inputs; "scores" (batch, 100); "labels" (batch, 100), -1 for none; "masks"
               bool (batch, 100, height, width), of the input's size;
-            - of "semantic" label maps, int32 (batch, height, width).
+            - for "semantic" label maps, int32 (batch, height, width).
         """
         class_logits, masks = predictions["class_logits"][:, -1], predictions["mask_logits"][:, -1]
         masks = resize_masks(masks, ops.shape(predictions["inside"])[1:])
@@ -303,7 +305,7 @@ class Mask2Former(DenseModel):
         return restore_boxes(results, predictions["image_sizes"], predictions.get("original_sizes"))
 
     def decode_masks(self, class_logits, mask_logits, inside, task):
-        """Returns a task's results of masks (batch, queries, height, width) at their final size."""
+        """Returns a task's results from masks (batch, queries, height, width) of their final size."""
         if task == "semantic":
             return label_segments(class_logits, mask_logits)
         if task == "instance":

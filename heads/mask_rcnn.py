@@ -15,12 +15,11 @@ from heads.ops.regions import Stage, decode_masks
 class MaskRCNN(FasterRCNN):
     """Instance segmentation: Faster R-CNN with a mask for each object.
 
-    The arguments are those of `FasterRCNN`. What differs: targets also have "masks"
-    (batch, n, height, width), 0 or 1 at the images' size; predictions outside of training also have
-    "detections", those of `FasterRCNN` in pixels of the input, and their "mask_logits"
-    (batch, max_detections, 28, 28); detections also have "masks" (batch, max_detections, 28, 28), float32,
-    the probability of the object at each place of its box, 0 where there is no detection.
-    `heads.ops.masks.paste_masks` lays them into the picture.
+    The arguments are those of `FasterRCNN`. In addition, targets have "masks" (batch, n, height, width), 0 or
+    1 at the images' size; predictions outside of training have "detections", those of `FasterRCNN` in pixels
+    of the input, and their "mask_logits" (batch, max_detections, 28, 28); detections have "masks" (batch,
+    max_detections, 28, 28), float32, the probability of the object at each place of its box, 0 where there is
+    no detection. `heads.ops.masks.paste_masks` puts them into the picture.
 
     Reference:
         - He et al., "Mask R-CNN", arXiv 1703.06870, section 3; the numbers are mmdetection's.
@@ -33,7 +32,7 @@ class MaskRCNN(FasterRCNN):
     def __init__(self, backbone, num_classes: int = 80, **kwargs):
         super().__init__(backbone, num_classes, **kwargs)
         self.loss_trackers["mask_loss"] = keras.metrics.Mean(name="mask_loss")
-        # mmdetection's configuration matches low quality here, unlike that of Faster R-CNN.
+        # mmdetection's configuration sets `match_low_quality` here, unlike that of Faster R-CNN.
         self.stage = Stage(num_samples=self.num_samples, match_low_quality=True)
         self.mask_head = MaskHead(num_classes, self.channels, dtype=self.dtype_policy, name="mask_head")
         self.mask_head.build((None, None, POOLED_SIZE, POOLED_SIZE, self.channels))
@@ -49,7 +48,7 @@ class MaskRCNN(FasterRCNN):
         return {**predictions, "detections": detections, "mask_logits": logits}
 
     def compute_losses(self, targets, predictions):
-        """Returns the losses of `FasterRCNN` and "mask_loss", of targets that also have "masks"."""
+        """Returns the losses of `FasterRCNN` and "mask_loss"; the targets also need "masks"."""
         image_sizes = predictions["image_sizes"]
         targets, poisons = read_targets(targets, self.num_classes, True, image_sizes)
         pyramid = predictions["pyramid"]

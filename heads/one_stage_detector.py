@@ -1,4 +1,4 @@
-"""What detectors in one stage share: five levels, two towers, anchors, and how detections are chosen."""
+"""What one-stage detectors share: five levels, two towers, anchors, and how detections are chosen."""
 
 import math
 from typing import NamedTuple
@@ -20,15 +20,15 @@ CANDIDATES_PER_LEVEL = 1000
 
 
 class Layout(NamedTuple):
-    """What one-stage detectors differ in before their losses: a row of values, by default those of ATSS.
+    """The differences between one-stage detectors before their losses, as a row of values; default: ATSS.
 
     Attributes:
         num_box_values: outputs of the box convolution for each anchor.
         anchor_scales: sides of the square anchors in units of the stride.
         anchor_ratios: height / width of the anchors.
-        extra_levels_from: what P6 is made of, as `FPN` has it.
+        extra_levels_from: what P6 is computed from, see `FPN`.
         with_norms: whether the towers have group norms.
-        with_scales: whether the boxes of each level are multiplied with a trained factor.
+        with_scales: whether the box outputs of each level are multiplied by a trained factor.
     """
 
     num_box_values: int = 4
@@ -42,18 +42,18 @@ class Layout(NamedTuple):
 class OneStageDetector(DenseModel):
     """A detector that classifies and shifts the anchors of five levels, P3 .. P7.
 
-    A subclass writes `call`, which begins with `run_towers`; `compute_losses`; and `decode_anchors`, of which
-    `decode` is made. Its constructor has the arguments of `RetinaNet`.
+    A subclass writes `call`, which begins with `run_towers`; `compute_losses`; and `decode_anchors`, which
+    `decode` calls. Its constructor has the arguments of `RetinaNet`.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P3" .. "P5".
         loss_names: the keys of `compute_losses`.
         arguments: `locals()` of the subclass's constructor.
-        layout: a `Layout`, how the networks look.
+        layout: a `Layout` of the networks.
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
     """
 
     def __init__(self, backbone, loss_names, arguments, layout, **kwargs):
@@ -70,8 +70,8 @@ class OneStageDetector(DenseModel):
         num_groups = count_groups(channels) if layout.with_norms else None
         num_anchors = len(layout.anchor_scales) * len(layout.anchor_ratios)
         self.class_tower = Tower(channels, self.num_convs, num_groups, dtype=dtype, name="class_tower")
-        # RetinaNet, Sec. 4.1: at the start each class has a probability of 0.01, or the many easy negatives
-        # drown all.
+        # RetinaNet, Sec. 4.1: each class starts with a probability of 0.01, or the many easy negatives would
+        # drown everything else.
         filters, bias = num_anchors * self.num_classes, -math.log(99.0)
         self.class_output = make_small_convolution(filters, 3, bias, dtype=dtype, name="class_output")
         self.box_tower = Tower(channels, self.num_convs, num_groups, dtype=dtype, name="box_tower")
@@ -79,13 +79,13 @@ class OneStageDetector(DenseModel):
         self.box_output = make_small_convolution(filters, 3, dtype=dtype, name="box_output")
         for part in (self.class_tower, self.box_tower, self.class_output, self.box_output):
             part.build((None, None, None, channels))
-        # Not in half precision, which has three digits.
+        # Not in half precision, which has only three digits.
         options = {"initializer": "ones", "autocast": False}
         names = [f"scale_{level}" for level in range(len(STRIDES))] if layout.with_scales else []
         self.scales = [self.add_weight((), name=name, **options) for name in names]
 
     def run_towers(self, inputs, training):
-        """Returns the predictions without boxes, and what the box tower gives for each level.
+        """Returns the predictions without boxes, and the box tower's features of each level.
 
         Args:
             inputs: what `call` takes.
@@ -105,7 +105,7 @@ class OneStageDetector(DenseModel):
         return predictions, [self.box_tower(level) for level in levels]
 
     def predict_boxes(self, features):
-        """Returns the map of box outputs of each level, from what the box tower gave."""
+        """Returns the map of box outputs of each level, from the box tower's features."""
         maps = [ops.cast(self.box_output(level), "float32") for level in features]
         if not self.scales:
             return maps
@@ -133,11 +133,11 @@ class OneStageDetector(DenseModel):
         raise NotImplementedError(f"{type(self).__name__} must define decode_anchors")
 
     def rate_anchors(self, predictions, rows, scores):
-        """Returns the scores of detections at rows (batch, n), from those of the classes."""
+        """Returns the scores of detections at rows (batch, n), from their class scores."""
         return scores
 
     def name_layers(self, detector: str) -> dict:
-        """Returns mmdetection's names: name -> layer or variable; of the outputs with the detector's name."""
+        """Returns mmdetection's names: name -> layer or variable; names of outputs include the detector's."""
         parts = {"neck": self.neck}
         parts |= {"bbox_head.cls_convs": self.class_tower, f"bbox_head.{detector}_cls": self.class_output}
         parts |= {"bbox_head.reg_convs": self.box_tower, f"bbox_head.{detector}_reg": self.box_output}

@@ -1,13 +1,13 @@
 """People cut out of pictures: affine maps of points and pixels, for training, scores and predictions.
 
 A map is float64 (2, 3), from (x, y, 1) to (x, y). In both pictures the centre of the first pixel is (0, 0),
-as in COCO's keypoints and in mmpose, whose arithmetic this is: it takes a box's corner (0, 0) for that pixel.
+as in COCO's keypoints. The arithmetic is mmpose's, which treats the corner (0, 0) of a box as that centre.
 """
 
 import numpy as np
 from PIL import Image
 
-# What mmpose leaves around a box: a quarter of its sides.
+# mmpose's margin around a box: a quarter of its sides.
 BOX_PADDING = 1.25
 
 
@@ -18,13 +18,13 @@ def fit_box(box, padding: float = BOX_PADDING):
 
 
 def make_warp(center, size, crop_size, rotation: float = 0.0) -> np.ndarray:
-    """Returns the map from a picture to the crop around a place: scaled, turned, its ratio kept.
+    """Returns the map from a picture to a crop around a point: scaled and rotated, with its ratio kept.
 
     Args:
-        center: (x, y) in the picture, which comes to the middle of the crop.
+        center: (x, y) in the picture, which becomes the middle of the crop.
         size: (width, height) in the picture; the shorter one is made longer to have the crop's ratio.
         crop_size: (height, width) of the crop.
-        rotation: clockwise, of the window in the picture, in degrees.
+        rotation: clockwise rotation of the window in the picture, in degrees.
     """
     height, width = crop_size
     scale = min(width / max(size[0], 1e-6), height / max(size[1], 1e-6))
@@ -35,13 +35,13 @@ def make_warp(center, size, crop_size, rotation: float = 0.0) -> np.ndarray:
 
 
 def invert_warp(warp) -> np.ndarray:
-    """Returns the map back."""
+    """Returns the inverse map."""
     inverse = np.linalg.inv(warp[:, :2])
     return np.concatenate([inverse, -inverse @ warp[:, 2:]], axis=1)
 
 
 def warp_points(points, warp) -> np.ndarray:
-    """Returns the places of points (..., 2) in the other picture, float64."""
+    """Returns the positions of points (..., 2) in the other picture, float64."""
     return np.asarray(points, np.float64) @ warp[:, :2].T + warp[:, 2]
 
 
@@ -57,7 +57,7 @@ def warp_picture(pixels, warp, crop_size) -> np.ndarray:
         uint8 (*crop_size, 3).
     """
     back = invert_warp(warp)
-    # Pillow has the first pixel's corner at (0, 0).
+    # For Pillow, the first pixel's corner is at (0, 0).
     back[:, 2] += 0.5 - back[:, :2] @ (0.5, 0.5)
     picture = Image.fromarray(pixels)
     size = crop_size[::-1]
@@ -65,7 +65,7 @@ def warp_picture(pixels, warp, crop_size) -> np.ndarray:
 
 
 def mirror_warp(warp, picture_width: int) -> np.ndarray:
-    """Returns the map from a picture of which `warp` expects the mirror image."""
+    """Returns the map from a picture whose mirror image `warp` expects."""
     mirror = np.array([[-1.0, 0.0, picture_width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     return warp @ mirror
 

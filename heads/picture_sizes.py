@@ -19,7 +19,7 @@ class Resizing:
     With neither an `image_size` nor a `short_side`, pictures keep their size.
 
     Raises:
-        ValueError: at an argument out of range, or both an `image_size` and a `short_side`.
+        ValueError: if an argument is out of range, or there are both an `image_size` and a `short_side`.
 
     Reference:
         - The numbers are those of mmdetection's `Resize` with `keep_ratio=True`.
@@ -40,7 +40,7 @@ class Resizing:
 
         Args:
             size: (height, width) of the picture.
-            factor: of all lengths, for views at other scales.
+            factor: factor of all lengths, for views at other scales.
         """
         sides = np.asarray(size, "float64")
         if self.image_size is not None:
@@ -59,7 +59,7 @@ class Resizing:
 
         Args:
             size: (height, width) of the resized picture, from `fit`.
-            divisor: of the padded sides, where there is no `image_size` or a factor.
+            divisor: divisor of the padded sides, if there is no `image_size`, or a `factor`.
             factor: see `fit`.
         """
         if self.image_size is not None and factor == 1:

@@ -1,4 +1,4 @@
-"""Picture files to RGB pixels: the one reader of training, checks, scores, predictions and drawings."""
+"""Picture files to RGB pixels: the one reader for training, checks, scores, predictions and drawings."""
 
 import base64
 import contextlib
@@ -11,14 +11,14 @@ import typing
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# The formats of data folders; MPO is a JPEG with further pictures behind it (many phones write it).
+# The formats of data folders; MPO is a JPEG followed by further pictures, which many phones write.
 DATA_FORMATS = ("JPEG", "MPO", "PNG")
 
-# ImageNet's mean, which normalisation turns into 0: what pictures are padded with everywhere.
+# ImageNet's mean, which normalisation turns into 0. All padding of pictures has this colour.
 MEAN_PIXEL = (123.675, 116.28, 103.53)
 RGB_CHANNELS = len(MEAN_PIXEL)
 
-# What brings the stored pixels of each EXIF orientation upright.
+# How to turn the stored pixels of each EXIF orientation upright.
 UPRIGHT_MOVES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,7 +28,7 @@ UPRIGHT_MOVES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TURNED_ORIENTATIONS = (5, 6, 7, 8)  # height and width change places
+TURNED_ORIENTATIONS = (5, 6, 7, 8)  # these swap height and width
 EXIF_ORIENTATION = 274
 TIFF_BITS_PER_SAMPLE = 258
 TIFF_PHOTOMETRIC = 262
@@ -39,7 +39,7 @@ class Picture(typing.NamedTuple):
     """A picture's RGB pixels, uint8 `(height, width, 3)`, or bands, float32 `(height, width, bands)`.
 
     `orientation` is that of its EXIF block, 1 .. 8 with 1 for upright; `is_turned` tells whether the pixels
-    were turned or mirrored by it. Above 1 and not turned, they were left as stored because of the size.
+    were turned or mirrored by it. If it is above 1 but they were not turned, this was because of the size.
     """
 
     pixels: np.ndarray
@@ -60,31 +60,31 @@ def decode_picture(
 ) -> Picture:
     """The RGB pixels of a picture file, and whether they were turned.
 
-    The EXIF orientation is applied; where its block is damaged, the picture stays as stored. Of several
-    frames or pages the first one is read. Colour profiles are ignored. To 8 bits of RGB come:
+    The EXIF orientation is applied; if its block is damaged, the picture stays as stored. Only the first of
+    several frames or pages is read. Colour profiles are ignored. Pixels become 8 bits of RGB like this:
 
-    - grey, of 1, 2 and 4 bits too, where the largest value is white: three equal channels;
-    - 12 and 16 bits: the upper 8 of them, not stretched to the values that occur;
+    - grey, also of 1, 2 and 4 bits with the largest value as white: three equal channels;
+    - 12 and 16 bits: the upper 8 bits, not stretched to the values that occur;
     - palettes: their colours;
-    - alpha: dropped, the colours below it stay;
+    - alpha: dropped, the colours under it stay;
     - CMYK, YCbCr and HSV: Pillow's formulas.
 
-    Floats and 32-bit numbers have no known range and are refused; so is a PNG whose checksums are wrong.
+    Floats and 32-bit numbers, whose range is unknown, raise an error; so does a PNG with wrong checksums.
 
     Args:
         path: Path of the file, also as bytes.
-        size: The (height, width) that the picture must have, as the file's annotation or label says. Where
-            only the stored pixels have it, they are not turned: the annotation was drawn on these. Where both
-            have it (square pictures, half turns), they are turned: viewers and labelling tools do so.
+        size: The (height, width) that the picture must have, from its annotation or label. If only the stored
+            pixels have it, they are not turned: the annotation was drawn on these. If both have it (square
+            pictures, half turns), they are turned, as viewers and labelling tools do.
         formats: Pillow's names of the formats to read, such as `DATA_FORMATS`. Default: any.
-        size_from: What says the size, for the message.
+        size_from: Where the size comes from, for the message.
 
     Returns:
         A `Picture`.
 
     Raises:
-        ValueError: If the file is missing, damaged, too large, of another format or size, or without a way
-            to RGB. The message starts with the path.
+        ValueError: If the file is missing, damaged, too large, of another format or size, or cannot become
+            RGB. The message starts with the path.
     """
     with named_faults(path):
         picture = open_picture(path, formats)
@@ -110,7 +110,7 @@ def read_upright_size(path) -> tuple[int, int]:
     """The (height, width) of a picture file as viewers show it, from its header; the pixels are not decoded.
 
     Raises:
-        ValueError: If the file is missing or no picture. The message starts with the path.
+        ValueError: If the file is missing or not a picture. The message starts with the path.
     """
     with named_faults(path), _open_file(path) as file, Image.open(file) as picture:
         size = (picture.height, picture.width)
@@ -118,14 +118,14 @@ def read_upright_size(path) -> tuple[int, int]:
 
 
 def open_picture(path, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """A picture of Pillow, not decoded yet; a PNG's checksums are right. Call it within `named_faults`."""
+    """Opens a picture without decoding it, but checks a PNG's checksums. Call it within `named_faults`."""
     with _open_file(path) as file:
         data = file.read()
     picture = Image.open(io.BytesIO(data))
     if formats is not None and picture.format not in formats:
         raise ValueError(f"the format must be one of {', '.join(formats)}. Received: {picture.format}")
     if picture.format == "PNG":
-        # Decoding does not look at the checksums, so that damaged pixels would pass.
+        # Decoding ignores the checksums, so damaged pixels would go unnoticed.
         Image.open(io.BytesIO(data)).verify()
     return picture
 
@@ -134,7 +134,7 @@ def read_orientation(picture: Image.Image) -> int:
     """The EXIF orientation of a decoded picture, 1 .. 8; 1 where there is none or its block is damaged."""
     try:
         orientation = int(picture.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # Pillow raises many kinds at damaged blocks; the pixels are fine in all of them
+    except Exception:  # Pillow raises many kinds of errors for damaged blocks, whose pixels are fine
         return 1
     return orientation if orientation in UPRIGHT_MOVES else 1
 
@@ -167,8 +167,8 @@ def _open_file(path):
 
 
 def _convert_to_rgb(picture):
-    """An RGB picture of Pillow; `decode_picture` says how each mode becomes one."""
-    # Numbers from 0 to 65535; other formats mean true 32-bit numbers by this mode.
+    """Returns a Pillow picture as RGB; `decode_picture` says how each mode is converted."""
+    # In these formats mode "I" means numbers from 0 to 65535, in others true 32-bit numbers.
     is_wide_grey = picture.mode == "I" and picture.format in ("PNG", "PPM")
     if picture.mode.startswith("I;16") or is_wide_grey:
         tags = getattr(picture, "tag_v2", {})

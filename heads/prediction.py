@@ -1,4 +1,4 @@
-"""From picture files to results in their own pixels: what a trained model is for."""
+"""From picture files to results in their own pixels."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ from heads.pictures import RGB_CHANNELS, choose_padding, read_picture, show_path
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASK_FORMS = ("pasted", "run_lengths")
-# Pictures of many sizes wait for others of their size: at most so many batches of them.
+# Pictures wait for others of their size: at most so many batches of them.
 MOST_WAITING_BATCHES = 4
 
 
@@ -42,7 +42,7 @@ class PreparedPicture(NamedTuple):
 def predict_pictures(
     model, pictures, batch_size=1, score_threshold=0.0, masks="pasted", progress=True, **options
 ):
-    """Returns what a model sees in pictures, in the pixels of each: see `DenseModel.predict_pictures`."""
+    """Returns a model's results of pictures, in the pixels of each: see `DenseModel.predict_pictures`."""
     read_count("batch_size", batch_size)
     check_masks(masks)
     pictures = find_pictures(pictures)
@@ -75,15 +75,15 @@ def prepare_pictures(model, pictures, image_size=None):
 
 
 def predict_prepared(model, pictures, batch_size: int, **options):
-    """Yields what a model sees in prepared pictures, in any order: (key, picture, result).
+    """Yields a model's results of prepared pictures, in any order: (key, picture, result).
 
     Pictures of one size go through the model together.
 
     Args:
         model: a head.
-        pictures: an iterator of (key, `PreparedPicture`), which is asked for the next ones as late as can be.
+        pictures: an iterator of (key, `PreparedPicture`), from which pictures are taken as late as possible.
         batch_size: most pictures that go through the model at once.
-        **options: of `predict_resized`.
+        **options: further arguments of `predict_resized`.
     """
     waiting = {}
 
@@ -194,7 +194,7 @@ def prepare_picture(
     Args:
         picture: see `read_pixels`.
         resizing: a `Resizing`.
-        size_divisor: what the sides are padded to multiples of, where `resizing` has no `image_size`.
+        size_divisor: the sides are padded to multiples of it, if `resizing` has no `image_size`.
         scale: factor of the size that `resizing` gives the picture.
         num_channels: see `read_pixels`.
 
@@ -249,7 +249,7 @@ def read_pixels(picture, num_channels: int = RGB_CHANNELS) -> np.ndarray:
 
 
 def finish_objects(model, result, picture_size, score_threshold, masks):
-    """Returns the objects alone, with the names of their classes and masks of the picture's size."""
+    """Returns the objects without padding, with their classes' names and masks of the picture's size."""
     kept = (result["labels"] != PADDING_LABEL) & (result["scores"] >= score_threshold)
     if "segments" in result:
         result = number_segments({**result, "labels": np.where(kept, result["labels"], PADDING_LABEL)})
@@ -272,7 +272,7 @@ def finish_objects(model, result, picture_size, score_threshold, masks):
 
 
 def check_masks(masks):
-    """Raises a ValueError at a form of masks that there is not."""
+    """Raises a ValueError for an unknown form of masks."""
     if masks not in MASK_FORMS:
         raise ValueError(f"masks must be one of {list(MASK_FORMS)}. Received: {masks!r}")
 
@@ -283,7 +283,7 @@ def keep_path(picture) -> pathlib.Path | None:
 
 
 def show_progress(pictures, progress):
-    """Returns the pictures, with a progress bar for two or more where it is wanted."""
+    """Returns the pictures, with a progress bar for two or more if wanted."""
     if not progress or len(pictures) < 2:
         return pictures
     from tqdm import tqdm

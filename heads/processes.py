@@ -1,8 +1,8 @@
-"""Several processes that train one model together, on JAX: whose share is which, and what all of them found.
+"""Several processes that train one model together, on JAX: the shares of each, and gathered results.
 
-A process joins the others with `join_processes`, before Keras makes any array. From then on the batches of
-`heads.data` are its share of the joint batches, in the order that one process would have, and the scores of
-`heads.metrics` are those of all pictures. A process that joins nobody is the only one.
+A process joins the others with `join_processes`, before Keras makes any array. From then on, the batches of
+`heads.data` are its share of the joint batches, in the order that a single process would have, and the scores
+of `heads.metrics` cover all pictures. A process that joins no others is the only one.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 
 from heads.ops.backends import keep_tensorflow_off_gpus
 
-HEARTBEAT_SECONDS = 40  # a machine that is silent for so long is lost, and all end
+HEARTBEAT_SECONDS = 40  # a machine that is silent for this long counts as lost, and all processes end
 JOIN_SECONDS = 600  # clusters start their machines one after the other
 LEAVE_SECONDS = 3600  # the others wait while the first one draws
 
@@ -24,16 +24,16 @@ _copies = weakref.WeakKeyDictionary()
 
 
 def join_processes(coordinator: str, index: int, count: int, device: int | None = None):
-    """Joins the processes that train together; each of them calls it once, first of all.
+    """Joins the processes that train together; each calls it once, before anything else.
 
     Args:
-        coordinator: "host:port" of the process of index 0, a free port there.
+        coordinator: "host:port" with the host of the process of index 0, and a free port there.
         index: This process's place among them, 0 .. count - 1.
-        count: How many they are.
-        device: Which of the machine's GPUs this process takes, from 0. None takes all that it sees.
+        count: How many processes there are.
+        device: Which of the machine's GPUs this process takes, from 0. None takes all visible ones.
 
     Raises:
-        ValueError: On another backend than JAX, after JAX has made arrays, or at a place that is none.
+        ValueError: On another backend than JAX, after JAX has made arrays, or for an `index` out of range.
     """
     global _place
     if keras.backend.backend() != "jax":
@@ -68,17 +68,18 @@ def join_processes(coordinator: str, index: int, count: int, device: int | None 
 
 
 def _wait_for_turns():
-    """Lets the threads that are started from here on not interrupt each other, on Linux."""
+    """Keeps threads that are started from here on from interrupting each other, on Linux."""
     if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return
-    # Where all cores are busy, gloo's thread wakes up while another one holds its lock, takes its core and
-    # asks for the lock in vain until its time is up: 4 ms for each sum, and steps were twice as long.
+    # If all cores are busy, gloo's thread wakes up while another one holds its lock, takes that one's core
+    # and waits in vain for the lock until its time slice ends: 4 ms for each sum, which made steps twice as
+    # long.
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def leave_processes():
-    """Ends the sharing: from here on this process works as if it were the only one."""
+    """Leaves the other processes: from here on this one works as if it were the only one."""
     global _place
     if _place[1] > 1:
         keras.distribution.set_distribution(None)
@@ -108,7 +109,7 @@ def split_batch(batch_size: int) -> tuple[int, int]:
     """Returns (start, size) of this process's share of a joint batch.
 
     Raises:
-        ValueError: Where the pictures cannot be shared out equally.
+        ValueError: If the pictures cannot be divided equally.
     """
     index, count = _place
     if batch_size % count:
@@ -127,7 +128,7 @@ def find_own_pictures(num_pictures: int, batch_size: int) -> np.ndarray:
 
 
 def gather_numbers(numbers) -> np.ndarray:
-    """Returns the numbers of all processes, int32 (processes, n); all must ask at the same time.
+    """Returns the numbers of all processes, int32 (processes, n); all must call it at the same time.
 
     Args:
         numbers: n whole numbers.
@@ -141,10 +142,10 @@ def gather_numbers(numbers) -> np.ndarray:
 
 
 def gather(value) -> list:
-    """Returns what each process has, in their order; all must ask at the same time.
+    """Returns the values of all processes, in their order; all must call it at the same time.
 
     Args:
-        value: What JSON can hold, so that no digit is lost.
+        value: Anything that JSON can hold, which loses no digits.
     """
     if _place[1] == 1:
         return [value]
@@ -152,7 +153,7 @@ def gather(value) -> list:
 
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = gather_numbers([len(content)])[:, 0]
-    # Rounded up, because JAX compiles for each size.
+    # Rounded up to powers of 2, because JAX compiles for each size.
     padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
     padded[: len(content)] = content
     rows = multihost_utils.process_allgather(padded)
@@ -160,26 +161,26 @@ def gather(value) -> list:
 
 
 def gather_batches(values: list) -> list:
-    """Returns what each batch of one pass gave, in the order of the batches, from all processes.
+    """Returns the results of all batches of one pass, from all processes, in the order of the batches.
 
     Args:
-        values: For each batch of this process (see `find_own_pictures`) what JSON can hold.
+        values: The result of each batch of this process (see `find_own_pictures`), as JSON can hold it.
     """
     return order_batches(gather(values))
 
 
 def order_batches(rows: list) -> list:
-    """Returns what each batch of one pass gave, in the order of the batches.
+    """Returns the results of all batches of one pass, in the order of the batches.
 
     Args:
-        rows: What `gather` returned: a list for each process, with what each of its batches gave.
+        rows: What `gather` returned: a list for each process, with the results of its batches.
     """
     return [rows[batch % len(rows)][batch // len(rows)] for batch in range(sum(map(len, rows)))]
 
 
 @contextlib.contextmanager
 def without_the_others():
-    """Lets Keras make arrays of this process alone until the block ends: it does so when it saves a model."""
+    """Lets Keras make arrays on this process alone until the block ends, as it needs to save a model."""
     if _place[1] == 1:
         yield
         return
@@ -193,14 +194,14 @@ def without_the_others():
 
 @contextlib.contextmanager
 def on_this_process(model):
-    """Lets this process predict by itself, whatever the others do meanwhile.
+    """Lets this process predict by itself, independently of the others.
 
     Args:
         model: A Keras model that the processes train together.
 
     Yields:
-        A copy of the model with its present weights, on a device of this process; the model itself where
-        this is the only process, or the weights are its own.
+        A copy of the model with its current weights, on a device of this process; the model itself if this is
+        the only process, or the weights are on this process already.
     """
     if _place[1] == 1:
         yield model
@@ -210,7 +211,7 @@ def on_this_process(model):
 
 
 def read_array(variable) -> np.ndarray:
-    """Returns the value of a variable, which may be that of all processes; asks no other process."""
+    """Returns the value of a variable, which all processes may share, without asking the others."""
     return np.asarray(variable.value)
 
 
@@ -219,12 +220,12 @@ def _is_local(model):
 
 
 def _copy_model(model):
-    """Returns the copy of a model, made once: what was compiled for it is kept."""
+    """Returns the copy of a model, which is made only once, so that its compiled functions are kept."""
     copy = _copies.get(model)
     if copy is None:
         copy = type(model).from_config(model.get_config())
         if model.compiled:
-            # Losses and metrics are wanted, and no optimizer's slots.
+            # For losses and metrics, but without an optimizer's slots.
             copy.compile_from_config({**model.get_compile_config(), "optimizer": "sgd"})
         _copies[model] = copy
     copy.set_weights([read_array(weight) for weight in model.weights])

@@ -12,7 +12,7 @@ from heads.ops.segments import frame_masks
 
 
 def to_coco(result: dict, image_id, category_ids: Sequence | None = None) -> list[dict] | dict:
-    """Returns the result of one picture as COCO's tools and servers take it, in plain JSON types.
+    """Returns the result of one picture in COCO's format for results, in plain JSON types.
 
     Args:
         result: one of `predict_pictures`, with objects, panoptic segments or a label map.
@@ -20,11 +20,11 @@ def to_coco(result: dict, image_id, category_ids: Sequence | None = None) -> lis
         category_ids: category id of each label, 0 .. classes - 1; None counts them from 1.
 
     Returns:
-        - Of objects a list of rows: "image_id", "category_id", "bbox" (xywh), "score", and where there are
-          masks "segmentation" (compressed run lengths).
-        - Of a label map a row for each class that occurs, as in COCO's stuff results: "image_id",
-          "category_id", "segmentation". Pixels of label 255 are in none.
-        - Of panoptic segments an entry of "annotations": "image_id", "file_name" and "segments_info", whose
+        - For objects a list of rows: "image_id", "category_id", "bbox" (xywh), "score", and with masks
+          "segmentation" (compressed run lengths).
+        - For a label map a row for each class that occurs, as in COCO's stuff results: "image_id",
+          "category_id", "segmentation". Pixels of label 255 are left out.
+        - For panoptic segments an entry of "annotations": "image_id", "file_name" and "segments_info", whose
           ids are the rows counted from 1. `heads.data.panoptic.encode_ids(result["segments"] + 1)` makes the
           PNG file of that name.
 
@@ -56,7 +56,7 @@ def list_objects(found: dict, image_id, category_ids: Sequence) -> list[dict]:
         found: "boxes" (n, 4) xyxy, "scores" (n,), "labels" (n,), which are below 0 where there is no object,
             and perhaps "masks", n bool (height, width) or run lengths, which may be made one by one.
         image_id: id of the picture.
-        category_ids: category id of each label, Python's own.
+        category_ids: category id of each label, as Python's own types.
     """
     rows = []
     masks = iter(found["masks"]) if "masks" in found else None
@@ -78,7 +78,7 @@ def list_objects(found: dict, image_id, category_ids: Sequence) -> list[dict]:
 
 
 def name_categories(category_ids, labels) -> list:
-    """Returns the category id of each label as Python's own; None counts them from 1.
+    """Returns the category id of each label as Python's own types; None counts them from 1.
 
     Raises:
         ValueError: for fewer ids than there are labels.
@@ -116,7 +116,7 @@ def _list_segments(result, image_id, category_ids):
 
 
 def to_supervision(result: dict, class_names: Sequence[str] | None = None):
-    """Returns the result of one picture as `supervision.Detections`, for its trackers and drawings.
+    """Returns the result of one picture as `supervision.Detections`, for its trackers and annotators.
 
     Args:
         result: one of `predict_pictures`, with objects, panoptic segments or a label map. The classes of a
@@ -152,7 +152,7 @@ def to_supervision(result: dict, class_names: Sequence[str] | None = None):
     boxes = result["boxes"] if "boxes" in result else ops.convert_to_numpy(frame_masks(masks))
     return supervision.Detections(
         xyxy=np.asarray(boxes, "float32").reshape(-1, 4),
-        # Without an object there may be no size of the masks.
+        # If there are no objects, the size of the masks may be unknown.
         mask=masks if masks is not None and masks.ndim == 3 else None,
         confidence=None if confidence is None else np.asarray(confidence, "float32"),
         class_id=np.asarray(labels, int),
@@ -161,7 +161,7 @@ def to_supervision(result: dict, class_names: Sequence[str] | None = None):
 
 
 def read_masks(masks) -> np.ndarray:
-    """Returns the masks of a result, bool (n, height, width), of these or of run lengths."""
+    """Returns the masks of a result, arrays or run lengths, as bool (n, height, width)."""
     if isinstance(masks, list):
         return np.array([decode_mask(each) if isinstance(each, dict) else each for each in masks], bool)
     return np.asarray(masks, bool)

@@ -24,7 +24,7 @@ LAYOUT = Layout(
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class RetinaNet(OneStageDetector):
-    """Object detection in one stage: anchors on five levels, classified with the focal loss.
+    """One-stage object detection: anchors on five levels, classified with the focal loss.
 
     `model(images)` gives raw predictions: "class_logits" (batch, anchors, classes) and "box_deltas"
     (batch, anchors, 4), float32, levels from fine to coarse, then y, x, anchor; "anchors", a list of
@@ -45,7 +45,7 @@ class RetinaNet(OneStageDetector):
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002, section 4; the numbers are

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-# Registered here and not in a script, so that a model that was compiled with one loads wherever `heads` is
+# Registered here and not in a script, so that a model compiled with one of them loads wherever `heads` is
 # imported.
 
 

@@ -26,18 +26,18 @@ class SemanticFPN(SemanticModel):
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
-        num_classes: number of classes, the background among them where there is one: 2 .. 255.
+        num_classes: number of classes, including the background if there is one: 2 .. 255.
         channels: channels of the head.
         pyramid_channels: channels of the feature pyramid network.
         dropout_rate: share of the last map's channels that are dropped in training.
-        loss: what is learnt from label maps: "cross_entropy", "focal", "dice" or "cross_entropy+dice", see
+        loss: the loss of label maps: "cross_entropy", "focal", "dice" or "cross_entropy+dice", see
             `heads.ops.losses.segmentation_loss`.
-        class_weights: how much each class counts in it, a number for each; see
+        class_weights: how much each class counts in the loss, a number for each; see
             `heads.data.balance_classes`. None counts all pixels alike.
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Kirillov et al., "Panoptic Feature Pyramid Networks", arXiv 1901.02446, section 3.1; the numbers are
@@ -85,14 +85,14 @@ class SemanticFPN(SemanticModel):
         levels = self.neck([pyramid[level] for level in LEVELS])
         total = self.scale_heads[0](levels[0], training=training)
         for head, level in zip(self.scale_heads[1:], levels[1:], strict=True):
-            # At odd sizes the doubled map is not quite the finest level's size.
+            # At odd sizes the doubled map differs a little from the finest level's size.
             level = head(level, training=training)
-            # Not `+=`: in place, PyTorch's gradients break.
+            # Not `+=`, which works in place and breaks PyTorch's gradients.
             total = total + resize_bilinear(level, ops.shape(total)[1:3])
         return self.classifier(total, training=training)
 
     def compute_losses(self, targets, predictions):
-        """Returns `{"segmentation_loss"}` of label maps (batch, height, width), 255 ignored, and logits."""
+        """Returns `{"segmentation_loss"}` for label maps (batch, height, width), 255 ignored, and logits."""
         loss = segmentation_loss(targets, predictions, self.loss, self.class_weights)
         return {"segmentation_loss": loss}
 

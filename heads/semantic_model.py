@@ -14,11 +14,11 @@ from heads.ops.windows import place_windows
 
 
 class SemanticModel(DenseModel):
-    """A head whose predictions are logits at the images' size, or a dict with "logits" and others.
+    """A head whose predictions are logits at the images' size, or a dict that contains them as "logits".
 
     `fit` takes label maps in which 255 is ignored, (batch, height, width) or (batch, height, width, 1), and
-    shows the running mean IoU. Metrics of `compile` compare them with the logits: `metrics` see all pixels,
-    `weighted_metrics` count those of label 255 with weight 0.
+    shows the running mean IoU. Metrics of `compile` compare the label maps with the logits: `metrics` see all
+    pixels, `weighted_metrics` give those of label 255 the weight 0.
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs`.
@@ -40,15 +40,15 @@ class SemanticModel(DenseModel):
     def from_release(cls, name: str, **kwargs):
         """Returns a published model: its weights, class names and how pictures are resized.
 
-        The releases come with the package of their backbone. Import it before, as for `load_model`, which
-        finds the classes of a file in the same way, through Keras.
+        The releases come with the package of their backbone. Import that first, as for `load_model`, which
+        also finds the classes of a file through Keras.
 
         Args:
             name: such as "upernet_b2_ade20k"; `python -m van_backbones.checkpoints list` lists all.
             **kwargs: arguments of the head, and `backbone`: see `van_backbones.load_release`.
 
         Raises:
-            ValueError: where `van_backbones` was not imported, or the name is no release of this head.
+            ValueError: if `van_backbones` was not imported, or the name is not a release of this head.
         """
         load_release = keras.saving.get_registered_object("van_backbones>load_release")
         if load_release is None:
@@ -56,7 +56,7 @@ class SemanticModel(DenseModel):
         return load_release(name, cls, **kwargs)
 
     def decode(self, predictions):
-        """Returns label maps, int32 (batch, height, width), of what `call` returned."""
+        """Returns label maps, int32 (batch, height, width), from the outputs of `call`."""
         return label_pixels(_find_logits(predictions))
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -72,7 +72,7 @@ class SemanticModel(DenseModel):
             label_maps = self.predict_on_batch(images)
             crops = zip(label_maps, image_sizes, strict=True)
             return [{"label_map": label_map[:height, :width]} for label_map, (height, width) in crops]
-        # Logits are resized, and not label maps: borders stay smooth.
+        # Logits are resized instead of label maps, so that borders stay smooth.
         logits = _find_logits(self.predict_raw(images))
         results = []
         for row, ((height, width), size) in enumerate(zip(image_sizes, original_sizes.tolist(), strict=True)):

@@ -23,7 +23,7 @@ class SimpleBaseline(DenseModel):
 
     `model(images)` gives heatmaps, float32 (batch, height / 4, width / 4, keypoints), rounded up;
     `model.predict` gives "keypoints", float32 (batch, keypoints, 2), (x, y) in pixels of the crop, and
-    "scores", float32 (batch, keypoints), the heights of the heatmaps, about 1 where the model is sure. The
+    "scores", float32 (batch, keypoints), the heights of the heatmaps, about 1 if the model is sure. The
     centre of the first pixel is (0, 0), as in COCO's files.
 
     `fit` takes "keypoints" (batch, keypoints, 2) and "weights" (batch, keypoints), 0 for a keypoint without
@@ -34,13 +34,13 @@ class SimpleBaseline(DenseModel):
         backbone: a functional Keras model with `pyramid_outputs` "P5".
         num_keypoints: number of keypoints of a person.
         channels: channels of the transposed convolutions.
-        flip_pairs: pairs of keypoints, left and right, that change places in a mirror, for `flip_test`.
+        flip_pairs: pairs of left and right keypoints that a mirror swaps, for `flip_test`.
         keypoint_names: a text for each keypoint; kept in the model's file.
         skeleton: pairs of keypoints that a line connects in pictures; kept in the model's file.
         **kwargs: `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks the level.
+        ValueError: if an argument is out of range or the backbone lacks the level.
 
     Reference:
         - Xiao et al., "Simple Baselines for Human Pose Estimation and Tracking", arXiv 1804.06208; the
@@ -89,14 +89,14 @@ class SimpleBaseline(DenseModel):
         for block in self.doublings:
             features = block(features, training=training)
         heatmaps = ops.cast(self.output_conv(features), "float32")
-        # Eight cells for each begun 32 pixels: what lies beyond the image is cut off. Rounded up without
-        # negative numbers, which ONNX rounds towards zero.
+        # There are eight cells for each 32 pixels, rounded up: those beyond the image are cut off. Rounds up
+        # without negative numbers, whose quotients ONNX rounds towards zero.
         height, width = ((side + STRIDE - 1) // STRIDE for side in ops.shape(images)[1:3])
         heatmaps = heatmaps[:, :height, :width]
         return {"heatmaps": heatmaps, **others} if isinstance(inputs, dict) else heatmaps
 
     def call_mirrored(self, inputs):
-        """Returns what `call` returns, the heatmaps averaged with those of the mirrored images.
+        """Returns the outputs of `call`, with heatmaps averaged with those of the mirrored images.
 
         mmpose's `flip_test`.
 
@@ -143,15 +143,15 @@ class SimpleBaseline(DenseModel):
         return {"keypoints": keypoints, "scores": scores}
 
     def with_flip_test(self):
-        """Returns a `FlipTest` of the model, always the same one, so that it is traced once."""
+        """Returns a `FlipTest` of the model, always the same one, so that it is traced only once."""
         if "_find_flip_test" not in vars(self):
             flip_test = FlipTest(self)
-            # As an attribute, Keras would save it with the model.
+            # In a function, as Keras would save an attribute with the model.
             self._find_flip_test = lambda: flip_test
         return self._find_flip_test()
 
     def find_counterparts(self):
-        """Returns for each keypoint the number of the one that it changes places with in a mirror."""
+        """Returns for each keypoint the number of the one that a mirror swaps it with."""
         if self.flip_pairs is None:
             raise ValueError(
                 "flip_test needs the model's flip_pairs, [] where no keypoints change places. Received: "
@@ -186,7 +186,7 @@ class SimpleBaseline(DenseModel):
                 or a sequence of files and arrays.
             boxes: for each picture (n, 4), xyxy pixels, a box around each person, such as those that a
                 detector's `predict_pictures` returns; n may be 0.
-            batch_size: most people that go through the model at once.
+            batch_size: how many people go through the model at once, at most.
             flip_test: whether to average with the mirrored crops, which takes twice the time.
             progress: whether to show a progress bar, for two pictures or more.
 
@@ -195,7 +195,7 @@ class SimpleBaseline(DenseModel):
             "keypoints", float32 (n, keypoints, 2), (x, y), and "scores", float32 (n, keypoints).
 
         Raises:
-            ValueError: if a file cannot be read, an array is no picture, or the boxes are malformed.
+            ValueError: if a file cannot be read, an array is not a picture, or the boxes are malformed.
         """
         from heads.prediction import predict_people  # with Pillow, which nothing else here needs
 
@@ -243,18 +243,18 @@ class DoublingBlock(Chain):
 
 
 class FlipTest(keras.Model):
-    """A pose model whose results come from the crops and their mirror images together.
+    """A pose model that averages the heatmaps of crops and their mirror images.
 
     Args:
         model: a `SimpleBaseline` with `flip_pairs`.
 
     Call arguments:
-        inputs: as those of the model. The outputs are decoded.
+        inputs: those of the model. The outputs are decoded.
     """
 
     def __init__(self, model, **kwargs):
         super().__init__(**kwargs)
-        model.find_counterparts()  # raises where it has none
+        model.find_counterparts()  # raises if there are no pairs
         self.pose_model = model
         self.built = True
 
@@ -263,7 +263,7 @@ class FlipTest(keras.Model):
 
 
 def _small_numbers():
-    # As mmpose's. One initializer for all layers would draw the same values for each.
+    # As in mmpose. A new one each time: a shared initializer would draw the same values for each layer.
     return keras.initializers.RandomNormal(0.0, 0.001)
 
 

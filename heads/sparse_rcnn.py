@@ -43,7 +43,8 @@ class SparseRCNN(DenseModel):
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
         num_classes: number of classes; there is none for the background.
-        num_proposals: learned boxes, each with its features; so many objects can be found in an image.
+        num_proposals: number of learned boxes, each with its features, and so of objects that an image can
+            have.
         channels: channels of the pyramid and the features, a multiple of 8.
         num_stages: how often the boxes are refined.
         score_threshold: detections below are left out.
@@ -51,7 +52,7 @@ class SparseRCNN(DenseModel):
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Sun et al., "Sparse R-CNN", arXiv 2011.12450; the numbers are mmdetection's `SparseRCNN`.
@@ -78,7 +79,7 @@ class SparseRCNN(DenseModel):
         dtype = self.dtype_policy
         self.neck = FPN(channels, dtype=dtype, name="neck")
         self.neck.build(self.level_shapes)
-        # Sec. 3.2: centre, width and height as shares of the image. At the start each is the whole image.
+        # Sec. 3.2: centre, width and height as shares of the image. Each box starts as the whole image.
         self.proposal_boxes = self.add_weight(
             (num_proposals, 4), "ones", autocast=False, name="proposal_boxes"
         )
@@ -109,14 +110,14 @@ class SparseRCNN(DenseModel):
             boxes = decode_boxes(deltas, boxes, DEVIATIONS)
             all_logits.append(logits)
             all_boxes.append(boxes)
-            boxes = ops.stop_gradient(boxes)  # each stage learns from its own box alone
+            boxes = ops.stop_gradient(boxes)  # each stage learns from its own boxes only
         logits, boxes = ops.stack(all_logits, axis=1), ops.stack(all_boxes, axis=1)
         return {"class_logits": logits, "boxes": boxes, **sizes}
 
     def compute_losses(self, targets, predictions):
         """Returns "class_loss" (focal), "box_loss" (L1) and "giou_loss", summed over the stages.
 
-        In each stage, each object is learned by one proposal, so that all together cost the least.
+        In each stage, each object is learned by one proposal, chosen so that the total cost is the smallest.
 
         Args:
             targets: a dict of "boxes" (batch, n, 4), xyxy pixels, and "labels" (batch, n), 0 .. classes - 1,
@@ -130,7 +131,7 @@ class SparseRCNN(DenseModel):
         targets, poisons = read_targets(targets, self.num_classes, image_sizes=image_sizes)
         logits, boxes = predictions["class_logits"], predictions["boxes"]
         batch, num_stages, num_proposals = ops.shape(boxes)[:3]
-        # As one list of proposals, where stages do not matter: (batch, stages * proposals).
+        # As one list of proposals, since stages do not matter here: (batch, stages * proposals).
         limits = spread_sizes(image_sizes)
         matches = self.match_proposals(targets, predictions)
         flat_logits = ops.reshape(logits, (batch, num_stages * num_proposals, self.num_classes))
@@ -138,7 +139,7 @@ class SparseRCNN(DenseModel):
         matches = ops.reshape(matches, (batch, num_stages * num_proposals))
         positive = matches >= 0
         rows = ops.maximum(matches, 0)
-        # Each stage has as many.
+        # Each stage has equally many objects.
         num_objects = ops.sum(ops.cast(positive, "float32")) / num_stages
 
         is_class = mark_classes(targets["labels"], matches, self.num_classes)
@@ -163,10 +164,10 @@ class SparseRCNN(DenseModel):
         logits = ops.stop_gradient(predictions["class_logits"])
         boxes = ops.stop_gradient(predictions["boxes"])
         limits = spread_sizes(predictions["image_sizes"])[:, None, None]  # (batch, 1, 1, 1, 4)
-        # Of every proposal with every object: (batch, stages, proposals, objects).
+        # Costs of every proposal with every object: (batch, stages, proposals, objects).
         shape = (*ops.shape(boxes)[:3], ops.shape(targets["labels"])[1])
         labels = ops.broadcast_to(targets["labels"][:, None, None], shape)
-        # What the focal loss of a class becomes when it is there: (batch, stages, proposals, classes).
+        # How the focal loss of a class changes if it is present: (batch, stages, proposals, classes).
         ones = ops.ones_like(logits)
         changes = sigmoid_focal_loss(ones, logits) - sigmoid_focal_loss(0.0 * ones, logits)
         class_costs = ops.take_along_axis(changes, ops.maximum(labels, 0), axis=-1)
@@ -174,7 +175,7 @@ class SparseRCNN(DenseModel):
         box_costs = ops.sum(l1_loss(truth / limits, ours / limits), axis=-1)
         costs = CLASS_WEIGHT * class_costs + BOX_WEIGHT * box_costs
         costs = costs - GIOU_WEIGHT * compare_pairs(truth, ours)[1]
-        # Where predictions are not finite, the losses are not: they tell, so that training ends in order.
+        # Predictions that are not finite show in the losses, which end the training with a message.
         costs = ops.where(ops.isfinite(costs), costs, 0.0)
         return assign_optimally(costs, labels[:, :, 0] >= 0)
 
@@ -183,8 +184,8 @@ class SparseRCNN(DenseModel):
 
         Returns:
             A dict of "boxes" (batch, max_detections, 4), xyxy pixels of the original picture where its size
-            was among the inputs, else of the input, not cut at its borders; "scores" (batch, max_detections);
-            "labels" (batch, max_detections), -1 where there is no detection. The best come first.
+            was among the inputs, else of the input, not clipped; "scores" (batch, max_detections); "labels"
+            (batch, max_detections), -1 where there is no detection. The best come first.
         """
         scores = ops.sigmoid(predictions["class_logits"][:, -1])
         scores, rows, labels = select_pairs(scores, self.max_detections)
@@ -194,7 +195,7 @@ class SparseRCNN(DenseModel):
         scores = scores + 0.0 * image_sizes[:, :1]
         exists = ops.logical_not(scores <= self.score_threshold)
         labels = ops.where(exists, labels, PADDING_LABEL)
-        # Few proposals and classes may make fewer pairs.
+        # Few proposals and classes may have fewer pairs than `max_detections`.
         padding = ((0, 0), (0, max(self.max_detections - self.num_proposals * self.num_classes, 0)))
         detections = {
             "boxes": ops.pad(ops.where(exists[..., None], boxes, 0.0), (*padding, (0, 0))),
@@ -229,7 +230,7 @@ NUM_BOX_LAYERS = 3
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class RefinementStage(Layer):
-    """Classifies and shifts proposals by their features and the features under their boxes.
+    """Classifies and shifts proposals, by their own features and those under their boxes.
 
     Section 3.3: the proposals attend to each other, each filters its region with weights of its own, and a
     small network follows; layer norms in between.
@@ -274,7 +275,7 @@ class RefinementStage(Layer):
             (make_dense(channels, f"box_{index}", use_bias=False), make_norm(f"box_norm_{index}"))
             for index in range(NUM_BOX_LAYERS)
         ]
-        # As RetinaNet: at the start each class has a probability of 0.01.
+        # As in RetinaNet, each class starts with a probability of 0.01.
         bias = keras.initializers.Constant(-math.log(99.0))
         self.classifier = make_dense(num_classes, "classifier", bias_initializer=bias)
         self.regressor = make_dense(4, "regressor")
@@ -303,7 +304,7 @@ class RefinementStage(Layer):
         return *outputs, features
 
     def filter_regions(self, regions, features):
-        """Returns what each proposal sees in its region through filters made of its features."""
+        """Returns the regions' features, filtered with weights that come from the proposals' features."""
         batch, count, height, width, channels = ops.shape(regions)
         weights = self.filter_weights(features)  # (batch, proposals, 2 * channels * filter channels)
         narrow, wide = ops.split(weights, 2, axis=-1)

@@ -1,4 +1,4 @@
-"""Label maps of pictures of any size: tile by tile, blended, in little memory."""
+"""Label maps of pictures of any size, tile by tile: blended, and with little memory."""
 
 import itertools
 import os
@@ -24,18 +24,18 @@ def segment_in_tiles(
 ) -> np.ndarray:
     """Returns the label map of a picture, which is segmented in overlapping tiles.
 
-    The tiles keep the picture's pixels, whatever the model's `resizing` says; choose them as large as its
-    training crops. Where tiles overlap, they fade into each other: the logits are averaged, and a tile weighs
-    the less the nearer its border is. Pixels become labels as soon as no further tile sees them, so that the
-    logits of the overlaps alone are kept: 10,000 x 10,000 pixels of 150 classes take 0.8 GB beyond the
-    picture, the label map, and what the model needs for a tile.
+    The tiles are not resized, whatever the model's `resizing` says; choose them as large as its training
+    crops. Where tiles overlap, they fade into each other: the logits are averaged, with smaller weights near
+    a tile's border. Pixels become labels as soon as no further tile covers them, so that only the logits of
+    overlaps are kept: 10,000 x 10,000 pixels of 150 classes take 0.8 GB in addition to the picture, the label
+    map, and the memory of the model for a tile.
 
     Args:
         model: a semantic segmenter, or images (batch, height, width, 3) -> logits
             (batch, height, width, classes), as of `segment_images`.
-        picture: a path, or an array (height, width, 3), uint8 or float 0 .. 255; `np.memmap` is one.
+        picture: a path, or an array (height, width, 3), uint8 or float 0 .. 255; also a `np.memmap`.
         tile_size: (height, width) of the tiles; a whole number stands for squares.
-        overlap: share of a tile's sides that it has in common with the next one, from 0 to below 1.
+        overlap: share of a tile's sides by which it overlaps the next one, from 0 to below 1.
         flip: whether to add each tile's mirror image; the class probabilities are averaged then.
         batch_size: most tiles that go through the model at once.
         progress: whether to show a progress bar.
@@ -53,12 +53,12 @@ def segment_in_tiles(
     pixels = read_pixels(picture, count_channels(model))
     steps = [find_step(side, overlap) for side in tile_size]
     row_windows, column_windows = map(place_windows, pixels.shape[:2], tile_size, steps)
-    # What counts of the tiles.
+    # The parts of the tiles that count.
     rows = trim_windows(row_windows, tile_size[0] - steps[0])
     columns = trim_windows(column_windows, tile_size[1] - steps[1])
     row_weights, column_weights = fade_windows(rows), fade_windows(columns)
     label_map = band = None
-    num_pending = 0  # rows at the top of the tiles that those above them have seen, too
+    num_pending = 0  # rows at the top of the tiles that overlap the tiles above
     bar = keras.utils.Progbar(len(rows) * len(columns), unit_name="tile", verbose=int(progress))
     for number, (top, bottom) in enumerate(rows):
         end = rows[number + 1][0] if number + 1 < len(rows) else bottom
@@ -78,7 +78,7 @@ def segment_in_tiles(
 
 
 def _make_arrays(size, rows, num_classes):
-    """Returns the label map to fill, and a place for the scores of rows that tiles share with those below."""
+    """Returns the label map to fill, and an array for scores of rows that tiles share with those below."""
     most_rows = max((before[1] - after[0] for before, after in itertools.pairwise(rows)), default=0)
     label_map = np.zeros(size, "uint8" if num_classes <= 256 else "int32")
     return label_map, np.zeros((most_rows, size[1], num_classes), "float32")
@@ -107,13 +107,13 @@ def _predict_tiles(model, strip, windows, flip, batch_size):
 
 
 def _blend_tiles(tiles, windows, columns, weights):
-    """Yields ((left, right), scores) of a strip's columns, as soon as no further tile sees them.
+    """Yields ((left, right), scores) of a strip's columns, as soon as no further tile covers them.
 
     Args:
         tiles: scores (height, width, classes) of each tile, from left to right.
         windows: (left, right) of each.
-        columns: (left, right) of what counts of each.
-        weights: of these columns of each.
+        columns: (left, right) of the part of each that counts.
+        weights: weights of these columns of each.
     """
     waiting = None
     for number, (scores, (left, right)) in enumerate(zip(tiles, columns, strict=True)):
@@ -123,4 +123,4 @@ def _blend_tiles(tiles, windows, columns, weights):
             scores[:, : waiting.shape[1]] += waiting
         end = columns[number + 1][0] if number + 1 < len(columns) else right
         yield (left, end), scores[:, : end - left]
-        waiting = scores[:, end - left :].copy()  # alone, so that the rest can go
+        waiting = scores[:, end - left :].copy()  # copied, so that the rest can be freed

@@ -18,7 +18,7 @@ LEVELS = ("P2", "P3", "P4", "P5")
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class UPerNet(SemanticModel):
-    """Semantic segmentation by pyramid pooling on top of a feature pyramid, all levels fused.
+    """Semantic segmentation by pyramid pooling on top of a feature pyramid, whose levels are all fused.
 
     `model(images)` gives logits at the images' size, float32 (batch, height, width, classes); with
     `training=True` it gives `{"logits", "auxiliary_logits"}`, both at that size. `model.predict` gives label
@@ -26,20 +26,20 @@ class UPerNet(SemanticModel):
 
     Args:
         backbone: a functional Keras model with `pyramid_outputs` "P2" .. "P5".
-        num_classes: number of classes, the background among them where there is one: 2 .. 255.
+        num_classes: number of classes, including the background if there is one: 2 .. 255.
         channels: channels of the head. Cost grows with their square: 512 takes 77 GFLOP per 256 x 256 image
             for the last fusion alone.
         auxiliary_channels: channels of the auxiliary head, which reads "P4".
         auxiliary_weight: factor of the auxiliary loss.
         dropout_rate: share of the last map's channels that are dropped in training.
-        loss: what is learnt from label maps: "cross_entropy", "focal", "dice" or "cross_entropy+dice", see
+        loss: the loss of label maps: "cross_entropy", "focal", "dice" or "cross_entropy+dice", see
             `heads.ops.losses.segmentation_loss`.
-        class_weights: how much each class counts in it, a number for each; see
+        class_weights: how much each class counts in the loss, a number for each; see
             `heads.data.balance_classes`. None counts all pixels alike.
         **kwargs: `class_names` and `resizing`, see `DenseModel`; `name`, `trainable`, `dtype`.
 
     Raises:
-        ValueError: at an argument out of range or a backbone that lacks a level.
+        ValueError: if an argument is out of range or the backbone lacks a level.
 
     Reference:
         - Xiao et al., "Unified Perceptual Parsing for Scene Understanding", arXiv 1807.10221, section 3; the
@@ -108,7 +108,7 @@ class UPerNet(SemanticModel):
         levels = [block(level, training=training) for block, level in blocks]
         levels.append(self.pyramid_pooling(coarsest, training=training))
         for index in reversed(range(len(fine))):
-            # Not `+=`: in place, PyTorch's gradients break.
+            # Not `+=`, which works in place and breaks PyTorch's gradients.
             coarse = resize_bilinear(levels[index + 1], ops.shape(levels[index])[1:3])
             levels[index] = levels[index] + coarse
         for index, block in enumerate(self.output_blocks):

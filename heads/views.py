@@ -1,4 +1,4 @@
-"""Several views of a picture, merged: slices of large pictures, mirror images, other sizes."""
+"""Merged detections of several views of a picture: slices of large pictures, mirror images, other sizes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,14 +24,14 @@ from heads.prediction import (
 )
 
 MOST_DETECTIONS = 1000
-# Of detectors that suppress nothing themselves.
+# For detectors without suppression of their own.
 IOU_THRESHOLD = 0.5
 # A box this near to the border of a slice, as a share of the slice's side, may go on beyond it.
 NEAR_BORDER = 0.01
 LEAST_NEAR = 2  # pixels
-# What a better view of an object must cover of the box of its visible part ...
+# The share of a part's box that a better view of the object must cover ...
 LEAST_COVERED = 0.5
-# ... and its score, as a share of that box's: doubtful boxes remove nothing.
+# ... and that view's least score, as a share of the part's: doubtful boxes remove nothing.
 LEAST_CERTAINTY = 0.5
 BLOCK = 64
 
@@ -59,28 +59,28 @@ def detect_in_slices(
     max_detections: int = MOST_DETECTIONS,
     progress: bool = True,
 ) -> list[dict]:
-    """Returns the objects in large pictures: of overlapping slices, and of the whole picture.
+    """Returns the objects in large pictures, from overlapping slices and the whole picture.
 
-    Small objects vanish where a large picture is resized to what a detector was trained on. In a slice they
-    keep their size: each is resized as the model's `resizing` says, as if it were a picture. Then
+    Small objects vanish if a large picture is resized to the size that a detector was trained on. In slices
+    they stay large: each slice is resized as the model's `resizing` says, as if it were a picture. Then
 
-    - a box that touches an inner border of its slice, and most of which lies in a box of its class that is
-      cut less and not much more doubtful, goes: it is a part of an object that another view shows whole;
+    - a box is removed if it touches an inner border of its slice, and mostly lies in a box of its class that
+      is cut less and not much less certain: it is a part of an object that another view shows better;
     - of boxes of one class that overlap by more than the model's `iou_threshold` the best one stays.
 
-    Objects that are no larger than the overlap are whole in some slice; larger ones are seen whole by the
-    view of the whole picture alone.
+    Objects that are no larger than the overlap are whole in some slice; larger ones may be whole only in the
+    view of the whole picture.
 
     Args:
         model: a detector.
         pictures: see `DenseModel.predict_pictures`.
         slice_size: (height, width) of the slices in pixels of the picture; a whole number stands for squares.
-        overlap: share of a slice's sides that it has in common with the next one, from 0 to below 1.
-        with_whole: whether the whole picture is looked at, too.
+        overlap: share of a slice's sides by which it overlaps the next one, from 0 to below 1.
+        with_whole: whether to add the whole picture as a view.
         batch_size: most slices that go through the model at once.
         score_threshold: detections below are left out.
-        masks: see `DenseModel.predict_pictures`. Those of a large picture fit into memory as "run_lengths".
-        max_detections: most objects of a picture.
+        masks: see `DenseModel.predict_pictures`. For large pictures use "run_lengths", which fit into memory.
+        max_detections: how many objects a picture can have, at most.
         progress: whether to show a progress bar, for two pictures or more.
 
     Returns:
@@ -222,10 +222,10 @@ def _count_cuts(boxes, view, size):
 
 
 def _merge(views, iou_threshold, max_detections):
-    """Returns the detections of all views of a picture without parts and doubles, the best first."""
+    """Returns the detections of all views of a picture without parts and duplicates, the best first."""
     found = {name: np.concatenate([view[name] for view in views]) for name in views[0]}
     num_cuts, count = found.pop("num_cuts"), len(found["labels"])
-    # Few numbers of rows, for JAX compiles for each; empty rows have score 0.
+    # Padded to few numbers of rows, as JAX compiles for each; empty rows have score 0.
     padding = (0, max(BLOCK, 1 << max(count - 1, 0).bit_length()) - count)
     boxes = np.pad(found["boxes"], (padding, (0, 0)))
     scores, labels, num_cuts = (
@@ -240,8 +240,8 @@ def _merge(views, iou_threshold, max_detections):
 def find_parts(boxes, scores, labels, num_cuts) -> np.ndarray:
     """Returns which boxes show a part of an object that another box shows more of: bool (n,).
 
-    These boxes are cut, and at least half of each is covered by a box of its label that is cut at fewer
-    sides and has at least half of its score.
+    Such a box is cut, and at least half of it is covered by a box of its label that is cut at fewer sides and
+    has at least half of its score.
 
     Args:
         boxes: (n, 4), xyxy pixels.

@@ -24,7 +24,7 @@ NORMALIZATIONS = {
 class VANBackbone(keras.Model):
     """The Visual Attention Network as a feature-pyramid backbone.
 
-    A functional model: images -> `{"P2", "P3", "P4", "P5"}`, the normed outputs of the four stages, of
+    A functional model: images -> `{"P2", "P3", "P4", "P5"}`, the normalised outputs of the four stages, with
     strides 4, 8, 16, 32 and shape `(batch, ceil(height / stride), ceil(width / stride), width)`.
 
     KerasHub's heads read `pyramid_outputs` (level -> symbolic output), KerasCV's `pyramid_level_inputs`
@@ -36,21 +36,21 @@ class VANBackbone(keras.Model):
         normalization: "imagenet" (RGB images of 0 .. 255 in, ImageNet's mean and deviation are applied
             inside), "inception" (the same with 127.5 for both, how the ImageNet classifiers were trained),
             or None (images are normalised already; any number of channels).
-        drop_path_rate: stochastic depth of the last block; rates rise linearly from 0. None gives the
-            variant's.
-        layer_norm_epsilon: 1e-6 as in the classification code; the segmentation code has 1e-5.
+        drop_path_rate: stochastic depth of the last block; rates rise linearly from 0. None uses the
+            variant's rate.
+        layer_norm_epsilon: 1e-6 as in the classification code; the segmentation code uses 1e-5.
         weights: None for a random start, "imagenet" (b0 .. b3) or "imagenet22k" (b4 .. b6) for the release of
             the variant, a release's name or a checkpoint's path: see
             `van_backbones.checkpoints.load_checkpoint`.
         widths: channels of the four stages, instead of the variant's.
         depths: blocks in the four stages, instead of the variant's.
-        dtype: dtype policy of all layers. None gives the global one.
-        recompute: whether training keeps only what enters each block, and computes the rest again in the
-            backward pass: less memory for a longer step, and the same numbers.
+        dtype: dtype policy of all layers. None uses the global one.
+        recompute: whether training keeps only the inputs of each block and computes the rest again in the
+            backward pass. Saves memory, takes longer, and gives the same numbers.
         **kwargs: `name` and `trainable`.
 
     Raises:
-        ValueError: at an argument out of range.
+        ValueError: if an argument is out of range.
 
     Reference:
         - Guo et al., "Visual Attention Network", arXiv 2202.09741, section 3.2 and table 2.
@@ -107,7 +107,7 @@ class VANBackbone(keras.Model):
             load_checkpoint(self, weights)
 
     def reference_layers(self):
-        """Returns the official names behind `backbone.`, as in VAN-Segmentation: name -> part."""
+        """Returns the parts by their official names with the prefix `backbone.`, as in VAN-Segmentation."""
         names = {}
         for stage, depth in enumerate(self.depths, 1):
             embedding = self.get_layer(f"stage{stage}_embedding")
@@ -121,30 +121,30 @@ class VANBackbone(keras.Model):
         return names
 
     def freeze(self, num_stages: int = 0, batch_norms: bool = False):
-        """Keeps the first stages, or all batch norms, as they are in training.
+        """Freezes the first stages, all batch norms, or both.
 
-        Weights and statistics of what is frozen do not change, and its batch norms use their moving
-        statistics. It stays so in `.keras` files, as do layers that are frozen one by one. Freeze before
+        Training does not change frozen weights and statistics, and frozen batch norms use their moving
+        statistics. `.keras` files keep what is frozen, including layers frozen one by one. Freeze before
         `compile`; `freeze()` undoes it.
 
         Args:
-            num_stages: how many stages, from the finest, 0 .. 4.
-            batch_norms: whether the batch norms of all stages.
+            num_stages: how many stages to freeze, from the finest on, 0 .. 4.
+            batch_norms: whether to freeze the batch norms of all stages.
 
         Raises:
-            ValueError: at another number of stages.
+            ValueError: if `num_stages` is not 0 .. 4.
         """
         if num_stages not in range(5):
             raise ValueError(f"num_stages must be 0 .. 4. Received: {num_stages!r}")
         frozen = tuple(f"stage{stage}_" for stage in range(1, num_stages + 1))
         for layer in self.layers:
-            # Each part by itself: Keras passes nothing on to the parts of a layer that has the flag already.
+            # Set on each part: Keras does not pass the flag on to the parts of a layer that already has it.
             for part in layer._flatten_layers():
                 is_norm = isinstance(part, keras.layers.BatchNormalization)
                 part.trainable = not layer.name.startswith(frozen) and not (batch_norms and is_norm)
 
     def set_layer_norm_epsilon(self, epsilon: float):
-        """Changes the epsilon of the four last norms to that of the code which the weights come from."""
+        """Sets the epsilon of the stages' last norms to that of the code that the weights come from."""
         self.layer_norm_epsilon = epsilon
         for stage in (1, 2, 3, 4):
             self.get_layer(f"stage{stage}_norm").epsilon = epsilon
@@ -167,7 +167,7 @@ class VANBackbone(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        # A file brings its weights along; the config of a stranger's shall not name further files.
+        # A file contains its weights; the config in a stranger's file must not make us read other files.
         backbone = cls(**{key: config[key] for key in config.keys() - {"frozen_parts", "weights"}})
         if "frozen_parts" in config:
             freeze_parts(backbone, config["frozen_parts"])

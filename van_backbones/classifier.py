@@ -21,8 +21,8 @@ class VANClassifier(keras.Model):
 
     Args:
         variant: one of "b0" .. "b6".
-        num_classes: number of classes. Where a checkpoint has another number, its last layer is left out,
-            with a warning.
+        num_classes: number of classes. If a checkpoint has another number, its last layer is left out, with a
+            warning.
         weights: None for a random start, "imagenet" (b0 .. b3), a release's name or a checkpoint's path: see
             `van_backbones.checkpoints.load_checkpoint`.
         input_shape: (height, width, 3); height and width may be None.
@@ -82,7 +82,7 @@ class VANClassifier(keras.Model):
             load_checkpoint(self, weights)
 
     def reference_layers(self):
-        """Returns the official names, the backbone's behind `backbone.`: name -> layer or variable."""
+        """Returns official name -> layer or variable; the backbone's names start with `backbone.`."""
         return {**self.backbone.reference_layers(), "head": self.get_layer("head")}
 
     def get_config(self):
@@ -110,7 +110,7 @@ class VANClassifier(keras.Model):
 
 
 def preprocess_images(images, image_size=224, crop_share=0.9):
-    """Returns images as the published accuracies were measured: bicubic resizing, then the centre.
+    """Returns images prepared as for the published accuracies: bicubic resizing, then the centre crop.
 
     The shorter side becomes `image_size / crop_share`, and the central square of `image_size` is kept.
 
@@ -123,7 +123,7 @@ def preprocess_images(images, image_size=224, crop_share=0.9):
         Float32 (batch, image_size, image_size, 3), 0 .. 255; a single image becomes a batch of one.
 
     Raises:
-        ValueError: For another shape.
+        ValueError: for another shape.
     """
     shape = tuple(images.shape)
     if len(shape) not in (3, 4) or shape[-1] != 3:

@@ -14,7 +14,7 @@ class PointwiseConvolution(keras.layers.Conv2D):
     """A 1 x 1 convolution with a bias: `kernel_size=1`, and the defaults of `keras.layers.Conv2D`.
 
     On CPUs the kernel's gradient is a matrix product. TensorFlow asks oneDNN for the gradients of kernel and
-    bias in one, which in float32 takes five times as long.
+    bias in one call, which takes five times as long in float32.
     """
 
     def call(self, inputs):
@@ -26,8 +26,8 @@ class PointwiseConvolution(keras.layers.Conv2D):
 class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
     """A depthwise convolution with a bias, of an odd kernel size, `padding="same"` and strides of 1.
 
-    oneDNN's quick kernel gradient is for kernels of up to three columns; that of a wider one takes up to ten
-    times as long. On CPUs, wider kernels get theirs three columns at a time. JAX and PyTorch have their own
+    oneDNN's quick kernel gradient works for kernels of up to three columns; that of a wider one takes up to
+    ten times as long. So on CPUs, wider kernels get theirs three columns at a time. JAX and PyTorch use other
     forms (`van_backbones/depthwise.py`).
     """
 
@@ -119,8 +119,8 @@ def _differentiate_kernel(inputs, gradient, kernel_size):
             padding="SAME",
         )
 
-    # oneDNN's quick way is not for maps lower than the kernel either, and TensorFlow gives anything for empty
-    # ones. Where nothing is missing, `tf.pad` copies nothing.
+    # oneDNN's quick way is not for maps smaller than the kernel either, and for empty ones TensorFlow's
+    # result is arbitrary. Where nothing is missing, `tf.pad` copies nothing.
     missing = [tf.maximum(side - own, 0) for side, own in zip(kernel_size, _read_size(inputs), strict=True)]
     margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
     inputs, gradient = tf.pad(inputs, margins), tf.pad(gradient, margins)
@@ -136,7 +136,7 @@ def _differentiate_kernel(inputs, gradient, kernel_size):
 
 
 def _read_size(maps):
-    """Returns height and width: numbers if they are known."""
+    """Returns height and width, as numbers if they are known."""
     return maps.shape[1:3] if None not in maps.shape[1:3] else ops.shape(maps)[1:3]
 
 
@@ -150,9 +150,9 @@ def _sum_rows(rows):
 def gelu(inputs):
     """Returns the exact GELU, `x * Phi(x)`.
 
-    `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary
-    error function, which takes several times as long (README, "Speed"). Written in this order, other runtimes
-    know it when they load an export.
+    `keras.activations.gelu` is the same function, but on TensorFlow it goes through the complementary error
+    function, which takes several times as long. In this order of operations, other runtimes recognise it when
+    they load an export.
     """
     return (0.5 * inputs) * (1.0 + ops.erf(inputs * math.sqrt(0.5)))
 
@@ -160,14 +160,14 @@ def gelu(inputs):
 def fused_gelu(inputs, training=True):
     """Returns the exact GELU, and its gradient, on TensorFlow in one pass over the map instead of five.
 
-    The graph has the operations of `gelu`, marked, so that TensorFlow lets XLA make them one; in an export,
-    other runtimes see no difference. XLA compiles them for each size anew: hence not in a graph that is to
-    serve all sizes. Training keeps the inputs, and no maps in between.
+    The graph has the operations of `gelu`, marked, so that TensorFlow lets XLA fuse them; in an export, other
+    runtimes see no difference. XLA compiles them anew for each size, so do not use it in a graph that serves
+    all sizes. Training keeps the inputs, and no maps in between.
 
     Args:
         inputs: tensor of any shape.
-        training: whether the gradient is one pass, too. TensorFlow then keeps each graph that this is traced
-            in for as long as the process lives: False for what is for inference only.
+        training: whether the gradient takes one pass, too. TensorFlow then keeps each graph in which this is
+            traced for as long as the process lives: pass False where the graph is for inference only.
     """
     if keras.backend.backend() != "tensorflow":
         return gelu(inputs)
@@ -201,9 +201,9 @@ def _fused_gelu():
 
 
 def normalize_in_one_pass(inputs, gamma, beta, epsilon):
-    """Returns what `_normalize` gives, by the kernel of TensorFlow that Keras leaves aside.
+    """Returns what `_normalize` returns, by a kernel of TensorFlow that Keras does not use.
 
-    Its sums are less exact than float32 can be, which half precision does not show.
+    Its sums are less exact than float32 allows, which makes no difference in half precision.
     """
     import tensorflow as tf
 

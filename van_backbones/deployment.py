@@ -21,23 +21,23 @@ class DeployedBackbone(keras.Model):
         self.pyramid_level_inputs = {f"P{stage + 1}": f"stage{stage}_norm" for stage in (1, 2, 3, 4)}
 
     def reference_layers(self):
-        """Raises: there are no norms any more that checkpoints could name."""
+        """Raises a ValueError: there are no norms any more that checkpoints could name."""
         raise ValueError("a deployed backbone has no weights to load or save by name: deploy after loading")
 
 
 def deploy(model, dtype=None):
-    """Returns a model for inference with equal outputs: norms and layer scales are part of the convolutions.
+    """Returns a model for inference with equal outputs, its norms and layer scales folded into convolutions.
 
     Works for a `VANBackbone`, a `VANClassifier`, every head of `heads` on any backbone, and functional and
     `Sequential` models with one of these inside, whatever their inputs and outputs. LoRA becomes part of the
     kernels. The result saves and loads like any Keras model, and is not for training. The model itself stays
-    as it is. What is deployed already is returned as it is. The norms of heads stay, as folding them makes
-    nothing faster (`tests/benchmarks/folding.py`).
+    as it is. A deployed model is returned as it is. The norms of heads stay, as folding them makes nothing
+    faster (`tests/benchmarks/folding.py`).
 
     Args:
         model: the model, built.
-        dtype: dtype policy of the result, such as "mixed_bfloat16". None keeps the model's. What is deployed
-            already keeps its own.
+        dtype: dtype policy of the result, such as "mixed_bfloat16". None keeps the model's. A deployed model
+            keeps its own.
 
     Returns:
         A model with the same inputs, outputs and, in heads, the same verbs.
@@ -78,7 +78,7 @@ def _is_head(layer):
 
 
 def _fold(layer, dtype):
-    """Returns what a layer or a model is replaced by, with weights still to come."""
+    """Returns the replacement of a layer or a model, whose weights are not copied yet."""
     if not isinstance(layer, keras.layers.Layer):  # an operation of `keras.ops`
         return layer
     options = {"name": layer.name, "dtype": dtype or layer.dtype_policy}
@@ -103,7 +103,7 @@ def _fold(layer, dtype):
 
 
 def _gives_pyramid(model):
-    """Returns whether a functional model's outputs are its pyramid, as a head's backbone must have it."""
+    """Returns whether a functional model's outputs are its pyramid, as a head needs of its backbone."""
     pyramid, outputs = getattr(model, "pyramid_outputs", None), model.output
     if not pyramid or not isinstance(outputs, dict):
         return False
@@ -127,7 +127,7 @@ def _fold_head(head, dtype):
 
 
 def _copy(layer, dtype):
-    """Returns a layer like this one, of another dtype if wanted, with weights still to come."""
+    """Returns a layer like this one, of another dtype if wanted, whose weights are not copied yet."""
     inside = [part for part in layer._flatten_layers(include_self=False) if _is_unfolded(part)]
     if inside or _is_unfolded(layer):
         raise TypeError(
@@ -151,14 +151,15 @@ def _copy(layer, dtype):
 
 
 def _copy_weights(source, target):
-    """Returns a deployed model, or a layer in it, the weights of the original."""
+    """Copies the weights of a model or a layer to its deployed version."""
     if hasattr(target, "fold") and _is_folded(target) and not _is_folded(source):
         target.fold(source)
         return
     state = {}
     source.save_own_variables(state)  # with LoRA in the kernels
     if state:
-        # Copies: on JAX both models would share arrays, which `predict` of one takes from the other.
+        # Copied, because on JAX both models would share arrays, and `predict` of one would invalidate the
+        # other's.
         copies = {name: np.array(keras.ops.convert_to_numpy(value)) for name, value in state.items()}
         target.load_own_variables(copies)
     sources, targets = (

@@ -1,7 +1,7 @@
 """Depthwise convolutions in forms that JAX and PyTorch compute quickly.
 
-Both hand a dilated one to kernels that can take fifty times as long as those of one without dilation, and on
-CPUs XLA takes ten times as long or more for any (docs/speed.md).
+Both run a dilated convolution in kernels that can take fifty times as long as those without dilation, and on
+CPUs XLA takes at least ten times as long for any depthwise convolution (docs/speed.md).
 """
 
 import functools
@@ -16,10 +16,10 @@ def convolve_depthwise(inputs, kernel, dilation=1):
     Args:
         inputs: (batch, height, width, channels).
         kernel: (side, side, channels, 1) in the same dtype, with an odd side.
-        dilation: the step between the pixels that meet neighbours in the kernel.
+        dilation: the step between the pixels that neighbouring weights of the kernel are applied to.
 
     Returns:
-        A tensor like `inputs`. Zeros are outside the maps.
+        A tensor like `inputs`. The maps are padded with zeros.
     """
     if _runs_on_jax_cpu():
         return _make_convolution_by_shifts(dilation)(inputs, kernel)
@@ -30,7 +30,7 @@ def convolve_depthwise(inputs, kernel, dilation=1):
     rows, columns = -(-height // dilation), -(-width // dilation)
     margins = [[0, 0], [0, rows * dilation - height], [0, columns * dilation - width], [0, 0]]
     phases = ops.reshape(ops.pad(inputs, margins), (-1, rows, dilation, columns, dilation, channels))
-    # The batch stays first, so that a batch that is shared out over devices needs no exchange.
+    # The batch stays first, so that a batch that is split over devices needs no exchange.
     phases = ops.reshape(ops.transpose(phases, (0, 2, 4, 1, 3, 5)), (-1, rows, columns, channels))
     outputs = ops.reshape(_convolve(phases, kernel), (-1, dilation, dilation, rows, columns, channels))
     outputs = ops.transpose(outputs, (0, 3, 1, 4, 2, 5))
@@ -40,7 +40,7 @@ def convolve_depthwise(inputs, kernel, dilation=1):
 
 def widen_dtype(dtype) -> str:
     """Returns the dtype in which values of a floating dtype are added up: float32, or float64 for float64."""
-    # Not `keras.backend.result_type`, which on JAX and PyTorch takes float64 for float32.
+    # Not `keras.backend.result_type`, which on JAX and PyTorch turns float64 into float32.
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
@@ -73,7 +73,7 @@ def _make_convolution_by_shifts(dilation):
     return convolve
 
 
-# Loops over the places of the kernel: written out, they run a little faster and compile much longer.
+# Loops over the places of the kernel: unrolled, they would run a little faster and compile much longer.
 def _add_shifted(inputs, kernel, dilation):
     import jax
 
@@ -91,7 +91,7 @@ def _differentiate_kernel(inputs, gradient, kernel, dilation):
     import jax
 
     shift, places = _make_shift(inputs, kernel, dilation), jax.numpy.arange(len(kernel) ** 2)
-    # The batch is summed behind the loop, in one exchange where several devices share it.
+    # The batch is summed after the loop, in one exchange where several devices share it.
     sums = jax.lax.map(lambda place: ops.sum(shift(place) * gradient, axis=(1, 2)), places)
     return ops.cast(ops.reshape(ops.sum(sums, axis=1), kernel.shape), kernel.dtype)
 

@@ -1,4 +1,4 @@
-"""Batches over several devices: what the statistics of all of them are."""
+"""The statistics of batches that several devices share."""
 
 import functools
 
@@ -7,10 +7,10 @@ from keras import ops
 
 
 def find_device_sum():
-    """Returns a function that sums a value over the devices that share the batch; None where there is one.
+    """Returns a function that sums a value over the devices that share the batch; None for one device.
 
-    The devices of tf.distribute, and on PyTorch the processes of `torch.distributed`. On JAX a batch over
-    many devices is one array, whose sums are those of all devices already.
+    They are the devices of tf.distribute, or on PyTorch the processes of `torch.distributed`. On JAX, a batch
+    over many devices is one array, whose sums include all devices already.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -33,9 +33,9 @@ def join_moments(mean, variance, count):
     """Returns the moments of the joint batch of all devices.
 
     Args:
-        mean: (channels,), of this device's share.
+        mean: (channels,), of this device's part of the batch.
         variance: (channels,), biased.
-        count: how many values of a channel they are of.
+        count: how many values of each channel they are computed from.
 
     Returns:
         (mean, variance, count) of the joint batch; the arguments themselves where there is one device.
@@ -44,8 +44,8 @@ def join_moments(mean, variance, count):
     if add is None:
         return mean, variance, count
     total = add(count)
-    # A device may have got nothing of a last batch, and has no moments then.
+    # A device may get no part of a last batch, and has no moments then.
     mean, variance = (ops.where(count > 0, value, 0.0) for value in (mean, variance))
     joint_mean = add(mean * count) / total
-    # About the joint mean, and not as a difference of squares, which would lose digits.
+    # Around the joint mean, as a difference of squares would lose digits.
     return joint_mean, add((variance + (mean - joint_mean) ** 2) * count) / total, total

@@ -84,7 +84,7 @@ class FoldedVANBlock(keras.layers.Layer):
         pointwise, depthwise = keras.layers.Conv2D, keras.layers.DepthwiseConv2D
         self.proj_1 = build_layer(pointwise, input_shape, "proj_1", width, 1)
         self.conv0 = build_layer(depthwise, input_shape, "conv0", 5)
-        # Its bias is part of the next one's.
+        # Without a bias: it is folded into that of the next convolution.
         self.conv_spatial = build_layer(
             DilatedConvolution, input_shape, "conv_spatial", 7, dilation_rate=3, use_bias=False
         )
@@ -114,7 +114,8 @@ class FoldedVANBlock(keras.layers.Layer):
         self.conv_spatial.set_weights([spatial_kernel])
         kernel, bias = _read(attention.conv1)
         self.conv1.set_weights([kernel, bias + spatial_bias @ kernel[0, 0]])
-        # The attention's shortcut is the normed map: its scale joins the residual's, its shift the bias.
+        # The attention's shortcut is the normed map: its scale is added to the residual's, its shift to the
+        # bias.
         kernel, bias = _read(attention.proj_2)
         self.proj_2.set_weights([kernel * layer_scale_1, (bias + shift) * layer_scale_1])
         self.shortcut_scale.assign(1.0 + layer_scale_1 * scale)
@@ -149,13 +150,13 @@ class FoldedVANBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="van_backbones")
 class DilatedConvolution(keras.layers.DepthwiseConv2D):
-    """A depthwise convolution that converters to other formats see as one operation.
+    """A depthwise convolution that is exported to other formats as one operation.
 
-    TensorFlow's CPU kernel knows no dilation, so that Keras surrounds it with two others, which move the
-    pixels. At sizes that are not fixed, converters cannot undo that.
+    TensorFlow's CPU kernel knows no dilation, so Keras surrounds it with two operations that move the pixels.
+    At sizes that are not fixed, converters cannot undo that.
     """
 
-    # Set while a graph is traced that TensorFlow itself will not run: see `exporting.write_export`.
+    # Set while a graph is traced for another runtime: see `_traced_for` in exporting/export.py.
     single_operation = None
 
     def call(self, inputs):
@@ -165,7 +166,7 @@ class DilatedConvolution(keras.layers.DepthwiseConv2D):
 
 
 def _read_variable(variable):
-    # Products of three weights are rounded once, at the end.
+    # In float64, so that products of three weights are rounded only once, at the end.
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
 
 

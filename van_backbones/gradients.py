@@ -1,15 +1,15 @@
-"""Gradients of any function, by what each backend has for it: Keras itself has none."""
+"""Gradients of any function by each backend's own means: Keras has no function for it."""
 
 import keras
 import numpy as np
 
 
 def differentiate(function, arrays: dict) -> dict[str, np.ndarray]:
-    """Returns the gradients of a function at a place, on TensorFlow, JAX and PyTorch.
+    """Returns the gradients of a function at a point, on TensorFlow, JAX and PyTorch.
 
     Args:
         function: takes a dict of tensors and returns a scalar tensor.
-        arrays: name -> float array, the place.
+        arrays: name -> float array, the point.
 
     Returns:
         Name -> the gradient, an array of the same shape; zeros where the function does not depend on it.

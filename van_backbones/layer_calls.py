@@ -1,24 +1,24 @@
-"""What goes in and out of layers inside of a model, which Keras shows nobody."""
+"""The inputs and outputs of layers inside a model, which Keras does not show."""
 
 import contextlib
 
 
 @contextlib.contextmanager
 def watch_calls(layers, watch):
-    """Hands over what layers return, each time that one is called, until the block ends.
+    """Passes the outputs of layers to a function at each call, until the `with` block ends.
 
-    Other models, and layers that share no object with these, are as they were. Graphs that were made before
-    are not traced anew, so call the model itself, and not `predict`.
+    Other models and layers are not affected. Existing graphs are not traced again, so call the model itself
+    instead of `predict`.
 
     Args:
         layers: the layers.
-        watch: a function of the layer, its positional arguments and its outputs; what it returns takes the
-            place of the outputs.
+        watch: a function of the layer, its positional arguments and its outputs; what it returns replaces the
+            outputs.
     """
     watched = []
     try:
         for layer in layers:
-            # In the object's own dictionary: as an attribute, Keras would track it.
+            # In the object's own dictionary, as Keras would track an attribute.
             vars(layer)["call"] = _wrap(layer, layer.call, watch)
             watched.append(layer)
         yield

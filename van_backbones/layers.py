@@ -50,15 +50,15 @@ def _depthwise_convolution(size, dilation=1, **kwargs):
 
 
 def _convolve_normed(conv, inputs, norm):
-    """Returns `conv(norm(inputs))` of a 1 x 1 convolution, in one."""
+    """Returns `conv(norm(inputs))` of a 1 x 1 convolution, in one step."""
     scale, shift = norm.scale_and_shift()
     kernel = ops.multiply(conv.kernel, scale[:, None])
     return _convolve(inputs, kernel, ops.add(conv.bias, ops.matmul(shift, conv.kernel)[0, 0]))
 
 
 def _convolve_scaled(conv, inputs, scale, shift=None):
-    """Returns `scale * conv(inputs) + shift` of a 1 x 1 convolution, in one."""
-    # `ops.multiply` promotes where a weight comes in half precision and a scale does not; `*` would fail.
+    """Returns `scale * conv(inputs) + shift` of a 1 x 1 convolution, in one step."""
+    # `ops.multiply` promotes a weight in half precision to the scale's dtype; `*` would fail.
     bias = ops.multiply(conv.bias, scale)
     return _convolve(
         inputs, ops.multiply(conv.kernel, scale), bias if shift is None else ops.add(bias, shift)
@@ -147,7 +147,7 @@ class LargeKernelAttention(keras.layers.Layer):
         """
         gated = fused_gelu(_convolve_normed(self.proj_1, inputs, norm))
         gated = gated * self.attention_map(gated)
-        # The shortcut is the normed map: its scale joins the residual's, its shift the bias.
+        # The shortcut is the normed map: its scale is added to the residual's, its shift to the bias.
         scale, shift = (ops.multiply(output_scale, value) for value in norm.scale_and_shift())
         branch = _convolve_scaled(self.proj_2, gated, output_scale, shift)
         return inputs * ops.cast(1.0 + scale, inputs.dtype) + branch
@@ -237,7 +237,8 @@ class VANBlock(keras.layers.Layer):
         if not training:
             outputs = self.attention.call_folded(inputs, self.norm1, scale_1)
             return self.feed_forward.call_folded(outputs, self.norm2, scale_2)
-        # Noise and moving statistics stay outside: what is computed twice must not draw or assign twice.
+        # Noise and moving statistics stay outside: what is computed twice must not draw noise or assign
+        # twice.
         factors = self._branch_factor(inputs, scale_1), self._branch_factor(inputs, scale_2)
         train = keras.remat(self._train) if self.recompute else self._train
         outputs, *statistics = train(inputs, *factors)

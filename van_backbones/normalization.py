@@ -1,4 +1,4 @@
-"""The normalisations: of batches, with PyTorch's statistics, and of images."""
+"""Batch normalisation with PyTorch's statistics, and the normalisation of images."""
 
 import keras
 from keras import ops
@@ -33,9 +33,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def normalize_batch(self, inputs):
-        """Returns what `call` gives in training, and the batch's statistics for `update_statistics`.
+        """Returns the outputs of `call` in training, and the batch's statistics for `update_statistics`.
 
-        Changes no variable, so that it may run twice. A frozen layer goes by its moving statistics and has
+        Changes no variable, so that it may run twice. A frozen layer uses its moving statistics, and returns
         none of the batch.
         """
         if not self.trainable:
@@ -75,8 +75,8 @@ def _normalize(inputs, gamma, beta, epsilon):
 class ImageNormalization(keras.layers.Layer):
     """Turns RGB images of 0 .. 255 into what the network was trained on.
 
-    Works in float32 whatever the policy, because half precision cannot hold resized pixels, and gives the
-    compute dtype.
+    Computes in float32 whatever the policy, because half precision cannot hold resized pixels, and returns
+    the compute dtype.
 
     Args:
         mean: three floats, subtracted.

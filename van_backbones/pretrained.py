@@ -49,7 +49,7 @@ def load_release(name: str, head_class, backbone=None, **kwargs):
         kwargs.setdefault("class_names", names)
     model = head_class(backbone, **kwargs)
     if kwargs.get("resizing") is None:
-        # By the class of the head's own, for the heads are not imported here.
+        # The class comes from the head's own resizing, since this package does not import `heads`.
         model.resizing = type(model.resizing)(short_side=512, long_side=2048)
     load_checkpoint(model, name)
     return model

@@ -11,8 +11,8 @@ from van_backbones.folded_layers import FoldedPatchEmbedding, FoldedVANBlock
 from van_backbones.layer_calls import watch_calls
 from van_backbones.layers import OverlapPatchEmbedding, VANBlock
 
-# Every kernel inside of these is applied once at each position of their outputs; blocks do not call the
-# layers that hold them where a norm is folded in.
+# Every kernel inside these is applied once at each position of their outputs. They are counted as a whole,
+# because blocks do not call their inner layers where a norm is folded in.
 WHOLES = (OverlapPatchEmbedding, VANBlock, FoldedPatchEmbedding, FoldedVANBlock)
 
 
@@ -20,9 +20,10 @@ class Part(NamedTuple):
     """A part of a model.
 
     Attributes:
-        name: "stage 1" .. "stage 4" of the backbone, "backbone" for one that is not ours, and of a head its
-            layers' names, such as "neck"; "weights of its own" are what belongs to none of them.
-        parameters: trained numbers, those of frozen layers too; statistics of batch norms are none.
+        name: "stage 1" .. "stage 4" of the backbone, "backbone" for one that is not ours, and the names of a
+            head's layers, such as "neck"; "weights of its own" for weights outside of all these.
+        parameters: trainable numbers, including those of frozen layers; statistics of batch norms do not
+            count.
         multiply_accumulates: of one image.
     """
 
@@ -34,15 +35,14 @@ class Part(NamedTuple):
 def summarize(model, image_size: Sequence[int], training: bool = False) -> list[Part]:
     """Returns the parameters and multiply-accumulates of a model, part by part.
 
-    Counted are the products of weights with activations: convolutions and dense layers, as in the papers'
-    tables. Biases, norms, activations, resizing, and products of two activations, as inside of attention, are
-    not.
+    Counts products of weights with activations, in convolutions and dense layers, as the papers' tables do.
+    Biases, norms, activations, resizing, and products of two activations, as inside attention, do not count.
 
     Args:
         model: a `VANBackbone`, a `VANClassifier`, a head on any Keras backbone, or what `deploy` made of it.
         image_size: (height, width) of the image.
-        training: whether to count the forward pass of a training, with auxiliary heads; two-stage detectors
-            run without their second stage then.
+        training: whether to count the forward pass in training, with auxiliary heads, and without the second
+            stage of two-stage detectors.
 
     Raises:
         ValueError: if `image_size` is not two positive numbers.
@@ -92,7 +92,7 @@ def _is_kernel(variable):
 
 
 def _count_parameters(layer, seen):
-    """Returns the parameters in a layer that were not seen before."""
+    """Returns how many parameters of a layer were not counted before."""
     count = 0
     for part in layer._flatten_layers():
         for variable in part._trainable_variables:  # those that can be trained, frozen or not
@@ -103,7 +103,7 @@ def _count_parameters(layer, seen):
 
 
 def _trace(model, layers, image_size, training):
-    """Returns the id of each layer that is called -> its multiply-accumulates, without computing anything."""
+    """Returns the id of each called layer -> its multiply-accumulates, without computing anything."""
     costs = {}
     images = getattr(model, "backbone", model).inputs[0]
 
@@ -132,7 +132,7 @@ def _count_call(layer, args, outputs):
         shared = math.prod(side for label, side in sides if label in labels)
         return math.prod(outputs.shape) // shared * math.prod(kernel.shape)
     if hasattr(layer, "packed_kernel"):
-        # Of queries, keys and values, a third each: see `heads.layers.attention`.
+        # Queries, keys and values use a third of the kernel each: see `heads.layers.attention`.
         return sum(math.prod(inputs.shape[:-1]) for inputs in args[:3]) * math.prod(kernels[0].shape) // 3
     is_transposed = isinstance(layer, keras.layers.Conv2DTranspose)
     maps = args[0] if is_transposed else outputs

@@ -25,11 +25,11 @@ class Annotation(NamedTuple):
         image_id: The id of its image.
         category_id: The id of its category.
         box_xywh: (x, y, width, height), floats, not clipped; None where it was neither wanted nor there.
-        area: As the file tells, 0 or more; None where it tells none.
+        area: As in the file, 0 or more; None where the file has none.
         is_crowd: Whether it is a region of many objects ("iscrowd").
         is_ignored: Whether it is neither an object nor background ("ignore").
-        segmentation: See `read_segmentation`; None where it was not wanted, or is faulty and nothing is to
-            be learned from it.
+        segmentation: See `read_segmentation`; None where it was not wanted, or is faulty and the object is
+            not learned anyway.
         keypoints: float32 (keypoints, 3), see `read_points`; None where they were not wanted.
     """
 
@@ -59,11 +59,11 @@ def read_annotations(
 ) -> tuple[list[Annotation], list[str]]:
     """The annotations that are right, in their order, and what is wrong with the others.
 
-    Areas that are 0 throughout the file are taken for not given.
+    If all areas of a file are 0, they count as missing.
 
     Args:
         entries: The list of "annotations"; None for an empty one.
-        image_sizes: (height, width) of each image by its id, or None where the file does not tell.
+        image_sizes: (height, width) of each image by its id, or None where the file has no size.
         category_ids: The ids of the categories.
         with_boxes: Whether each annotation must have a box.
         with_masks: Whether to read the segmentations.
@@ -116,7 +116,7 @@ def judge_boxes(annotations: list[Annotation], image_sizes: dict) -> list[str]:
             "of the picture, y and height by its height"
         ]
     with np.errstate(over="ignore", invalid="ignore"):
-        # Boxes of cut off objects reach out by a little, now and then; corners read as sizes by far.
+        # Boxes of cut-off objects sometimes reach out a little; corners read as sizes reach out far.
         reaches_out = (x + width - image_width > 0.1 * width) | (y + height - image_height > 0.1 * height)
         is_corner = (width > x) & (height > y) & (width <= image_width + 1) & (height <= image_height + 1)
         is_corner_area = np.abs((width - x) * (height - y) - area) <= 0.01 * area

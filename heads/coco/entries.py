@@ -1,7 +1,7 @@
 """COCO's JSON files and the entries of their lists, checked.
 
-Data sets and scores read their truth by this module and `coco_annotations.py`, so that what one of them
-refuses the other does not use.
+Data sets and scores read their truth with this module and `annotations.py`, so that neither uses what the
+other refuses.
 """
 
 import json
@@ -23,10 +23,10 @@ _SHORTENER.maxlist = 8
 
 
 def read_json(source, name: str):
-    """The content of a JSON file of any Unicode encoding, or `source` itself where it is no path.
+    """The content of a JSON file in any Unicode encoding, or `source` itself if it is not a path.
 
     Raises:
-        ValueError: If the file is missing or no JSON; the message speaks of `name`.
+        ValueError: If the file is missing or not JSON; the message calls it `name`.
     """
     if not isinstance(source, str | os.PathLike):
         return source
@@ -45,8 +45,8 @@ def read_entries(content: dict, name: str, find_problem: Callable, source) -> di
 
     Args:
         content: COCO's JSON.
-        name: Of the list.
-        find_problem: Function of an entry that gives what is wrong with it, or None.
+        name: Name of the list.
+        find_problem: Function of an entry that returns what is wrong with it, or None.
         source: Where the content is from, for the messages.
 
     Raises:
@@ -83,7 +83,7 @@ def read_entries(content: dict, name: str, find_problem: Callable, source) -> di
 
 
 class KnownIds:
-    """The ids of images or categories, and what to say of others.
+    """The ids of images or categories, with an error for all others.
 
     Args:
         kind: "image" or "category".
@@ -139,5 +139,5 @@ def list_briefly(problems: list[str]) -> list[str]:
 
 
 def to_plain_list(values) -> list:
-    """List of the values, with those of NumPy as Python's own."""
+    """The values as a list, NumPy's scalars turned into Python's numbers."""
     return [value.item() if isinstance(value, np.generic) else value for value in values]

@@ -1,11 +1,11 @@
-"""The keypoints of COCO's annotations, and what its categories say of them, checked."""
+"""The keypoints of COCO's annotations, and their names and skeletons in its categories, checked."""
 
 import numpy as np
 
 from heads.coco.entries import is_number, show
 
 VISIBILITIES = (0, 1, 2)  # no label, covered, visible
-# Rounded places may be this far outside of a picture.
+# Rounded positions may be this far outside of a picture, in pixels.
 LARGEST_EXCESS = 1.0
 
 
@@ -22,8 +22,8 @@ def read_points(values, num_keypoints: int, image_size) -> np.ndarray:
         float32 (num_keypoints, 3); x and y are 0 where v is 0.
 
     Raises:
-        ValueError: If there are others than 3 numbers for each, v is another, or a labelled one lies outside
-            of the picture.
+        ValueError: If there are not 3 numbers for each, v is not 0, 1 or 2, or a labelled keypoint lies
+            outside of the picture.
     """
     if values is None or (isinstance(values, list | tuple) and not values):
         return np.zeros((num_keypoints, 3), np.float32)

@@ -39,11 +39,11 @@ def measure_overlaps_of_shapes(truth, found, is_crowd=None) -> np.ndarray:
     Args:
         truth: Boxes (n, 4), xywh, or COCO's compressed run lengths, n of them.
         found: The same (m) of the same kind.
-        is_crowd: For each true object whether it is a crowd: then the share of the found object in it counts,
-            as COCO has it. None for no crowds.
+        is_crowd: bool (n,), which true objects are crowds: their IoU is the share of the found object that
+            lies in them, as in COCO. None for no crowds.
     """
     if not len(truth) or not len(found):
         return np.zeros((len(truth), len(found)))
     is_crowd = np.zeros(len(truth), bool) if is_crowd is None else np.asarray(is_crowd, bool)
-    # pycocotools gives (found, truth), and a crowd has its mark on the side of the truth.
+    # pycocotools returns (found, truth) and takes the crowd flags of the truth.
     return np.asarray(coco_masks.iou(found, truth, is_crowd.astype("uint8").tolist())).T

@@ -6,7 +6,7 @@ import numpy as np
 
 from heads.coco.entries import LONGEST_SIDE, show
 
-# A number of a run length; no picture has 2^60 pixels.
+# The most bits of a run length: no picture has 2^60 pixels.
 MOST_BITS = 60
 
 
@@ -69,7 +69,7 @@ def decode_mask(segmentation: dict) -> np.ndarray:
 def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, float]):
     """Raises ValueError where a mask is empty, mostly outside of its box, or fits it with x and y exchanged.
 
-    A mask that is smaller than its box is none of these: boxes may span what is hidden.
+    A mask may be smaller than its box, which may include hidden parts.
 
     Args:
         segmentation: From `read_segmentation`.
@@ -92,7 +92,7 @@ def check_place(segmentation: list | dict, box_xyxy: tuple[float, float, float, 
 
 
 def _measure_runs(segmentation, box_xyxy, is_exchanged=False):
-    """Returns the share of a mask's pixels that are in a box, also as if its runs went along rows."""
+    """Returns the share of a mask's pixels inside a box; `is_exchanged` takes its runs along rows."""
     height, width = segmentation["size"]
     x1, y1, x2, y2 = np.clip(np.round(box_xyxy), 0, (width, height, width, height)).astype(np.int64)
     line, along, across = (width, (x1, x2), (y1, y2)) if is_exchanged else (height, (y1, y2), (x1, x2))
@@ -109,7 +109,7 @@ def _measure_runs(segmentation, box_xyxy, is_exchanged=False):
 
 
 def _measure_polygons(polygons, box_xyxy, is_exchanged=False):
-    """Returns about the share of the polygons that is in a box, also with x and y exchanged."""
+    """Returns roughly the share of the polygons inside a box; `is_exchanged` swaps x and y."""
     inside = total = 0.0
     for polygon in polygons:
         points = polygon.reshape(-1, 2)
@@ -146,7 +146,7 @@ def _read_polygon(polygon, image_size):
 
 
 def _decode_counts(counts):
-    """Returns the run lengths of COCO's compressed text: 5 bits a character, added to the last but one."""
+    """Returns the run lengths in COCO's compressed text: 5 bits a character, added to the run two before."""
     runs, value, shift = [], 0, 0
     for character in counts:
         code = ord(character) - 48

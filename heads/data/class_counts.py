@@ -18,7 +18,7 @@ def format_class_counts(counts: dict, class_names: Sequence[str], unit: str) -> 
 
     Returns:
         Lines: a header, then one per class. Classes with less than 5 % of the first split are called rare: a
-        short training hardly learns them. What does not occur at all is called missing.
+        short training hardly learns them. A class that does not occur in one of the splits is called missing.
 
     Raises:
         ValueError: Where the number of counts is not the number of names.
@@ -48,13 +48,13 @@ def format_class_counts(counts: dict, class_names: Sequence[str], unit: str) -> 
 
 
 def balance_classes(counts) -> list[float]:
-    """Returns class weights for a loss, which raise rare classes: 1 / sqrt(share), within a limit.
+    """Returns class weights for a loss that favour rare classes: 1 / sqrt(share), within a limit.
 
-    The share of a class in the loss is then that of the square root of its pixels. Weights of 1 / share, as
-    median frequency balancing has them, would make all classes equal: a class with one pixel in 10,000 would
-    weigh 10,000 times as much as the rest, a single wrong label of it would outweigh whole pictures, and
-    the training would find it everywhere. The square root makes that 100, and no weight is more than 50
-    times the smallest.
+    A class then counts in the loss by the square root of its pixels. Weights of 1 / share, as in median
+    frequency balancing, would make all classes equal: a class with one pixel in 10,000 would weigh 10,000
+    times as much as the rest, a single wrong label of it would outweigh whole pictures, and the model would
+    find it everywhere. The square root turns the 10,000 into 100, and no weight is more than 50 times the
+    smallest.
 
     Args:
         counts: How much there is of each class, as `check()` returns it.
@@ -75,7 +75,7 @@ def balance_classes(counts) -> list[float]:
 
 
 def _find_word(shares):
-    """Returns what is to be said of a class that has these shares of the splits."""
+    """Returns the remark on a class with these shares of the splits, or ""."""
     if not all(shares):
         return "missing"
     return "rare" if shares[0] < RARE else ""

@@ -19,10 +19,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class ClassFolder:
-    """A folder with one folder of pictures for each class, which has the class's name.
+    """A folder with one folder of pictures for each class, named after the class.
 
-    Class numbers follow the names' order, or, where all names are numbers, theirs. Hidden files, sub-folders
-    of the class folders and files with other suffixes than those of pictures are ignored.
+    Classes are numbered in the order of their names, or by value if all names are numbers. Hidden files,
+    sub-folders of the class folders and files without a picture's suffix are ignored.
 
     Args:
         path: The folder.
@@ -36,7 +36,8 @@ class ClassFolder:
         labels: int32 `(pictures,)`, the class of each.
 
     Raises:
-        ValueError: For a missing folder, fewer than 2 classes, folders that are no class or have no picture.
+        ValueError: For a missing folder, fewer than 2 classes, and folders that are not a class or have no
+            picture.
     """
 
     def __init__(self, path: str | os.PathLike, class_names: Sequence[str] | None = None):
@@ -71,7 +72,7 @@ class ClassFolder:
         return len(self.image_paths)
 
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
-        """Decodes every picture, so that what is wrong is found now and not after hours.
+        """Decodes every picture, so that faults are found now and not after hours.
 
         Args:
             num_threads: Threads that decode. Default: one per CPU core.
@@ -97,7 +98,7 @@ class ClassFolder:
         Args:
             share: Share of each class that is held out, rounded; of two pictures or more at least one is held
                 out, and at least one is trained on.
-            seed: Of the choice.
+            seed: Seed of the choice.
 
         Raises:
             ValueError: For a share that is not below 1, or where no class has two pictures.
@@ -115,7 +116,7 @@ class ClassFolder:
 
         Returns:
             Dataset of (image `(height, width, 3)` uint8, label int32 scalar). A picture that cannot be read
-            ends the iteration with its path.
+            ends the iteration with an error that names its path.
         """
 
         def read(index):
@@ -155,7 +156,7 @@ def find_class_folders(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def list_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the pictures in a folder, but for hidden ones."""
+    """Returns the pictures in a folder, except hidden ones."""
     return [each for each in sorted(folder.glob("[!.]*")) if each.suffix.lower() in SUFFIXES]
 
 

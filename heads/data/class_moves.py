@@ -7,7 +7,7 @@ from heads.data.semantic_moves import check_channels
 
 
 class ClassAugmentation:
-    """A random part of the image, resized to a square and mirrored by chance (Inception's augmentation).
+    """A random part of the image, resized to a square and mirrored at random (Inception's augmentation).
 
     Args:
         image_size: Side of the square.

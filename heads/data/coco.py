@@ -1,7 +1,7 @@
 """Data sets in COCO's JSON format, for detection and instance segmentation.
 
-Boxes are xyxy in continuous pixels, `*_size` = (height, width). What a data set gives to `detection.py` is
-described there.
+Boxes are xyxy in continuous pixels, `*_size` = (height, width). `detection_batches.py` describes what a data
+set must provide.
 """
 
 import copy
@@ -29,14 +29,14 @@ class CocoDataset:
 
     Reads polygons, compressed and uncompressed run lengths, crowds, category ids with gaps, pictures without
     objects, and files without segmentations. As in mmdetection, boxes of no area (area 0, or a side under 1
-    pixel) are dropped, all others are clipped to the picture; areas that are 0 throughout are not believed.
-    An annotation with "ignore": 1 is a region like a crowd: neither object nor background. Faulty annotations
+    pixel) are dropped, all others are clipped to the picture; if all areas are 0, they count as missing. An
+    annotation with "ignore": 1 is a region like a crowd: neither object nor background. Faulty annotations
     are left out; `check` lists them.
 
     Args:
         annotations: Path of the JSON file.
-        images: The folder that the JSON's file names start from. Backslashes in them are taken for slashes
-            where the picture lies there.
+        images: The folder that the JSON's file names start from. Backslashes in them count as slashes where
+            this leads to a picture.
         with_masks: Whether to read the segmentations; they stay polygons or run lengths in memory.
 
     Attributes:
@@ -54,12 +54,12 @@ class CocoDataset:
         num_dropped: The number of boxes of no area.
 
     Raises:
-        ValueError: If the file is no COCO JSON, holds no image or category, or an entry of either is faulty;
+        ValueError: If the file is not COCO JSON, holds no image or category, or an entry of either is faulty;
             if masks are wanted and no annotation has a segmentation.
     """
 
     format = "COCO"
-    _kept_ids = None  # of the pictures, where it is a part of a data set
+    _kept_ids = None  # ids of the pictures, if this is a part of a data set
 
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike, with_masks: bool = False):
         self.path = pathlib.Path(annotations)
@@ -103,7 +103,7 @@ class CocoDataset:
 
         Args:
             share: Share of the pictures of each class that is held out.
-            seed: Of the choice; the same gives the same pictures.
+            seed: Seed of the choice; the same seed chooses the same pictures.
 
         Raises:
             ValueError: For a share that is not below 1, where no class is on two pictures, or where
@@ -127,8 +127,8 @@ class CocoDataset:
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
         """Decodes every picture, counts the objects of each class, and prints what is unusual.
 
-        Run it once before training: what is wrong is found now and not after hours, all of it in one error.
-        What is right but may surprise is printed, a line each: pictures that their EXIF orientation turns,
+        Run it once before training: all faults are found now and not after hours, and listed in one error.
+        What is valid but may surprise is printed, a line each: pictures that their EXIF orientation turns,
         boxes that reach out of their picture, classes without an object, and the like.
 
         Args:
@@ -136,14 +136,13 @@ class CocoDataset:
             progress: Whether to show a progress bar, and the numbers of images and objects.
 
         Returns:
-            Objects of each class without the regions (crowds, and what is to be ignored), (num_classes,),
-            int64.
+            Objects of each class, without crowds and regions to ignore, (num_classes,), int64.
 
         Raises:
-            ValueError: Lists the files that are missing, damaged or not of the size that the JSON tells, and
-                the annotations with an unknown image or category, a malformed box, a box outside of its
-                picture, or a mask that is malformed, of another size or not in its box; each with its id.
-                Tells if the boxes are relative or corners, or if nothing is left to learn of all annotations.
+            ValueError: Lists the files that are missing, damaged or not of the size in the JSON, and the
+                annotations with an unknown image or category, a malformed box, a box outside of its picture,
+                or a mask that is malformed, of another size or not in its box; each with its id. Also says if
+                the boxes are relative or corners, or if no annotation is left to learn from.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
             reports = pool.map(examine_picture, self.image_ids, self.image_paths, self.image_sizes.tolist())
@@ -173,8 +172,9 @@ class CocoDataset:
 
         Returns:
             Dataset of dicts of "index": int64 (); "image": uint8 (height, width, 3), see
-            `pictures.decode_picture`; "boxes": float32 (n, 4); "labels": int32 (n,). A picture that cannot be
-            read, or is not of the size that the JSON tells, ends the iteration with its path.
+            `heads.pictures.decode_picture`; "boxes": float32 (n, 4); "labels": int32 (n,). A picture that
+            cannot be read, or is not of the size in the JSON, ends the iteration with an error that names its
+            path.
         """
 
         def find(index):
@@ -195,11 +195,11 @@ class CocoDataset:
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def load_segmentations(self, index: int) -> list:
-        """The segmentation of each object of an image, as `move.draw_masks` takes them."""
+        """The segmentation of each object of an image, as `detection_moves.draw_masks` takes them."""
         return self._segmentations[index]
 
     def _read_annotations(self, entries, image_sizes):
-        """Sorts the objects to their images; sets `boxes`, `labels` and what `check` tells of."""
+        """Assigns the objects to their images; sets `boxes`, `labels` and what `check` reports."""
         has_masks = isinstance(entries, list) and any(
             isinstance(entry, dict) and entry.get("segmentation") for entry in entries
         )
@@ -241,7 +241,7 @@ class CocoDataset:
         self._segmentations = [segmentations for _, _, segmentations in found]
 
     def _remark(self, counts, num_turned):
-        """Yields what is right but may surprise."""
+        """Yields remarks on what is valid but may surprise."""
         if num_turned:
             yield f"{num_turned} pictures are turned upright, by their EXIF orientation"
         if self.num_clipped:
@@ -260,7 +260,7 @@ class CocoDataset:
 
 
 def load_picture(path, size=None):
-    """`read_picture` in a `tf.data` graph: a picture that cannot be read ends the iteration with its path."""
+    """`read_picture` in a `tf.data` graph: an unreadable picture ends the iteration with its path."""
 
     def read(path, *size):
         path = np.asarray(path, object).item()  # bytes in a graph, an array of them outside
@@ -303,13 +303,13 @@ def _is_file_name(name):
 
 
 def find_path(folder, name):
-    """Returns the path of a picture; the name may be one of Windows."""
+    """Returns the path of a picture, whose name may have the backslashes of Windows."""
     path, other = folder / name, folder / name.replace("\\", "/")
     return other if "\\" in name and not os.path.exists(path) and os.path.exists(other) else path
 
 
 def examine_picture(image_id, path, image_size):
-    """Returns what is wrong with a picture file, or None; and whether it is turned."""
+    """Returns what is wrong with a picture file, or None; and whether its EXIF orientation turns it."""
     try:
         return None, decode_picture(path, image_size, DATA_FORMATS).is_turned
     except ValueError as error:

@@ -1,6 +1,6 @@
 """People with keypoints in COCO's JSON format, and the constants of COCO's own seventeen.
 
-What a data set of people gives to `pose_batches.py` is described there.
+`pose_batches.py` describes what a data set of people must provide.
 """
 
 import os
@@ -20,7 +20,7 @@ from heads.data.coco import examine_picture, find_path, find_picture_problem, lo
 
 _SIDES = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 COCO_KEYPOINT_NAMES = ("nose", *(f"{side}_{part}" for part in _SIDES for side in ("left", "right")))
-# How far apart the marks of several people are, in units of an object's size: one number for each part.
+# COCO's: how far apart several annotators place each keypoint, in units of an object's size.
 COCO_SIGMAS = (0.026, *np.repeat((0.025, 0.035, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089), 2).tolist())
 COCO_UPPER_BODY = tuple(range(11))  # down to the wrists
 
@@ -28,19 +28,19 @@ COCO_UPPER_BODY = tuple(range(11))  # down to the wrists
 class CocoKeypoints:
     """The people of a COCO keypoints file, one by one, with the pictures of a folder.
 
-    Left out are regions (crowds and what has "ignore": 1), boxes of no area, as in `CocoDataset`, and people
-    without a labelled keypoint; `check` counts them. Boxes are clipped to the picture. Faulty annotations are
-    left out too; `check` lists them.
+    Leaves out regions (crowds and annotations with "ignore": 1), boxes without area, as in `CocoDataset`, and
+    people without a labelled keypoint; `check` counts them. Boxes are clipped to the picture. Faulty
+    annotations are left out too; `check` lists them.
 
     Args:
         annotations: Path of the JSON file, in which one category has "keypoints".
         images: The folder that the JSON's file names start from.
-        flip_pairs: Pairs of keypoints that change places in a mirror. Default: those whose names differ in
-            "left" and "right" alone.
-        sigmas: What the scores forgive of each keypoint, in units of a person's size. Default: COCO's, where
-            the names are COCO's, else None, and scores need them.
-        upper_body: Keypoints of the upper body, for the half-body augmentation, which is left out where there
-            are none. Default: COCO's, where the names are COCO's, else none.
+        flip_pairs: Pairs of keypoints that a mirror swaps. Default: those whose names differ only in "left"
+            and "right".
+        sigmas: The tolerance of the scores for each keypoint, in units of a person's size. Default: COCO's if
+            the names are COCO's, else None; scores need them.
+        upper_body: Keypoints of the upper body, for the half-body augmentation, which is left out if there
+            are none. Default: COCO's if the names are COCO's, else none.
 
     Attributes:
         path: Path of the JSON file.
@@ -49,7 +49,7 @@ class CocoKeypoints:
         num_keypoints: Their number.
         skeleton: Pairs of keypoints that lines connect, from 0.
         flip_pairs, sigmas, upper_body: As above.
-        image_ids: COCO's image id of each person; that of several may be the same.
+        image_ids: COCO's image id of each person; several people may share one.
         image_paths: Path of the picture of each person.
         image_sizes: int32 (people, 2), (height, width) of the picture of each person.
         boxes: float32 (people, 4), xyxy pixels.
@@ -57,11 +57,11 @@ class CocoKeypoints:
             visible. The centre of the first pixel is (0, 0).
         num_unlabelled: The number of people without a labelled keypoint.
         num_regions: The number of crowds and regions to ignore.
-        num_dropped: The number of boxes of no area.
+        num_dropped: The number of boxes without area.
 
     Raises:
-        ValueError: If the file is no COCO JSON, holds no image, or not one category with keypoints, an entry
-            of these is faulty, or an argument does not fit the keypoints.
+        ValueError: If the file is not COCO JSON, holds no image, or not exactly one category with keypoints,
+            if an entry of these is faulty, or an argument does not fit the keypoints.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class CocoKeypoints:
             progress: Whether to show a progress bar, and the numbers of people.
 
         Returns:
-            Labels of each keypoint, int64 (keypoints,).
+            How many labels each keypoint has, int64 (keypoints,).
 
         Raises:
-            ValueError: Lists the files that are missing, damaged or not of the size that the JSON tells, and
-                the annotations with an unknown image or category, a malformed box, one outside of its
-                picture, or malformed keypoints; each with its id. Tells if nothing is left to learn.
+            ValueError: Lists the files that are missing, damaged or not of the size in the JSON, and the
+                annotations with an unknown image or category, a malformed box, one outside of its picture, or
+                malformed keypoints; each with its id. Also says if nothing is left to learn.
         """
         sizes = [_read_size(picture) for picture in self._pictures.values()]
         paths = [find_path(self._folder, picture["file_name"]) for picture in self._pictures.values()]
@@ -147,7 +147,7 @@ class CocoKeypoints:
         Returns:
             Dataset of dicts of "index": int64 (); "image": uint8 (height, width, 3), the whole picture;
             "box": float32 (4,); "keypoints": float32 (keypoints, 3). A picture that cannot be read, or is not
-            of the size that the JSON tells, ends the iteration with its path.
+            of the size in the JSON, ends the iteration with an error that names its path.
         """
 
         def find(index):
@@ -168,7 +168,7 @@ class CocoKeypoints:
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _read_annotations(self, entries, categories):
-        """Sets the people, and what `check` tells of the others."""
+        """Sets the people, and what `check` reports about the others."""
         sizes = {key: _read_size(picture) for key, picture in self._pictures.items()}
         try:
             annotations, self._problems = read_annotations(
@@ -201,7 +201,7 @@ class CocoKeypoints:
 
 
 def find_flip_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Returns the pairs of keypoints whose names differ in "left" and "right" alone."""
+    """Returns the pairs of keypoints whose names differ only in "left" and "right"."""
     places = {name: place for place, name in enumerate(names)}
     pairs = [
         (place, places[other])

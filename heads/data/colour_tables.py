@@ -13,9 +13,9 @@ from heads.data.label_pictures import open_label_picture, refuse_turned
 from heads.ops.labels import IGNORED_LABEL
 from heads.pictures import named_faults, show_path
 
-# The files that tools write: CVAT, CamVid and its followers, and ours.
+# The names that tools use: CVAT, CamVid and its followers, and our own.
 TABLE_FILES = ("labelmap.txt", "class_dict.csv", "label_colors.txt", "colours.txt", "colors.txt")
-# Rows of these names are no classes: their pixels have no truth.
+# Rows with these names are not classes: their pixels have no truth.
 IGNORED_NAMES = ("void", "ignore", "ignored", "__ignore__", "unlabelled", "unlabeled")
 MAX_COLOURS = 5
 
@@ -32,14 +32,14 @@ class ColourTable:
 
     Args:
         colours: (red, green, blue) of each class by its name, in the order of the labels. Names such as
-            "void" or "unlabelled" are no classes: pixels of these colours are ignored.
+            "void" or "unlabelled" are not classes: pixels of these colours are ignored.
         source: Where they are from, for messages.
 
     Attributes:
         class_names: Names of the classes.
 
     Raises:
-        ValueError: For colours that are no three numbers 0 .. 255, or stand for two classes.
+        ValueError: For colours that are not three numbers 0 .. 255, or stand for two classes.
     """
 
     def __init__(self, colours: Mapping[str, tuple[int, int, int]], source: str = "class_colours"):
@@ -67,7 +67,7 @@ class ColourTable:
         """The labels of a coloured PNG; palettes and grey count as the colours that viewers show.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
 
         Returns:
             0 .. classes - 1, or 255; int32 `(height, width)`.
@@ -96,11 +96,11 @@ class ColourTable:
 def read_colour_table(path: str | os.PathLike) -> ColourTable:
     """The table of a text file.
 
-    A line is a name and three numbers, or three numbers and a name, apart by spaces, commas or colons; CVAT's
-    labelmap.txt and CSV files with a header are such. What follows a # is ignored.
+    A line is a name and three numbers, or three numbers and a name, separated by spaces, commas or colons, as
+    in CVAT's labelmap.txt or in CSV files, with or without a header. Text after a # is ignored.
 
     Raises:
-        ValueError: Lists the lines that are none, or repeat a name or a colour.
+        ValueError: Lists the lines that have another form, or repeat a name or a colour.
     """
     colours, problems = {}, []
     for number, line in enumerate(read_text(path, "class_colours").splitlines(), 1):
@@ -123,9 +123,9 @@ def read_colour_table(path: str | os.PathLike) -> ColourTable:
 
 
 def find_colours(path: pathlib.Path, class_names, class_colours, reduce_zero_label) -> ColourTable | None:
-    """The table of colours that is given or lies in a folder without names of classes, or None.
+    """The table of colours that is given, or that of a folder without class names, or None.
 
-    The arguments are those of `SemanticFolder`, which refuse each other in part.
+    The arguments are those of `SemanticFolder`, some of which exclude each other.
     """
     if class_colours is None:
         has_names = class_names is not None or any((path / name).is_file() for name in CLASS_FILES)

@@ -9,7 +9,7 @@ A source (`CocoDataset`, `DetectionShapes`, or your own class) has
   "index": int64 (); "image": uint8 (height, width, 3), RGB; "boxes": float32 (n, 4), xyxy pixels inside of
   the image; "labels": int32 (n,), -2 for a crowd region. n may be 0.
 - `with_masks`: whether batches have masks. If so, `load_segmentations(index)` gives for each object, in the
-  order of its boxes, what `move.draw_masks` takes: polygons, run lengths, or None (crowds).
+  order of its boxes, what `detection_moves.draw_masks` takes: polygons, run lengths, or None (crowds).
 
 A batch is `(inputs, targets)`:
 
@@ -58,22 +58,22 @@ def detection_training_batches(
     """Endless augmented batches; the same `seed` gives the same batches.
 
     Each picture is drawn once per epoch, see `BatchOrder` for what ends it. A second `fit` or loop over the
-    dataset goes on after the last batch that was drawn from it, as with a generator; make the dataset anew
-    to begin anew.
+    dataset goes on after the last batch that was drawn from it, as with a generator; make a new dataset to
+    start again.
 
-    Objects whose box has no area after the augmentation are left out. With masks, a box that was cut off by a
-    crop becomes the tight box of what is left of its mask, and is left out where nothing is.
+    Objects whose box has no area after the augmentation are left out. With masks, a box that was cut by a
+    crop becomes the tight box of the rest of its mask, and is left out if nothing is left.
 
     Args:
         source: See the top of this file.
         batch_size: Images per batch.
         augment: Function `(image, seed) -> (image, move)`, see `DetectionAugmentation`. Its attribute
-            `image_size`, where it has one that is not None, is the largest size that it gives.
+            `image_size`, if there is one and it is not None, is the largest size of its results.
         seed: Seed of the order and of the augmentation, 0 or more.
         shuffle: Whether to shuffle in each epoch; otherwise the order is that of `source.image_ids`.
         group_by_ratio: Whether wide and tall pictures go into separate batches, which saves padding; at the
-            end of an epoch a batch or two are of both. Default: unless `augment` has an `image_size`.
-        first_step: The number of batches that a training has had before, which are left out.
+            end of an epoch, one or two batches mix them. Default: unless `augment` has an `image_size`.
+        first_step: How many batches to skip, because the training has had them already.
 
     Returns:
         Dataset of ({"images", "image_sizes"}, {"boxes", "labels"} and "masks"), see the top of this file.
@@ -120,7 +120,7 @@ def detection_evaluation_batches(
 def batch_moved(source, batch_size, augment, prepare, seed, shuffle, group_by_ratio, first_step):
     """Returns endless augmented batches: see `detection_training_batches`.
 
-    `prepare(example, image, move, canvas_size)` gives the inputs and targets of a moved image.
+    `prepare(example, image, move, canvas_size)` returns the inputs and targets of a moved image.
     """
     canvas_size = getattr(augment, "image_size", None)
     canvas_size = None if canvas_size is None else read_size("image_size of augment", canvas_size)
@@ -144,7 +144,7 @@ def batch_moved(source, batch_size, augment, prepare, seed, shuffle, group_by_ra
 
 
 def batch_resized(source, batch_size, resizing, prepare):
-    """Returns batches of one pass, resized alone: see `detection_evaluation_batches` and `batch_moved`."""
+    """Returns batches of one pass, only resized: see `detection_evaluation_batches` and `batch_moved`."""
     read_count("batch_size", batch_size)
 
     def resize_one(example):
@@ -201,7 +201,7 @@ def place_on_canvas(image, move, canvas_size):
         canvas_size: (height, width), or None for the next multiples of 32.
 
     Returns:
-        ({"images", "image_sizes"}, the canvas's size, the same as far as it is known in graphs).
+        ({"images", "image_sizes"}, the size of the canvas, and this size as far as graphs know it).
     """
     static_size = (None, None) if canvas_size is None else canvas_size
     if canvas_size is None:

@@ -1,7 +1,7 @@
-"""One move for a picture and all that lies on it: resized, cut out, mirrored.
+"""One move for a picture with its boxes and masks: resized, cropped, mirrored.
 
-The pixels and the boxes are moved in `tf.data` graphs. Masks stay polygons or run lengths until the move is
-known, and are drawn once, in the result's pixels.
+Pixels and boxes are moved in `tf.data` graphs. Masks stay polygons or run lengths until the move is known,
+and are then drawn once, in the result's pixels.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Move(NamedTuple):
 
 
 def make_resize(original_size, resized_size) -> Move:
-    """Returns the move of a resize alone.
+    """Returns a move that only resizes.
 
     Args:
         original_size: int32 (2,), (height, width).
@@ -143,7 +143,7 @@ def count_runs(mask) -> dict:
 
 
 def tighten_boxes(boxes, masks, is_cut):
-    """Returns the boxes, with those that were cut replaced by the tight box of what is left of their masks.
+    """Returns the boxes; those that were cut become the tight boxes of the rest of their masks.
 
     mmdetection's `recompute_bbox` after a random crop: the clipped box of a slanted object may be far larger
     than the part that is still visible.
@@ -173,7 +173,7 @@ def _sample_positions(move):
 
 
 def _draw_runs(mask, segmentation, sampled, move):
-    # The runs go down column after column; only the columns with pixels are spread out.
+    # The runs go down column after column; only the columns with pixels are decoded.
     height, ends = segmentation["size"][0], np.cumsum(segmentation["counts"], dtype=np.int64)
     left, right = ends[0] // height, -(-ends[1::2].max(initial=0) // height)
     first, last = np.searchsorted(sampled[1], (left, right))
@@ -187,7 +187,8 @@ def _draw_runs(mask, segmentation, sampled, move):
 def _draw_polygon(mask, polygon, move):
     scale = np.asarray(move.resized_size) / np.asarray(move.original_size)
     points = polygon.reshape(-1, 2) * scale[::-1] - np.asarray(move.offset)[::-1]
-    # pycocotools rounds to fifths of a pixel; done here, so that the window's corner does not change it.
+    # pycocotools rounds to fifths of a pixel. Rounded here already, so that the window's corner does not
+    # matter.
     fifths = np.trunc(5 * points + 0.5)
     # One pixel more on each side, or the outline would be cut.
     limits = np.asarray(move.size)[::-1]
@@ -224,8 +225,8 @@ class DetectionAugmentation:
     """A random size, crop, mirror and colour distortion of one picture.
 
     Either the short side is drawn from a set, or the result has one fixed size: the picture is resized to fit
-    into it, enlarged or shrunk further by a random factor (large-scale jitter), and what exceeds the size is
-    cropped at random. The ratio is always kept.
+    into it, enlarged or shrunk further by a random factor (large-scale jitter), and cropped to the size at
+    random. The ratio is always kept.
 
     Args:
         short_sides: Lengths of the short side to draw from, or one length, pixels. Default: 480, 512, .. 800,
@@ -245,8 +246,8 @@ class DetectionAugmentation:
         Image float32 (height, width, 3), not padded, and the `Move` that boxes and masks follow.
 
     Raises:
-        ValueError: For sizes that are no positive whole numbers, factors that are not positive, and arguments
-            that exclude each other.
+        ValueError: For sizes that are not positive whole numbers, factors that are not positive, and
+            arguments that exclude each other.
     """
 
     def __init__(

@@ -11,10 +11,10 @@ from heads.pictures import show_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LABEL_SUFFIXES = (".png",)
-# The second is labelme's.
+# The second name is labelme's.
 CLASS_FILES = ("classes.txt", "class_names.txt")
 LABEL_FOLDERS = ("labels", "annotations", "masks")
-# Files with these lie in such folders too; they are named, not left out.
+# Pictures with these suffixes lie in such folders too; errors name them instead of ignoring them.
 OTHER_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".mpo", ".npy", ".tga", ".tif", ".tiff"),
     ".webp",
@@ -23,7 +23,7 @@ MAX_LISTED = 20
 
 
 def find_class_names(path: pathlib.Path, class_names, reduce_zero_label: bool) -> tuple[str, ...]:
-    """The checked class names: as given, of a file, or of the folder's classes.txt."""
+    """The checked class names: as given, from a given file, or from the folder's classes.txt."""
     if class_names is None:
         class_names = next((path / name for name in CLASS_FILES if (path / name).is_file()), None)
         if class_names is None:
@@ -70,7 +70,7 @@ def read_text(path: str | os.PathLike, argument: str) -> str:
     """The text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         argument: Name of the argument that it is for, for messages.
 
     Raises:
@@ -117,7 +117,7 @@ def pair_files(
 
 
 def list_briefly(problems: list[str]) -> str:
-    """The problems as lines, the first of them where they are many."""
+    """The problems as lines; if there are many, the first of them."""
     more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
     return "\n".join(problems[:MAX_LISTED] + more)
 
@@ -125,8 +125,8 @@ def list_briefly(problems: list[str]) -> str:
 def _find_pictures(folder, suffixes, kind):
     """The pictures by their names within the folder, without suffix, and problems.
 
-    Hidden files (macOS writes ._a.png beside a.png) and other kinds of files are ignored. Names are equal in
-    each Unicode form: macOS stores another one than Linux and Windows.
+    Hidden files (macOS writes ._a.png beside a.png) and other kinds of files are ignored. Names are compared
+    in one Unicode form, as macOS stores another form than Linux and Windows.
     """
     found, problems = {}, []
     for path in _walk(folder):
@@ -145,7 +145,7 @@ def _find_pictures(folder, suffixes, kind):
 
 
 def _walk(folder):
-    """Paths of all files in a folder and its sub-folders, but for hidden ones."""
+    """Paths of all files in a folder and its sub-folders, except hidden ones."""
 
     def refuse(error):
         raise ValueError(f"{show_path(error.filename)}: cannot be read ({error.strerror})") from error

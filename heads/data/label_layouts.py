@@ -8,7 +8,7 @@ from heads.data.label_folders import IMAGE_SUFFIXES, LABEL_FOLDERS, list_briefly
 from heads.data.splits import choose_split, list_split_folders
 from heads.pictures import show_path
 
-LABELME_NAMES = "SegmentationClassPNG"  # labelme's export has arrays in the other one
+LABELME_NAMES = "SegmentationClassPNG"  # labelme's export has arrays in the folder without PNG
 VOC_FOLDERS = (LABELME_NAMES, "SegmentationClass")
 VOC_CLASS_NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -32,11 +32,11 @@ def find_pairs(
         suffixes: Of the images.
 
     Returns:
-        Name of the layout; the folder that it begins in; sorted (image, label picture).
+        Name of the layout; the folder that it starts from; sorted pairs (image, label picture).
 
     Raises:
-        ValueError: If the folder is missing, in no layout that is known, or has no such split; lists images
-            and label pictures without a counterpart.
+        ValueError: If the folder is missing, in no known layout, or has no such split; lists images and label
+            pictures without a counterpart.
     """
     if not path.is_dir():
         raise ValueError(f"path must be a folder that exists. Received: {show_path(path)}")
@@ -74,7 +74,7 @@ def _find_folder(path, names):
 def _list_splits(images, labels, split):
     """Returns (folder of images, folder of label pictures) of each split, or of None."""
     folders = list_split_folders(images)
-    if split is not None:  # its name may be any
+    if split is not None:  # it may have any name
         folders |= {each.name: each for each in images.iterdir() if each.is_dir()}
     both = {name: (each, labels / name) for name, each in folders.items() if (labels / name).is_dir()}
     return both or {None: (images, labels)}

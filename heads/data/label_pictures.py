@@ -1,4 +1,4 @@
-"""Label pictures to class numbers, as they are stored."""
+"""Label pictures -> the class numbers that are stored in them."""
 
 import os
 import typing
@@ -29,8 +29,8 @@ def decode_label_picture(path: str | bytes | os.PathLike) -> LabelPicture:
     """The numbers of a one-channel picture as they are stored, and the colours of its palette.
 
     Args:
-        path: PNG file of 1, 2, 4, 8 or 16 bits grey, or with a palette, whose indices are the numbers. What
-            counts is the content, not the suffix.
+        path: PNG file of 1, 2, 4, 8 or 16 bits grey, or with a palette, whose indices are the numbers. The
+            content counts, not the suffix.
 
     Returns:
         A `LabelPicture`.
@@ -54,7 +54,7 @@ def decode_label_picture(path: str | bytes | os.PathLike) -> LabelPicture:
 
 
 def open_label_picture(path: str | bytes | os.PathLike):
-    """A label picture of Pillow, not decoded yet; a ValueError if it is no PNG. See `open_picture`."""
+    """Opens a label picture without decoding it; a ValueError if it is not PNG. See `open_picture`."""
     picture = open_picture(path)
     if picture.format != "PNG":
         blurs = "; JPEG blurs class numbers" if picture.format in ("JPEG", "MPO") else ""
@@ -72,7 +72,7 @@ def refuse_turned(picture):
 
 
 def shift_zero_label(label: np.ndarray) -> np.ndarray:
-    """Labels with 0 for unlabelled turned into labels with 255 for it: k becomes k - 1, 255 stays."""
+    """Labels in which unlabelled pixels are 255 instead of 0: k becomes k - 1, 255 stays."""
     return np.where((label == 0) | (label == IGNORED_LABEL), IGNORED_LABEL, label - 1).astype("int32")
 
 
@@ -83,13 +83,13 @@ def map_numbers(numbers: np.ndarray, num_classes: int, reduce_zero_label: bool, 
         numbers: int32 `(height, width)`.
         num_classes: Number of classes.
         reduce_zero_label: See `SemanticFolder`.
-        path: Of the picture, for the message.
+        path: Path of the picture, for the message.
 
     Returns:
         Labels 0 .. num_classes - 1, or 255; int32 `(height, width)`.
 
     Raises:
-        ValueError: If a number is no class and not 255.
+        ValueError: If a number is neither a class nor 255.
     """
     last = num_classes if reduce_zero_label else num_classes - 1
     faulty = np.unique(numbers[(numbers > last) & (numbers != IGNORED_LABEL)]).tolist()

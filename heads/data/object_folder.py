@@ -1,4 +1,4 @@
-"""Folders of pictures with objects in any format that is known: found by looking at them."""
+"""Folders of pictures with objects in any known format, which is found by looking at the files."""
 
 import os
 import pathlib
@@ -12,18 +12,18 @@ from heads.data.formats.reading import Reading, list_names
 from heads.data.splits import choose_split
 from heads.pictures import show_path
 
-# Where several fit, the first counts: exports for YOLO often keep COCO's file.
+# If several fit, the first counts: exports for YOLO often keep COCO's file.
 FORMATS = (coco_layouts, yolo, pascal_voc, labelme)
 
 
 class ObjectFolder(CocoDataset):
     """The objects of a folder in a format other than COCO's, as a `CocoDataset`.
 
-    Nothing is converted on the disk: `to_coco` gives what COCO's file would hold, so that training and
+    Nothing is converted on the disk: `to_coco` returns what COCO's file would hold, so that training and
     scoring read the same objects. `open_detection_folder` makes it.
 
     Args:
-        reading: What was read.
+        reading: The pictures and objects that were read.
         with_masks: Whether to keep the masks.
 
     Raises:
@@ -69,8 +69,8 @@ def open_detection_folder(
         A `CocoDataset`, or an `ObjectFolder`, which is one. Nothing is checked yet: see `CocoDataset.check`.
 
     Raises:
-        ValueError: If the folder is missing, in no format that is known (the message lists what was looked
-            for), or has no such split.
+        ValueError: If the folder is missing, in no known format (the message lists what was looked for), or
+            has no such split.
     """
     path = pathlib.Path(path)
     if not path.is_dir():

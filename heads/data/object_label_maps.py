@@ -1,4 +1,4 @@
-"""Outlines of objects as label maps, so that segmenters learn from what was drawn for detectors."""
+"""Outlines of objects as label maps, so that segmenters learn from annotations for detectors."""
 
 import os
 import pathlib
@@ -22,15 +22,15 @@ BACKGROUND = "background"
 class ObjectLabelMaps:
     """The masks of objects as label maps, a source like `SemanticFolder`.
 
-    Where objects overlap, the smaller one lies on top. What no object covers is the background, label 0 where
-    no class has that name; in the boxes of crowds and of what is to be ignored it has no truth.
+    Where objects overlap, the smaller one lies on top. Pixels without an object are background, which is
+    label 0 unless a class has that name; in boxes of crowds and regions to ignore, they have no truth.
 
     Args:
         source: A `CocoDataset` with masks.
 
     Attributes:
-        layout: Where the masks are from.
-        class_names: "background", if it is none of the source's classes, and these.
+        layout: Where the masks come from.
+        class_names: The source's classes, after "background" if it is not one of them.
         num_classes: Their number.
         image_paths: Paths of the pictures.
 
@@ -108,7 +108,8 @@ class ObjectLabelMaps:
 
         Returns:
             Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). A picture that
-            cannot be read, or is not of the size that its annotation tells, ends the iteration with its path.
+            cannot be read, or is not of its annotation's size, ends the iteration with an error that names
+            its path.
         """
 
         def read_pair(index):
@@ -133,12 +134,12 @@ def open_semantic_folder(
 ) -> SemanticFolder | ObjectLabelMaps:
     """A folder for semantic segmentation: label pictures in any layout, or outlines of objects.
 
-    The attribute `layout` of the result tells what was found. Label pictures count where there are both.
+    The attribute `layout` of the result tells what was found. If there are both, the label pictures are read.
 
     Args:
         path: The folder.
         split: See `SemanticFolder`.
-        class_names: See `SemanticFolder`; of label pictures alone, as the next two.
+        class_names: See `SemanticFolder`; like the next two, for label pictures only.
         reduce_zero_label: See `SemanticFolder`.
         class_colours: See `SemanticFolder`.
         num_channels: See `SemanticFolder`; outlines are of RGB pictures.

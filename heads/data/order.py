@@ -1,7 +1,7 @@
 """Which pictures the batches of an endless training hold, and at which batch a pass over them begins.
 
 The batches of a training are numbered by its steps, from 0. What a step's batch holds follows from the number
-alone, so that a training that was stopped goes on where it was.
+alone, so that a stopped training goes on where it was.
 """
 
 import functools
@@ -17,15 +17,15 @@ from heads.processes import find_own_pictures, find_place, split_batch
 
 
 class BatchOrder:
-    """The order in which the pictures of a source are drawn, for ever, in batches of one size.
+    """The endless order in which the pictures of a source are drawn, in batches of one size.
 
-    An epoch is one pass: each picture is drawn once, in an order of its own. Where there are groups (wide and
-    tall pictures), each batch is of one of them, except
+    An epoch is one pass: each picture is drawn once, in an order of its own. With groups (wide and tall
+    pictures), each batch has pictures of one group, except
 
-    - at the end of an epoch: what does not fill a batch of its group is mixed with the others' left-overs;
-    - where an epoch ends within a batch: the first pictures of the next epoch fill it up, of any group. They
-      are others than those which the batch holds already, so no batch holds a picture twice unless the source
-      has fewer pictures than a batch.
+    - at the end of an epoch: pictures that do not fill a batch of their group are mixed with those of others;
+    - where an epoch ends within a batch: the first pictures of the next epoch fill it up, whatever their
+      group. They differ from those that the batch holds already, so no batch holds a picture twice unless the
+      source has fewer pictures than a batch.
 
     Args:
         groups: int (pictures,), the group of each.
@@ -42,7 +42,7 @@ class BatchOrder:
             raise ValueError("source must hold at least one picture. Received: none")
         self.batch_size = batch_size
         self.seed = seed
-        # A batch needs more than two epochs only if they are small.
+        # A batch reaches over more than two epochs only if they are small.
         self._find_epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
     def find(self, step: int) -> np.ndarray:
@@ -59,9 +59,9 @@ class BatchOrder:
 
     def _draw_epoch(self, epoch):
         """Returns the positions of all pictures in the order of an epoch."""
-        # What fills up the last batch of the epoch before must differ from what that holds. This follows from
-        # that epoch alone, unless the source is smaller than two batches: then the epochs are followed from
-        # the last that began with a batch of its own.
+        # The pictures that fill up the last batch of the epoch before must differ from those in it. They
+        # follow from that epoch alone, unless the source is smaller than two batches: then the epochs are
+        # retraced from the last one that began with a new batch.
         count, size = len(self.groups), self.batch_size
         first = max(epoch - 1, 0)
         if size <= count < 2 * size:
@@ -72,7 +72,7 @@ class BatchOrder:
         return np.concatenate([head, self._sort_by_group(middle), tail])
 
     def _split_epoch(self, epoch, tail_before):
-        """Returns what fills up the batch of the epoch before, what is in whole batches, and the rest."""
+        """Returns the pictures that fill up the epoch before, those of whole batches, and the rest."""
         count, size = len(self.groups), self.batch_size
         order = np.arange(count)
         if self.seed is not None:
@@ -85,7 +85,7 @@ class BatchOrder:
         return head, middle, tail
 
     def _sort_by_group(self, pictures):
-        """Puts pictures into batches of one group, as they fill, and what does not fill one at the end."""
+        """Returns pictures in batches of one group, in the order in which these fill, then the rest."""
         groups = self.groups[pictures]
         batches, left = [], []
         for group in np.unique(groups):
@@ -105,7 +105,7 @@ def find_training_pictures(
     shuffle: bool = True,
     group_by_ratio: bool = False,
 ) -> list:
-    """Returns which pictures a batch of a training holds, e.g. to see why its loss is not finite.
+    """Returns which pictures a batch holds, e.g. to find out why its loss is not finite.
 
     Args:
         source: The source of `semantic_training_batches` or `detection_training_batches`, and the next
@@ -144,11 +144,12 @@ def continue_batches(
     first_step: int,
     make_batches: Callable[[tf.data.Dataset, tf.data.Dataset], tf.data.Dataset],
 ) -> tf.data.Dataset:
-    """Returns an endless dataset of batches, of which each iterator goes on where the last one stopped.
+    """Returns an endless dataset of batches; each iterator goes on where the last one stopped.
 
-    Keras makes a new iterator in each `fit`. An iterator begins with its first batch, at the step after the
-    farthest that was drawn from the dataset. So two that are used in turns draw some batches twice; and what
-    a buffer behind the dataset (`prefetch`, or Keras's on a GPU with JAX) drew ahead in vain is left out.
+    Keras makes a new iterator in each `fit`. When an iterator draws its first batch, it begins at the step
+    after the farthest that was drawn from the dataset. So two iterators that are used in turns draw some
+    batches twice, and batches that a buffer behind the dataset (`prefetch`, or Keras's on a GPU with JAX)
+    drew ahead but did not hand out are skipped.
 
     Where several processes train together (`heads.processes`), each gets its share of every batch.
 
@@ -169,7 +170,7 @@ def continue_batches(
         return tf.ensure_shape(tf.numpy_function(find_share, [step], tf.int64), (size,))
 
     def count_from(read_start, scale=1):
-        # An inner dataset is made anew in each iterator, which reads the start then.
+        # Each iterator makes the inner dataset anew, and reads the start then.
         return tf.data.Dataset.range(1).flat_map(
             lambda _: tf.data.Dataset.range(scale * tf.numpy_function(read_start, [], tf.int64), tf.int64.max)
         )
@@ -178,15 +179,15 @@ def continue_batches(
         with tf.control_dependencies([tf.numpy_function(place.leave, [step], [])]):
             return tf.nest.map_structure(tf.identity, batch)
 
-    # Not from_generator: it has TensorFlow give freed memory back at once, which slows the training. Of
-    # datasets in a zip the first is asked first: its start is the iterator's, and the others repeat it.
+    # Not from_generator: it makes TensorFlow return freed memory at once, which slows the training. A zip
+    # asks its first dataset first: that one enters the place, and the others repeat its start.
     positions = count_from(place.enter).map(find).unbatch()
     numbers = count_from(place.entered, size)
-    if size < order.batch_size:  # an example has the number that it has in the joint batch
+    if size < order.batch_size:  # examples are numbered as in the joint batch
         numbers = numbers.map(lambda number: number // size * order.batch_size + first + number % size)
     batches = make_batches(positions, numbers, size)
     numbered = tf.data.Dataset.zip((batches, count_from(place.entered)))
-    # Not parallel and behind the prefetching: what waits there was not handed out.
+    # Not parallel, and after the prefetching: batches that wait there have not been handed out.
     batches = numbered.map(lambda batch, step: note(step, batch))
     return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
@@ -194,8 +195,8 @@ def continue_batches(
 def load_in_order(source, batch_size: int) -> tf.data.Dataset:
     """Returns the examples of one pass over a source, in its order, for batches that are scored.
 
-    Where several processes train together (`heads.processes`), each gets those of its own batches: of all
-    again once it has left the others, from the same dataset.
+    Where several processes train together (`heads.processes`), each gets the examples of its own batches.
+    Once a process has left the others, the same dataset gives it all of them.
     """
     if find_place()[1] == 1:
         return source.load()
@@ -233,6 +234,6 @@ class _Place:
         return np.int64(self.start)
 
     def leave(self, step):
-        # Iterators that are used in turns draw the same batches; the next one goes on after the farthest.
+        # Iterators that are used in turns draw the same batches; a new one goes on after the farthest.
         with self.lock:
             self.step = max(self.step, int(step) + 1)

@@ -42,8 +42,8 @@ class PanopticDataset:
         image_sizes: int32 (images, 2), (height, width) as the JSON tells them.
 
     Raises:
-        ValueError: If the file is no COCO panoptic JSON, holds no image or category, or an entry of either is
-            faulty.
+        ValueError: If the file is not COCO panoptic JSON, holds no image or category, or an entry of either
+            is faulty.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class PanopticDataset:
         """Returns the segments of an image.
 
         Returns:
-            A dict of "segments": int32 (height, width), rows of the others, -1 for none; "labels": int32
-            (n,), the classes; "is_crowd": bool (n,).
+            A dict of "segments": int32 (height, width), rows of "labels" and "is_crowd", -1 for none;
+            "labels": int32 (n,), the classes; "is_crowd": bool (n,).
 
         Raises:
             ValueError: If the PNG file is missing, damaged, of another size, or holds an id that the JSON
-                does not list for it, starting with its path.
+                does not list for it. The message starts with its path.
         """
         path, ids, labels, is_crowd = self._annotations[index]
         pixels = _read_ids(path, tuple(self.image_sizes[index].tolist()))
@@ -102,7 +102,7 @@ class PanopticDataset:
         Returns:
             Dataset of dicts of "index": int64 (); "image": uint8 (height, width, 3); "segments": int32
             (height, width), rows of "labels", -1 for none; "labels": int32 (n,), -2 for crowds. A file that
-            cannot be read ends the iteration with its path.
+            cannot be read ends the iteration with an error that names its path.
         """
 
         def find(index):
@@ -127,7 +127,7 @@ class PanopticDataset:
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
         """Decodes every file, counts the segments of each class, and prints what is unusual.
 
-        Run it once before training: what is wrong is found now and not after hours, all of it in one error.
+        Run it once before training: all faults are found now and not after hours, and listed in one error.
 
         Args:
             num_threads: Threads that decode. Default: one per CPU core.
@@ -137,9 +137,9 @@ class PanopticDataset:
             Segments of each class without crowds, (num_classes,), int64.
 
         Raises:
-            ValueError: Lists the files that are missing, damaged or of another size than the JSON tells,
-                images without an annotation or with two, unknown images, categories and ids, and ids that
-                are listed but not in the PNG file.
+            ValueError: Lists the files that are missing, damaged or not of the size in the JSON, images
+                without an annotation or with two, unknown images, categories and ids, and ids that are listed
+                but not in the PNG file.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
             reports = pool.map(self._examine, range(len(self)))
@@ -186,7 +186,7 @@ class PanopticDataset:
         return problems, float((segments == VOID_SEGMENT).mean())
 
     def _read_annotations(self, entries, folder):
-        """Sorts the annotations to their images; what is faulty becomes a problem."""
+        """Assigns the annotations to their images; faulty ones become problems."""
         if not isinstance(entries, list):
             raise ValueError(
                 f'{self.path} must hold a list of "annotations", one per image. Received: {show(entries)}'
@@ -254,7 +254,7 @@ def _find_kind_problem(category):
 
 
 def _read_ids(path, size):
-    """Returns the ids of a PNG file, int64 (height, width); 0 everywhere where there is no file to read."""
+    """Returns the ids of a PNG file, int64 (height, width); all 0 if there is no file to read."""
     if path is None:
         return np.zeros(size, np.int64)
     with named_faults(path):
@@ -268,6 +268,6 @@ def _read_ids(path, size):
 
 
 def encode_ids(ids) -> Image.Image:
-    """Returns the picture of segment ids, int (height, width), that COCO's tools read."""
+    """Returns segment ids, int (height, width), as a picture that COCO's tools read."""
     ids = np.asarray(ids)
     return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))

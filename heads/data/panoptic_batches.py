@@ -3,10 +3,10 @@
 A source (`PanopticDataset`, `PanopticShapes`, or your own class) has
 
 - `class_names`, `num_things`, `num_stuff`: the classes of things, then those of stuff.
-- `image_ids`, `image_sizes`: as `heads.data.detection_batches` says.
-- `load(indices=None)`: a dataset of dicts of "index", "image", "segments" and "labels", as that of
-  `PanopticDataset`.
-- `load_segments(index)`: the truth of an image for the scores, as that of `PanopticDataset`.
+- `image_ids`, `image_sizes`: see `heads.data.detection_batches`.
+- `load(indices=None)`: a dataset of dicts of "index", "image", "segments" and "labels", see
+  `PanopticDataset.load`.
+- `load_segments(index)`: the truth of an image for the scores, see `PanopticDataset.load_segments`.
 
 A batch is `(inputs, targets)`, the inputs as in `heads.data.detection_batches`; the targets are "segments":
 int32 (batch, height, width), rows of "labels", -1 for none; and "labels": int32 (batch, n), -1 is padding,
@@ -35,7 +35,7 @@ def panoptic_training_batches(
 ) -> tf.data.Dataset:
     """Endless augmented batches; the same `seed` gives the same batches.
 
-    Segments of which the augmentation leaves no pixel are left out. All arguments are those of
+    Segments without a pixel after the augmentation are left out. The arguments are those of
     `heads.data.detection_training_batches`.
 
     Returns:
@@ -57,7 +57,7 @@ def panoptic_evaluation_batches(
 ) -> tf.data.Dataset:
     """Batches of one pass in the order of `source.image_ids`, not augmented; the last may be smaller.
 
-    All arguments are those of `heads.data.detection_evaluation_batches`.
+    The arguments are those of `heads.data.detection_evaluation_batches`.
 
     Returns:
         Dataset of ({"images", "image_sizes", "original_sizes"}, {"segments", "labels"}), see the top of this
@@ -75,7 +75,7 @@ def _prepare_example(example, image, move, canvas_size):
         moved = move_segments(segments, Move(*move))
         rows, numbers = np.unique(moved, return_inverse=True)
         is_void = rows == VOID_SEGMENT
-        # Row k of the labels that are left is the k-th of those that occur.
+        # Row k of the remaining labels is the k-th segment that occurs.
         numbers = np.where(is_void, VOID_SEGMENT, np.cumsum(~is_void) - 1)[numbers]
         canvas = np.full(canvas_size, VOID_SEGMENT, np.int32)
         canvas[: moved.shape[0], : moved.shape[1]] = numbers.reshape(moved.shape)

@@ -1,6 +1,6 @@
-"""Crops of people: their places, sizes and turns drawn at random as in mmpose's top-down recipes.
+"""Crops of people, with places, sizes and rotations drawn at random as in mmpose's top-down recipes.
 
-A crop is one affine map from the picture, which pixels and keypoints follow: the pixels are sampled once.
+A crop is one affine map from the picture for pixels and keypoints, so that pixels are sampled only once.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,11 @@ import numpy as np
 from heads.arguments import check_shares, read_flag, read_range, read_size
 from heads.person_crops import BOX_PADDING, fit_box, make_warp, mirror_warp, warp_picture, warp_points
 
-# mmpose's: half a person is looked at where enough of it is labelled.
+# As in mmpose: crops show half of a person only if enough keypoints are labelled.
 FEWEST_KEYPOINTS, FEWEST_UPPER, FEWEST_LOWER = 9, 2, 3
 HALF_BODY_PADDING = 1.5
 UPPER_SHARE = 0.7
-# The shares of the crops that are turned, and that are shifted.
+# The shares of the crops that are rotated, and that are shifted.
 TURNED_SHARE, SHIFTED_SHARE = 0.6, 0.3
 
 
@@ -31,19 +31,19 @@ class PersonMove(NamedTuple):
 
 
 class PoseAugmentation:
-    """A random place, size, turn and mirror of one person; now and then half of it alone.
+    """A random place, size, rotation and mirror of one person; sometimes only one half of it.
 
-    The defaults are those of mmpose 1.3's heatmap recipes for COCO, VAN's among them. What is drawn from a
-    range lies in its middle more often: the normal distribution, cut off at one standard deviation.
+    The defaults are those of mmpose 1.3's heatmap recipes for COCO, VAN's among them. Values in a range are
+    drawn from the normal distribution, cut off at one standard deviation, so that the middle is more likely.
 
     Args:
         image_size: (height, width) of the crops.
         flip: Whether to mirror half of the crops left to right.
-        half_body_share: Share of the people with at least 9 labelled keypoints of whom the crop shows the
-            upper or the lower half. Sources without an `upper_body` have no halves.
+        half_body_share: Share of the people with at least 9 labelled keypoints whose crop shows only the
+            upper or the lower half. Needs a source with an `upper_body`.
         shift: Largest shift of 3 of 10 crops, in units of their sides.
         scale_range: Lowest and highest factor of the crops' sides.
-        rotation: Largest turn of 6 of 10 crops, in degrees, to either side.
+        rotation: Largest rotation of 6 of 10 crops, in degrees, to either side.
         padding: Factor of the boxes' sides.
 
     Call arguments:
@@ -57,7 +57,7 @@ class PoseAugmentation:
         A `PersonMove`.
 
     Raises:
-        ValueError: For an argument out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class PoseAugmentation:
 
 
 def choose_half(is_labelled, upper_body, share: float, random):
-    """Returns the labelled keypoints of the half of a person that is to be looked at, or None for all.
+    """Returns the labelled keypoints of the half of a person that the crop shows, or None for all.
 
     Args:
         is_labelled: bool (keypoints,).
         upper_body: Numbers of the keypoints of the upper body; empty for no halves.
-        share: Of the people with enough labels, those who are halved.
+        share: Share of the people with enough labels who are halved.
         random: A NumPy generator.
     """
     if not len(upper_body) or is_labelled.sum() < FEWEST_KEYPOINTS or random.random() > share:
@@ -126,7 +126,7 @@ def choose_half(is_labelled, upper_body, share: float, random):
 
 
 def draw_cut_normal(random, count: int) -> np.ndarray:
-    """Returns numbers of the normal distribution that lie in -1 .. 1."""
+    """Returns `count` numbers of the normal distribution within -1 .. 1."""
     found = np.zeros(0)
     while len(found) < count:
         drawn = random.standard_normal(4 * count)
@@ -142,11 +142,11 @@ def move_person(move: PersonMove, pixels, keypoints, crop_size, counterparts):
         pixels: uint8 (height, width, 3), the picture.
         keypoints: float32 (keypoints, 3), x, y and visibility, in its pixels.
         crop_size: (height, width).
-        counterparts: For each keypoint the number of the one that it changes places with in a mirror.
+        counterparts: For each keypoint the number of the one that a mirror swaps it with.
 
     Returns:
         The crop, uint8 (*crop_size, 3); the keypoints in it, float32 (keypoints, 2), 0 without a label; and
-        the weights, float32 (keypoints,), 1 for a label, be it covered or not, else 0.
+        the weights, float32 (keypoints,), 1 for a labelled keypoint, covered or not, else 0.
     """
     keypoints = keypoints[counterparts] if move.is_mirrored else keypoints
     weights = (keypoints[:, 2] > 0).astype(np.float32)

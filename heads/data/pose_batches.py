@@ -2,8 +2,8 @@
 
 A source (`CocoKeypoints`, `KeypointShapes`, or your own class) has
 
-- `num_keypoints`; `flip_pairs`, pairs of keypoints that change places in a mirror; and `upper_body`, numbers
-  of keypoints, perhaps none, for the augmentation.
+- `num_keypoints`; `flip_pairs`, pairs of keypoints that a mirror swaps; and `upper_body`, numbers of
+  keypoints for the augmentation, perhaps empty.
 - `image_ids`: the id of each person's picture. A person's position in this list is its index.
 - `load(indices=None)`: for a `tf.data.Dataset` of indices (None: each once, in order) a dataset of dicts:
   "index": int64 (); "image": uint8 (height, width, 3), RGB, the whole picture; "box": float32 (4,), xyxy
@@ -43,7 +43,7 @@ def pose_training_batches(
     """Endless augmented batches; the same `seed` gives the same batches.
 
     Each person is drawn once per epoch. A second `fit` or loop over the dataset goes on after the last batch
-    that was drawn from it; make the dataset anew to begin anew.
+    that was drawn from it; make a new dataset to start again.
 
     Args:
         source: See the top of this file.
@@ -52,7 +52,7 @@ def pose_training_batches(
             `image_size`, see `PoseAugmentation`.
         seed: Seed of the order and of the augmentation, 0 or more.
         shuffle: Whether to shuffle in each epoch; otherwise the order is that of the source.
-        first_step: The number of batches that a training has had before, which are left out.
+        first_step: How many batches to skip, because the training has had them already.
 
     Returns:
         Dataset of ({"images"}, {"keypoints", "weights"}), see the top of this file.

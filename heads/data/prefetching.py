@@ -1,4 +1,4 @@
-"""The end of every pipeline."""
+"""The last step of every pipeline: prefetching."""
 
 import atexit
 import gc
@@ -6,16 +6,16 @@ import sys
 
 import tensorflow as tf
 
-# Batches with masks are large: a few wait for the model, not as many as fit into memory.
+# Batches with masks are large: only a few may wait for the model.
 WAITING_BATCHES = 2
 
 
 def prefetch_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
     """Returns the batches, made ahead of their use.
 
-    Without tf.data's autotuning: its thread wakes up at growing intervals, of up to a minute, and whoever
-    drops an iterator waits for it, which is at the end of every `fit` and `evaluate`. Parallel steps then run
-    on all cores.
+    Without tf.data's autotuning: its thread wakes up at growing intervals, of up to a minute, and dropping an
+    iterator, as at the end of every `fit` and `evaluate`, waits for it. Without autotuning, parallel steps
+    run on all cores.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -24,10 +24,10 @@ def prefetch_batches(batches: tf.data.Dataset) -> tf.data.Dataset:
 
 @atexit.register
 def _drop_last_error():
-    """Lets a program end that was stopped by an error in the midst of its batches.
+    """Lets a program exit after an error in the middle of its batches.
 
-    Python keeps the error with its frames, hence the iterator, until no thread may enter Python any more. The
-    iterator would then wait for its threads, and those for Python, for ever.
+    Python keeps the error with its frames, and so the iterator, until no thread may enter Python any more.
+    The iterator would then wait forever for its threads, which wait for Python.
     """
     sys.last_exc = sys.last_type = sys.last_value = sys.last_traceback = None
     gc.collect()

@@ -15,7 +15,7 @@ WHITE, MIDDLE = 255, 128
 class SaliencyFolder(SemanticFolder):
     """A folder of pictures and masks, paired by their names without suffix.
 
-    As `SemanticFolder`, with the masks in `masks/<split>/` or `labels/<split>/`. Masks are one-channel PNG.
+    Like `SemanticFolder`, with the masks in `masks/<split>/` or `labels/<split>/`. Masks are one-channel PNG.
     Where a mask holds nothing above 1, the object is 1; otherwise it is grey of 8 bits, and the object is
     what is at least 128 (the borders of many data sets are smoothed).
 
@@ -55,7 +55,7 @@ def map_mask(numbers: np.ndarray, ignored_value: int | None, path) -> np.ndarray
     Args:
         numbers: int32 `(height, width)`.
         ignored_value: See `SaliencyFolder`.
-        path: Of the mask, for the message.
+        path: Path of the mask, for the message.
 
     Returns:
         0 for the background, 1 for the object, 255 where it is ignored; int32 `(height, width)`.

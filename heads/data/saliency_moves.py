@@ -9,14 +9,14 @@ from heads.data.semantic_moves import pad_pair, random_flip, resize_keep_ratio
 
 
 class SaliencyAugmentation:
-    """Squares of one image with its mask, mirrored by chance; each batch has one of several sizes.
+    """A square with one image and its mask, mirrored at random; each batch has one of several sizes.
 
-    The image fits into the square with its ratio kept and is padded at the bottom and right, the image with
-    the mean grey and the mask with 255, as `Resizing(image_size)` does it for prediction.
+    The image is resized to fit into the square with its ratio kept, then padded at the bottom and right, with
+    the mean grey and the mask with 255, as `Resizing(image_size)` does for prediction.
 
     Args:
-        batch_size: That of `semantic_training_batches`, whose running numbers tell which images share a
-            batch, and so a size.
+        batch_size: The same as in `semantic_training_batches`: the running number of an image tells its
+            batch, and so its size.
         image_sizes: Sides of the squares, of which each batch gets one at random.
         flip: Whether to mirror half of the pictures left to right.
 

@@ -22,7 +22,7 @@ def semantic_training_batches(
 
     Each picture is drawn once per epoch; where an epoch ends within a batch, the next one fills it up. A
     second `fit` or loop over the dataset goes on after the last batch that was drawn from it, as with a
-    generator; make the dataset anew to begin anew.
+    generator; make a new dataset to start again.
 
     Args:
         source: A `SemanticFolder`, or anything with a length and `load(indices=None)` that gives the same
@@ -34,7 +34,7 @@ def semantic_training_batches(
             for `tf.random.stateless_*`. See `SemanticAugmentation`.
         seed: Seed of the order and of the augmentation, 0 or more.
         shuffle: Whether to shuffle in each epoch.
-        first_step: The number of batches that a training has had before, which are left out.
+        first_step: How many batches to skip, because the training has had them already.
 
     Returns:
         Dataset of (images `(batch, height, width, 3)` float32 0 .. 255, labels `(batch, height, width)`

@@ -31,10 +31,10 @@ class SemanticFolder:
 
     These layouts are read: `images/<split>/` with `labels/<split>/`, or without splits; ADE20K's
     `images/training/` with `annotations/training/`; and Pascal VOC's. Sub-folders belong to the split. Images
-    are JPEG or PNG, label pictures are one-channel or palette PNG that hold the class numbers: of palettes
-    the indices count. A number is the line in `classes.txt`, from 0; 255 is ignored. Coloured label pictures
-    need a table of the classes' colours. Images are read as `heads.pictures.decode_picture`
-    says: the EXIF orientation is applied unless only the stored pixels have the size of the label.
+    are JPEG or PNG, label pictures are PNG with the class numbers in one channel or as indices of a palette.
+    A number is the line in `classes.txt`, from 0; 255 is ignored. Coloured label pictures need a table of the
+    classes' colours. `heads.pictures.decode_picture` reads the images: the EXIF orientation is applied unless
+    only the stored pixels have the size of the label.
 
     Args:
         path: The folder.
@@ -88,7 +88,7 @@ class SemanticFolder:
     def check(self, num_threads: int | None = None, progress: bool = True) -> np.ndarray:
         """Decodes every file and counts the pixels of each class.
 
-        Run it once before training: what is wrong is found now and not after hours, all of it in one error.
+        Run it once before training: all faults are found now and not after hours, and listed in one error.
         Warns where classes never occur, and where palettes give one colour different numbers.
 
         Args:
@@ -126,7 +126,7 @@ class SemanticFolder:
 
         Args:
             share: Share of the pictures of each class that is held out.
-            seed: Of the choice; the same gives the same pictures.
+            seed: Seed of the choice; the same seed chooses the same pictures.
 
         Raises:
             ValueError: For a share that is not below 1, where no class is on two pictures, or where a label
@@ -191,7 +191,7 @@ class SemanticFolder:
         return decode_picture(image_path, size, DATA_FORMATS, size_from)
 
     def _decode_label(self, path):
-        """Returns the `LabelPicture` of a file; the numbers of a coloured one are labels already."""
+        """Returns the `LabelPicture` of a file; the numbers of a coloured picture are already labels."""
         return (
             decode_label_picture(path)
             if self._colours is None

@@ -1,7 +1,7 @@
 """Sizes, crops, flips and colours of an image with its label map, in `tf.data` graphs.
 
-mmsegmentation's training pipeline for ADE20K, the one of the VAN paper's results (Sec. 4.3). Every random
-function takes an explicit stateless seed, int32 `(2,)`: the same seed gives the same result.
+mmsegmentation's training pipeline for ADE20K, which the VAN paper used (Sec. 4.3). Every random function
+takes an explicit stateless seed, int32 `(2,)`: the same seed gives the same result.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ MAX_CROP_TRIES = 10
 BRIGHTNESS_DELTA = 32.0
 CONTRAST_RANGE = (0.5, 1.5)
 SATURATION_RANGE = (0.5, 1.5)
-# mmsegmentation says 18 and means OpenCV's 8-bit hue, which counts steps of 2 degrees.
+# mmsegmentation has 18, in OpenCV's 8-bit hue, whose steps are 2 degrees.
 HUE_DELTA = 36.0
 
 
@@ -70,7 +70,8 @@ class SemanticAugmentation:
             image, label = random_flip(image, label, flip_seed)
         if self.photometric:
             image = photometric_distortion(image, colour_seed)
-        # Last, so that the padding is at the bottom right and keeps the grey that a backbone sees as zero.
+        # Padded last, so that the padding is at the bottom right and keeps the grey that a backbone sees as
+        # zero.
         return pad_pair(image, label, self.crop_size)
 
 
@@ -221,7 +222,7 @@ def fit_sides(size, short_side, long_side):
 
 
 def fit_original(resizing, size):
-    """The size that a `Resizing` gives to a picture, in a graph: int32 (2,) both."""
+    """The size that a `Resizing` gives to a picture of a size, in a graph; both int32 (2,)."""
     fitted = tf.numpy_function(lambda size: np.array(resizing.fit(size), "int32"), [size], tf.int32)
     return tf.ensure_shape(fitted, (2,))
 

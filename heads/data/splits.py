@@ -9,7 +9,7 @@ import numpy as np
 from heads.arguments import read_seed, read_share
 from heads.pictures import show_path
 
-# What tools call the same split.
+# The names that tools use for the same split.
 SPLIT_NAMES = {
     "train": ("train", "training", "train2017"),
     "val": ("val", "valid", "validation", "val2017"),
@@ -18,7 +18,7 @@ SPLIT_NAMES = {
 
 
 def list_split_folders(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The sub-folders of a folder, where one of them at least has the name of a split."""
+    """The sub-folders of a folder by name, if at least one of them has the name of a split, else none."""
     folders = {each.name: each for each in sorted(path.iterdir()) if each.is_dir()}
     folders = {name: each for name, each in folders.items() if not name.startswith(".")}
     known = {name for names in SPLIT_NAMES.values() for name in names}
@@ -26,13 +26,13 @@ def list_split_folders(path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def choose_split(path: pathlib.Path, split: str | None, splits: Iterable, source: str):
-    """The name of a split among those that there are.
+    """The name of the wanted split among the existing ones.
 
     Args:
-        path: Of the folder, for messages.
+        path: The folder, for messages.
         split: Its name, or another one of `SPLIT_NAMES` for the same. None: the only split, or else "train".
         splits: The names; None alone for a folder without splits.
-        source: What the names are of, for the message.
+        source: Where the names come from, for the message.
 
     Raises:
         ValueError: If there is no such split.
@@ -58,18 +58,18 @@ def choose_split(path: pathlib.Path, split: str | None, splits: Iterable, source
 
 
 def choose_held_out(is_on: np.ndarray, keys: Sequence, share: float, seed: int, path) -> np.ndarray:
-    """Which pictures are held out, so that each class is on the same share of both parts where it can be.
+    """Which pictures are held out, so that as far as possible each class has the same share in both parts.
 
-    The choice follows from the names and the seed alone, not from the order of the files or the machine. As
-    far as the classes that share pictures allow, a class on two pictures or more is in both parts, and one on
-    a single picture is trained on. Pictures without any class are shared out like a class of their own.
+    The choice follows from the names and the seed alone, not from the order of the files or the machine.
+    Where classes that share pictures allow it, a class on two or more pictures is in both parts, and one on a
+    single picture is trained on. Pictures without any class are divided like a class of their own.
 
     Args:
         is_on: Bool (pictures, classes), whether a class is on a picture.
         keys: A name of each picture that is the same on every machine.
         share: Share that is held out, above 0 and below 1.
-        seed: Of the choice.
-        path: Of the data, for messages.
+        seed: Seed of the choice.
+        path: Path of the data, for messages.
 
     Returns:
         Bool (pictures,).
@@ -92,7 +92,7 @@ def choose_held_out(is_on: np.ndarray, keys: Sequence, share: float, seed: int, 
     hashes = {place: _hash(read_seed(seed), key) for place, key in enumerate(keys)}
     order = np.array(sorted(hashes, key=lambda place: (not is_needed[place], hashes[place])))
     num_held_out = np.clip(np.round(share * counts), 1, np.maximum(counts - 1, 1))
-    wanted = np.stack([counts - num_held_out, num_held_out])  # (parts, classes): still to be shared out
+    wanted = np.stack([counts - num_held_out, num_held_out])  # (parts, classes): still to be divided
     places = np.array([1 - share, share]) * len(keys)
     part, left = np.full(len(keys), -1), np.where(counts > 1, counts, 0)
     while left.any():

@@ -1,4 +1,4 @@
-"""Pictures of what a head was told and what it said: arrays in, arrays out; nothing is shown or saved."""
+"""Pictures of truth and predictions: arrays in, arrays out; nothing is shown or saved."""
 
 from heads.drawing.bands import draw_bands
 from heads.drawing.comparison import draw_detection_comparison

@@ -17,17 +17,17 @@ from heads.drawing.objects import (
     select_objects,
 )
 
-FEWEST_DETECTIONS = 20  # so many may be drawn in each picture
+FEWEST_DETECTIONS = 20  # at least this many may be drawn in each picture
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)  # of missed objects
 
 
 def draw_detection_comparison(images, truths, detections, class_names, score_threshold=0.3) -> np.ndarray:
     """Draws one row "image | truth | detections" for each image, and a legend of the classes that occur.
 
-    Detections that match a true object (the same class, an IoU of at least a half) have solid boxes, false
-    ones dashed ones; where a true object was missed there is a thin dotted white one. The lower the score,
-    the fainter the box. Of each image the detections with the best scores are drawn, at most twice as many as
-    there are true objects (or 20); the caption tells how many there are.
+    Detections that match a true object (the same class, an IoU of at least 0.5) have solid boxes, false ones
+    dashed boxes, and missed objects thin dotted white ones. The lower the score, the fainter the box. Only
+    the detections with the best scores are drawn, at most twice as many as there are true objects, or 20 if
+    that is more; the caption tells how many there are.
 
     Args:
         images: A list of images (h, w, 3), uint8 or float 0 .. 255, or one array of them.
@@ -76,7 +76,7 @@ def describe_outcomes(found, drawn, matches):
 
 
 def draw_outcomes(image, truth, found, matches, class_names, factor, truth_colours):
-    """Draws detections with what matches, and what was missed; see `draw_detection_comparison`."""
+    """Draws right and false detections and missed objects; see `draw_detection_comparison`."""
     colours = choose_colours(found, class_names)
     for row, partner in enumerate(matches.found):
         if partner >= 0 and len(class_names) == 1:
@@ -90,7 +90,7 @@ def draw_outcomes(image, truth, found, matches, class_names, factor, truth_colou
 
 
 class Matches(NamedTuple):
-    """Who belongs to whom.
+    """Which true object belongs to which detection.
 
     Attributes:
         truth: For each true object the row of its detection, or -1, int (n,).

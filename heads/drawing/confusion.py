@@ -20,12 +20,13 @@ DARK_BLUE = np.array([20.0, 60.0, 130.0])
 def draw_confusion(confusion, class_names: Sequence[str], in_percent: bool = False) -> np.ndarray:
     """Draws a confusion matrix: a row per true class, a column per predicted one.
 
-    A cell is as dark as its share of the row. Up to 40 classes have their names, and the counts or shares.
+    The larger a cell's share of its row, the darker it is. Names, and counts or shares, are shown for up to
+    40 classes.
 
     Args:
         confusion: Counts, integers (classes, classes): see `heads.metrics.count_confusion`.
         class_names: Name of each class.
-        in_percent: Whether the cells tell their share of the row in whole percent, for counts of pixels.
+        in_percent: Whether cells show their share of the row in whole percent instead of counts, for pixels.
 
     Returns:
         uint8 (height, width, 3).
@@ -60,7 +61,7 @@ def draw_confusion(confusion, class_names: Sequence[str], in_percent: bool = Fal
 
 
 def _format_share(share):
-    """Returns a share in whole percent; what is neither nothing nor all does not read so."""
+    """Returns a share in whole percent; "<1" and ">99" for shares that would round to nothing or all."""
     text = f"{100 * share:.0f}"
     return {"0": "<1", "100": ">99" if share < 1 else "100"}.get(text, text)
 
@@ -82,7 +83,7 @@ def _add_names(grid, names):
 
 
 def _shorten(name):
-    """Returns a name that fits, its end cut where it is too long."""
+    """Returns a name that fits, with its end cut off if it is too long."""
     font, end = pages.text_font(pages.TEXT_SIZE), ""
     while font.getlength(name + end) > MOST_NAME_PIXELS:
         name, end = name[:-1], "..."

@@ -17,7 +17,7 @@ def draw_curves(rows: Iterable[dict], monitor: str | None = None) -> np.ndarray:
 
     Args:
         rows: One dict for each epoch, of numbers by their names in Keras's logs, and "epoch": the rows of
-            `TrainingRun`, or of its `log.csv`. Numbers may be texts; what is none is left out.
+            `TrainingRun`, or of its `log.csv`. Numbers may be texts; other values are left out.
         monitor: Name of the score that tells the best model; its best epoch is marked.
 
     Returns:
@@ -45,7 +45,7 @@ def draw_curves(rows: Iterable[dict], monitor: str | None = None) -> np.ndarray:
 def draw_precision_recall(precision: dict) -> np.ndarray:
     """Draws precision over recall: of each class at an IoU of 0.5 on the left, of all together on the right.
 
-    Of many classes, those with the lowest average precision are drawn on the left, and the mean of all.
+    If there are many classes, the left shows those with the lowest average precision, and the mean of all.
 
     Args:
         precision: Name of each class -> (10, recalls), NaN where it has no objects: see
@@ -98,7 +98,7 @@ def _render(figure):
 
 
 def _draw_panel(panel, title, epochs, curves):
-    """Draws curves over the epochs; what is measured on held-out data is drawn in full, the rest dashed."""
+    """Draws curves over the epochs: solid for held-out data, dashed for the rest."""
     palette = class_palette(MOST_CURVES) / 255
     for (name, values), colour in zip(curves.items(), palette, strict=False):
         style = "-" if name.startswith("val_") else "--"
@@ -113,7 +113,7 @@ def _draw_panel(panel, title, epochs, curves):
 def _mark_best(panel, epochs, values):
     known = [value for value in values if math.isfinite(value)]
     if known:
-        # The last of equal ones, as `TrainingRun` chooses.
+        # Of equal scores the last one, as `TrainingRun` chooses.
         place = len(values) - 1 - values[::-1].index(max(known))
         panel.annotate(
             f"best: {values[place]:.1f}",

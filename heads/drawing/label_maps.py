@@ -9,7 +9,7 @@ from heads.ops.labels import IGNORED_LABEL
 
 # Pictures with a longer side below this are enlarged by a whole factor, so that each pixel stays a square.
 COMFORTABLE_SIDE = 256
-WRONG_COLOUR = (160, 0, 0)  # dark on light grey: for all eyes
+WRONG_COLOUR = (160, 0, 0)  # dark on light grey, which colour-blind people see, too
 
 
 def draw_comparison(images, truths, predictions, class_names) -> np.ndarray:
@@ -89,7 +89,7 @@ def draw_label_map(label_map, palette=None, num_classes: int | None = None) -> n
 
     Args:
         label_map: Integer (h, w); 255 is ignored.
-        palette: uint8 (classes, 3). `class_palette(num_classes)` by default.
+        palette: uint8 (classes, 3). Default: `class_palette(num_classes)`.
         num_classes: The number of classes; the largest label plus one by default. The colour of a class does
             not depend on it.
 

@@ -1,8 +1,8 @@
 """Pictures of objects: their boxes, masks and labels on an image.
 
-The colour tells the class, its brightness tells neighbours of one class apart; of a single class each object
-has its own colour. The lower the score, the fainter the box. Where objects are too small or too crowded for
-text, the legend still names their class.
+The colour tells the class, its brightness tells neighbours of one class apart; if there is only one class,
+each object has its own colour. The lower the score, the fainter the box. Where objects are too small or too
+crowded for text, the legend still names their class.
 """
 
 import numpy as np
@@ -13,19 +13,19 @@ from heads.drawing.pages import require
 from heads.drawing.palette import class_palette, contrasting_ink
 from heads.ops.masks import paste_masks
 
-# Pictures with a longer side below this are enlarged by a whole factor, those with small objects further.
+# Pictures with a longer side below this are enlarged by a whole factor, those with small objects even more.
 COMFORTABLE_SIDE = 640
 COMFORTABLE_OBJECT = 24
 LARGEST_SIDE = 1600
-# Lines and text are made for pictures up to this side; on larger ones they grow by a whole factor.
+# Lines and text suit pictures up to this side, in pixels; on larger ones they grow by a whole factor.
 SIDE_PER_LINE = 1200
 TAG_TEXT_SIZE = 12
-# A tag may cover this much: the sum of the shares of all objects that lie under it.
+# How much a tag may cover: the sum of the covered shares of all objects under it.
 TOLERATED_COVER = 0.25
-# Where more than this many objects have less than this area, text would bury them: they get none.
+# If more than this many objects are smaller than this area, they get no text, which would bury them.
 MOST_SMALL_OBJECTS = 40
 SMALL_AREA = 2000
-# What a class's colour is multiplied by, and how much white is added.
+# Shades of a class's colour: a factor, and how much white is added.
 SHADES = np.array([(1.0, 0), (0.6, 102), (0.65, 0), (0.8, 51)])
 NUM_HUES = 7  # of the objects of a single class
 NEAR = 6  # pixels between neighbours
@@ -45,13 +45,13 @@ def draw_detections(
 
     Args:
         image: (h, w, 3), uint8 or float 0 .. 255.
-        detections: Of this image: "boxes" (n, 4) xyxy in its pixels, "labels" (n,) integers, -1 and -2 are
-            skipped, and optionally "scores" (n,) and "masks": float scores within the box (n, 28, 28), or
-            bool or 0 / 1 (n, h, w). The truth has the same form, without scores.
+        detections: Those of this image: "boxes" (n, 4) xyxy in its pixels, "labels" (n,) integers, of which
+            -1 and -2 are skipped, and optionally "scores" (n,) and "masks": float scores within the box (n,
+            28, 28), or bool or 0 / 1 (n, h, w). The truth has the same form, without scores.
         class_names: The names of all classes.
         score_threshold: Detections below it are left out.
-        factor: By which the picture is enlarged. Chosen by the sizes of image and objects by default.
-        show_boxes: Whether to draw the boxes. By default only where there are no masks.
+        factor: By how much the picture is enlarged. Default: chosen by the sizes of image and objects.
+        show_boxes: Whether to draw the boxes. Default: only if there are no masks.
         legend: Whether to put the legend below.
 
     Returns:
@@ -73,7 +73,7 @@ def draw_detections(
 
 
 def select_objects(detections, image, class_names, score_threshold):
-    """Returns what is to be drawn as a dict of arrays, the largest box first; masks become bool (n, h, w)."""
+    """Returns the objects to draw as a dict of arrays, the largest box first; masks become bool (n, h, w)."""
     given = {"boxes", "labels", "scores", "masks"} & detections.keys()
     arrays = {name: np.asarray(detections[name]) for name in given if detections[name] is not None}
     in_box = "masks" in arrays and np.issubdtype(arrays["masks"].dtype, np.floating)
@@ -104,8 +104,8 @@ def choose_factor(image, boxes, share=1.0):
 
     Args:
         image: (h, w, 3).
-        boxes: (n, 4), xyxy, of what must be seen.
-        share: Of the usual size that is enough.
+        boxes: (n, 4), xyxy, of the objects that must be visible.
+        share: Share of the usual size that is enough.
     """
     side = max(image.shape[:2])
     factor = -(-int(share * COMFORTABLE_SIDE) // side)
@@ -122,8 +122,8 @@ def draw_objects(image, objects, class_names, factor, colours=None, is_right=Non
         image: uint8 (h, w, 3).
         objects: From `select_objects`.
         class_names: The names of all classes.
-        factor: By which the picture is enlarged.
-        colours: Of the objects; see `choose_colours`.
+        factor: By how much the picture is enlarged.
+        colours: Colours of the objects; see `choose_colours`.
         is_right: Bool (n,); all by default.
         show_boxes: See `draw_detections`.
 
@@ -142,7 +142,7 @@ def draw_objects(image, objects, class_names, factor, colours=None, is_right=Non
         _draw_mask(picture, mask, factor, colours[index], line)
         if mask.any() and not show_boxes:
             ends[index] = _find_ends(mask) * factor
-    # Masks show what is where; a false one's box is drawn all the same, for its dashes.
+    # Masks need no boxes, except those of false detections, whose boxes are drawn for their dashes.
     drawn = np.ones(len(boxes), bool) if show_boxes else ~is_right
     opacities = FAINTEST + (1 - FAINTEST) * np.clip(objects.get("scores", np.ones(len(boxes))), 0, 1)
     for row in np.flatnonzero(drawn):
@@ -164,10 +164,10 @@ def scale_boxes(boxes, factor, size):
 
 
 def choose_colours(objects, class_names):
-    """Returns each object's colour, one that its neighbours of the class use least.
+    """Returns each object's colour, the one that its neighbours of the same class use least.
 
-    Of several classes that is a shade of the class's colour; of a single class a colour of the palette,
-    because there is nothing else to tell by it.
+    With several classes it is a shade of the class's colour; with a single class any colour of the palette,
+    since colours need not tell classes apart.
     """
     boxes, labels = objects["boxes"], objects["labels"]
     choices = SHADES if len(class_names) > 1 else class_palette(NUM_HUES)
@@ -177,7 +177,7 @@ def choose_colours(objects, class_names):
         near = (others[:, :2] - NEAR < box[2:]).all(axis=1) & (box[:2] - NEAR < others[:, 2:]).all(axis=1)
         used = chosen[:index][near & (labels[:index] == labels[index])]
         counts = np.bincount(used, minlength=len(choices))
-        if len(class_names) == 1:  # also objects that are far from each other differ
+        if len(class_names) == 1:  # objects that are far from each other differ, too
             counts = counts * len(boxes) + np.bincount(chosen[:index], minlength=len(choices))
         chosen[index] = counts.argmin()
     if len(class_names) == 1:
@@ -207,9 +207,9 @@ def draw_dashes(picture, box, colour, width, length, period):
         picture: A PIL image.
         box: Its first and last pixels, integers (4,).
         colour: (r, g, b), or with an opacity.
-        width: Of the line, inwards.
-        length: Of a dash.
-        period: From one dash to the next.
+        width: Width of the line, inwards.
+        length: Length of a dash.
+        period: Distance from one dash to the next.
     """
     pen = ImageDraw.Draw(picture, "RGBA")
     left, top, right, bottom = map(int, box)
@@ -230,7 +230,7 @@ def _draw_mask(picture, mask, factor, colour, line):
     image = image.crop((left - line, top - line, right + line, bottom + line))
     image = ImageOps.scale(image, factor, Image.Resampling.BILINEAR)
     inside = np.asarray(image) > 127
-    # 255 inside and 0 outside, but for what is near to the border.
+    # 255 inside and 0 outside, except near the border.
     blurred = np.asarray(Image.fromarray(inside).convert("L").filter(ImageFilter.BoxBlur(line)))
     fill = np.where(blurred < 255, 255, 102) * inside
     outline = np.where(blurred > 0, 128, 0) * ~inside
@@ -246,17 +246,17 @@ def _find_ends(mask):
 
 
 def _draw_tags(picture, objects, class_names, boxes, ends, colours, line):
-    """Puts a corner of each tag to that end of its object where it covers least of all objects."""
+    """Puts a corner of each tag at the end of its object where the tag covers the objects least."""
     areas = (boxes[:, 2:] + 1 - boxes[:, :2]).prod(axis=1)
     cover = np.zeros(picture.size[::-1])
     for (left, top, right, bottom), area in zip(boxes, areas, strict=True):
         cover[top : bottom + 1, left : right + 1] += 1 / area
     labels, small = objects["labels"], areas < SMALL_AREA * line**2
-    # All of a class or none of it: the few with text would look like the important ones.
+    # Text for all small objects of a class or for none: a few with text would look more important.
     crowded = labels[small] if small.sum() > MOST_SMALL_OBJECTS else ()
     # Small objects have the fewest places to choose from, so they come first.
     for index in reversed(np.flatnonzero(~np.isin(labels, crowded))):
-        name = str(class_names[labels[index]]) if len(class_names) > 1 else ""  # or it is in the legend
+        name = str(class_names[labels[index]]) if len(class_names) > 1 else ""  # it is in the legend
         score = f"{objects['scores'][index]:.2f}" if "scores" in objects else ""
         _draw_tag(picture, f"{name} {score}".strip(), ends[index], colours[index], cover, line)
 

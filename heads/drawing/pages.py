@@ -1,4 +1,4 @@
-"""Pages: pictures side by side, their captions and legends, and the checks of what is drawn.
+"""Pages: pictures side by side, with captions and legends, and checks of the arguments.
 
 Every picture is uint8 (height, width, 3), RGB.
 """
@@ -67,8 +67,8 @@ def draw_legend(class_names, width: int, palette=None) -> np.ndarray:
 
     Args:
         class_names: The names.
-        width: Of the picture in pixels. Names that do not fit into a row start a new one, or are cut.
-        palette: uint8 (classes, 3). `class_palette(len(class_names))` by default.
+        width: Width of the picture in pixels. Names that do not fit into a row start a new one, or are cut.
+        palette: uint8 (classes, 3). Default: `class_palette(len(class_names))`.
 
     Returns:
         uint8 (height, width, 3).
@@ -125,7 +125,7 @@ def zip_examples(images, truths, predictions):
     """Returns an iterator of (image, truth, prediction).
 
     Raises:
-        ValueError: Unless there are equally many of each, at least one.
+        ValueError: Unless all three have the same length of at least one.
     """
     lengths = (len(images), len(truths), len(predictions))
     fits = len(set(lengths)) == 1 and lengths[0]

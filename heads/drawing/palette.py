@@ -4,15 +4,15 @@ import functools
 
 import numpy as np
 
-# Okabe and Ito's, made to be told apart by people with red-green blindness; all further colours are computed.
+# Okabe and Ito's colours, which people with red-green blindness can tell apart; further ones are computed.
 CODES = "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7"
 FIRST_COLOURS = [tuple(bytes.fromhex(code)) for code in CODES.split()]
 DARKEST = 25  # L* of computed colours: darker ones would hide what they are laid over
 # The CIE's, for sRGB and the white point D65.
 RGB_TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 XYZ_TO_LAB = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]])
-# How people see linear RGB: all cones, no long-wave ones, no middle-wave ones (Machado, Oliveira and
-# Fernandes 2009, severity 1).
+# How people see linear RGB: with all cones, without long-wave ones, without middle-wave ones (Machado,
+# Oliveira and Fernandes 2009, severity 1).
 EYES = np.array(
     [
         [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
@@ -27,8 +27,9 @@ def class_palette(num_classes: int) -> np.ndarray:
     """Returns well separated colours, uint8 (num_classes, 3), always the same.
 
     The first seven are Okabe and Ito's. Each further colour is the one farthest from all before it, and from
-    black and white, as the eye sees it (CIE 1976 L*a*b*): of people with all kinds of cones, and of those
-    with red-green blindness, whichever is less. So the colour of a class does not depend on `num_classes`.
+    black and white, as the eye sees it (CIE 1976 L*a*b*): the smallest distance counts among those that
+    people with normal vision and with red-green blindness see. So the colour of a class does not depend on
+    `num_classes`.
 
     Raises:
         ValueError: If `num_classes` is not in 1 .. 1000.

@@ -12,8 +12,8 @@ from PIL import Image
 import heads.drawing.pages as pages
 
 LONGEST_SIDE = 1800  # pixels; larger pictures are made smaller
-LARGEST_PNG = 400_000  # bytes; what is larger is a photograph, and JPEG holds it in a tenth
-# One file without a script: whoever opens it from a mail or a disk sees all of it.
+LARGEST_PNG = 400_000  # bytes; a larger picture is a photograph, of which JPEG needs a tenth
+# One file without scripts, so that it can be opened from a mail or a disk.
 STYLE = """
 :root { color-scheme: light; --line: #d8dee6; --bar: #cfe3f7; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 1180px; margin: 2rem auto; }
@@ -32,14 +32,14 @@ def make_report(title: str, parts: Iterable[tuple]) -> str:
     """Returns a page of HTML, with all pictures in it.
 
     Args:
-        title: Of the page.
-        parts: Pairs of a heading and what stands below it: a text, shown as it is; a picture, uint8
-            (height, width, 3); a table with a row for each entry, a dict of name -> value; or one of several
-            columns, a dict of the columns' names -> dicts of name -> value. Numbers 0 .. 100 in tables of
-            several columns get a bar, since they are percents in all files of scores.
+        title: Title of the page.
+        parts: Pairs of a heading and what stands below it: a text, shown as it is; a picture, uint8 (height,
+            width, 3); a table with a row for each entry, a dict of name -> value; or a table of several
+            columns, a dict of the columns' names -> dicts of name -> value. In tables of several columns,
+            numbers 0 .. 100 get a bar, since files of scores are in percent.
 
     Raises:
-        ValueError: At another kind of part.
+        ValueError: For another kind of part.
     """
     parts = [(str(heading), _draw_part(heading, content)) for heading, content in parts]
     links = "".join(f'<a href="#part-{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(parts))
@@ -85,7 +85,7 @@ def _draw_columns(columns):
 
 
 def _draw_cell(value, with_bar=False):
-    """Returns a cell of a table; of a number with a bar as long as its percents, if wanted."""
+    """Returns a cell of a table; numbers may have a bar as long as their percentage."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return '<td class="number">-</td>'
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -98,7 +98,7 @@ def _draw_cell(value, with_bar=False):
 
 
 def embed_picture(picture) -> str:
-    """Returns a picture as the address of an `img` that holds all of it.
+    """Returns a picture as a data URL for an `img`.
 
     Args:
         picture: uint8 or float 0 .. 255 (height, width, 3).

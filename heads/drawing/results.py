@@ -1,4 +1,4 @@
-"""One door for pictures of results: which drawing fits a result follows from its keys."""
+"""One function for pictures of all results: the keys of a result tell how to draw it."""
 
 import os
 
@@ -23,24 +23,24 @@ def draw_result(
 ):
     """Draws what a model saw in a picture, in the drawing that fits: `draw_result(result["path"], result)`.
 
-    Boxes, or masks, of objects; segments; the colours of a label map on the picture, with a legend of the
-    classes that occur; keypoints of people; or a saliency map in grey.
+    Draws objects with their boxes or masks; segments; the colours of a label map over the picture, with a
+    legend of the classes that occur; keypoints of people; or a saliency map in grey.
 
     Args:
         image: (h, w, 3), uint8 or float 0 .. 255; or the path of the picture.
         result: One of `predict_pictures`.
-        class_names: The names of all classes. By default those in the result; label maps have none, and say
-            "class 3".
+        class_names: The names of all classes. Default: those in the result; the classes of label maps are
+            called "class 3".
         score_threshold: Objects and keypoints below it are left out.
         skeleton: Pairs of keypoints that lines connect, of people.
         bands: Of a multispectral image, which then is (h, w, bands) or the path of a TIFF file: the places of
             the three that are drawn, see `draw_bands`.
 
     Returns:
-        uint8 (height, width, 3); small pictures are enlarged, but for label maps and saliency maps.
+        uint8 (height, width, 3); small pictures are enlarged, except for label maps and saliency maps.
 
     Raises:
-        ValueError: If the result is none of a known kind, or does not fit the image or the class names.
+        ValueError: If the result is of no known kind, or does not fit the image or the class names.
     """
     is_path = isinstance(image, str | os.PathLike)
     if bands is not None:
@@ -65,7 +65,7 @@ def draw_result(
 
 
 def _name_classes(result):
-    """Returns names of all classes up to the largest label, from those in a result."""
+    """Returns names of all classes up to the largest label in a result, which may name some of them."""
     labels = np.asarray(result["labels"])
     names = [f"class {label}" for label in range(labels.max(initial=0) + 1)]
     for label, name in zip(labels, result.get("names", ()), strict=False):

@@ -14,10 +14,10 @@ def draw_segments(image, found: dict, class_names, factor: int | None = None, le
 
     Args:
         image: (h, w, 3), uint8 or float 0 .. 255.
-        found: Of this image: "segments", int (h, w), rows of "labels", int (n,), -1 for no segment; and
-            optionally "scores" (n,). The truth has the same form.
+        found: The segments of this image: "segments", int (h, w), rows of "labels", int (n,), -1 for none;
+            and optionally "scores" (n,). The truth has the same form.
         class_names: The names of all classes.
-        factor: By which the picture is enlarged. Chosen by the sizes of image and segments by default.
+        factor: By how much the picture is enlarged. Default: chosen by the sizes of image and segments.
         legend: Whether to put the legend below.
 
     Returns:

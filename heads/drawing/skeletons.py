@@ -54,7 +54,7 @@ def draw_skeletons(
             and optionally "scores" (n, keypoints). The truth has weights or visibilities instead of scores.
         skeleton: Pairs of keypoints that lines connect; empty or None for dots alone.
         score_threshold: Keypoints with lower scores are left out, and the lines to them.
-        factor: By which the picture is enlarged. Chosen by the sizes of image and people by default.
+        factor: By how much the picture is enlarged. Default: chosen by the sizes of image and people.
 
     Returns:
         uint8 (h * factor, w * factor, 3).
@@ -88,7 +88,7 @@ def _select_people(people, skeleton, score_threshold, num_keypoints=None):
 
 
 def _find_boxes(keypoints, shown):
-    """Returns the boxes around people, (n, 4), of whom at least two keypoints are drawn."""
+    """Returns the boxes, (n, 4), around people with at least two drawn keypoints."""
     parts = [points[row] for points, row in zip(keypoints, shown, strict=True) if row.sum() > 1]
     return np.array([(*part.min(axis=0), *part.max(axis=0)) for part in parts]).reshape(-1, 4)
 

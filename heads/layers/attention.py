@@ -1,4 +1,4 @@
-"""Multi-head attention with its weights packed as in PyTorch, and the small network behind it."""
+"""Multi-head attention with its weights packed as in PyTorch, and the small network after it."""
 
 import keras
 from keras import ops
@@ -32,7 +32,7 @@ class MultiHeadAttention(Layer):
     def __init__(self, channels: int, num_heads: int, kernel_initializer="glorot_uniform", **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
-        # Queries, keys and values below each other. Keras's own layer keeps them, and each head, apart.
+        # One kernel for queries, keys and values; Keras's own layer has separate ones, split into heads.
         self.packed_kernel = self.add_weight(
             (3 * channels, channels), keras.initializers.get(kernel_initializer), name="packed_kernel"
         )

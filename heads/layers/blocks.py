@@ -1,4 +1,4 @@
-"""The bricks of the heads: layers in a row, convolution with batch norm and ReLU, the last layers."""
+"""Building blocks of the heads: layers in a row, convolution with batch norm and ReLU, last layers."""
 
 import keras
 from keras import ops
@@ -11,12 +11,13 @@ class Layer(keras.layers.Layer):
     """A layer whose configuration Keras writes from the arguments of its constructor."""
 
     def __new__(cls, *args, dtype=None, **kwargs):
-        # `get_config` knows the policy. As an object, it would keep Keras from noting the other arguments.
+        # Without `dtype`, which Keras's `get_config` has anyway: a policy object would keep Keras from
+        # recording the other arguments.
         return super().__new__(cls, *args, **kwargs)
 
 
 class Chain(Layer):
-    """Layers in a row, as `parts`; a subclass makes them in its constructor."""
+    """Layers in a row, in `self.parts`, which a subclass sets in its constructor."""
 
     def build(self, input_shape):
         for part in self.parts:
@@ -118,7 +119,7 @@ class PixelClassifier(Chain):
 
 
 def make_small_convolution(filters: int, kernel_size: int, bias=0.0, **kwargs):
-    """Returns a convolution whose weights start near 0 (deviation 0.01), as those of mmdetection's heads do.
+    """Returns a convolution whose weights start near 0 (deviation 0.01), as in mmdetection's heads.
 
     Args:
         filters: output channels.
@@ -138,7 +139,7 @@ def make_small_convolution(filters: int, kernel_size: int, bias=0.0, **kwargs):
 
 
 def make_kaiming_convolution(filters: int, kernel_size: int, layer=keras.layers.Conv2D, **kwargs):
-    """Returns a convolution that starts as PyTorch's kaiming normal over the fan out, as mmcv's blocks do.
+    """Returns a convolution with PyTorch's kaiming normal initialisation (fan out), as in mmcv's blocks.
 
     Args:
         filters: output channels.
@@ -146,7 +147,7 @@ def make_kaiming_convolution(filters: int, kernel_size: int, layer=keras.layers.
         layer: the class, `keras.layers.Conv2D` or `keras.layers.Conv2DTranspose`.
         **kwargs: arguments of the class.
     """
-    # One initializer for all of them would draw the same values for each.
+    # A new one each time: a shared initializer would draw the same values for each layer.
     initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
     options = {"padding": "same", "data_format": "channels_last", "kernel_initializer": initializer}
     return layer(filters, kernel_size, **{**options, **kwargs})
@@ -156,8 +157,8 @@ def join_reference_layers(parts):
     """Returns the reference names of layers inside of parts: name -> layer or variable.
 
     Args:
-        parts: prefix -> layer or variable, whose own `reference_layers()`, where there are any, follow the
-            prefix and a dot.
+        parts: prefix -> layer or variable; the names of its own `reference_layers()`, if it has any, follow
+            the prefix and a dot.
     """
     names = {}
     for prefix, part in parts.items():

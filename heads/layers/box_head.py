@@ -1,4 +1,4 @@
-"""The box head of R-CNNs: what is in a region, and where exactly."""
+"""The box head of R-CNNs: which class is in a region, and where exactly."""
 
 import keras
 from keras import ops
@@ -71,7 +71,7 @@ class BoxHead(Layer):
             exists = ops.reshape(exists, (batch * count, 1, 1))
         for block in self.convs:
             x = block(x, counts=exists)
-        # Channels first, as the reference's weights are ordered.
+        # Channels first, as the reference's weights expect.
         x = ops.reshape(ops.transpose(x, (0, 3, 1, 2)), (batch * count, height * width * channels))
         for layer in self.shared:
             x = layer(x)

@@ -10,7 +10,7 @@ from heads.ops.points import sample_maps
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class DeformableAttention(Layer):
-    """Attention of each query to a few points of every level, at offsets that the query chooses.
+    """Attention of each query to a few points on every level, at offsets that the query predicts.
 
     Args:
         channels: channels of the inputs and outputs, a multiple of `num_heads`.
@@ -34,7 +34,7 @@ class DeformableAttention(Layer):
 
     def __init__(self, channels: int, num_levels: int, num_heads: int = 8, num_points: int = 4, **kwargs):
         super().__init__(**kwargs)
-        self.autocast = False  # half precision cannot hold places
+        self.autocast = False  # half precision is too coarse for positions
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         num_samples = num_heads * num_levels * num_points
 
@@ -91,7 +91,7 @@ class DeformableAttention(Layer):
 
 
 def spread_offsets(num_heads, num_levels, num_points):
-    """Returns the offsets at the start: head by head in another direction, point by point farther away.
+    """Returns the initial offsets: one direction for each head, each point farther away than the last.
 
     Returns:
         float64 (heads, levels, points, 2), (x, y) in positions of the level.

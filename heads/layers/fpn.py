@@ -19,9 +19,10 @@ class FPN(Layer):
     Args:
         channels: channels of all outputs.
         num_extra_levels: levels beyond the coarsest input.
-        extra_levels_from: what the first extra level is made of. "pool": every second position of the
+        extra_levels_from: what the first extra level is computed from. "pool": every second position of the
             coarsest output (Faster R-CNN); "input": a 3 x 3 convolution of stride 2 over the coarsest input
-            (RetinaNet); "output": the same over the coarsest output. Each further one follows the one before.
+            (RetinaNet); "output": the same over the coarsest output. Each further level is computed from the
+            one before.
         **kwargs: base arguments of the layer.
 
     Call arguments:
@@ -31,7 +32,7 @@ class FPN(Layer):
         A list of maps with `channels` channels: of the inputs' sizes, then of the extra levels'.
 
     Raises:
-        ValueError: at an argument out of range.
+        ValueError: if an argument is out of range.
 
     Reference:
         - Lin et al., "Feature Pyramid Networks for Object Detection", arXiv 1612.03144, section 3; the extra
@@ -72,7 +73,7 @@ class FPN(Layer):
         if self.extra_levels_from != "pool":
             shape = input_shape[-1] if self.extra_levels_from == "input" else wide_shape
             for index in range(len(input_shape), len(input_shape) + self.num_extra_levels):
-                # Padded in `call`: at even sizes Keras's "same" would pad one side alone.
+                # Padded in `call`: at even sizes, Keras's "same" would pad only one side.
                 conv = build_convolution(3, shape, f"output_{index}", strides=2, padding="valid")
                 self.extra_convs.append(conv)
                 shape = wide_shape
@@ -81,7 +82,7 @@ class FPN(Layer):
     def call(self, features):
         pyramid = [conv(level) for conv, level in zip(self.lateral_convs, features, strict=True)]
         for fine in reversed(range(len(pyramid) - 1)):
-            # Not `+=`: in place, PyTorch's gradients break.
+            # Not `+=`, which works in place and breaks PyTorch's gradients.
             coarse = resize_nearest(pyramid[fine + 1], ops.shape(pyramid[fine])[1:3])
             pyramid[fine] = pyramid[fine] + coarse
         pyramid = [conv(level) for conv, level in zip(self.output_convs, pyramid, strict=True)]

@@ -10,7 +10,7 @@ HIDDEN_CHANNELS = 2048
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class MaskedAttentionLayer(Layer):
-    """Queries look at a level inside of their masks, then at each other (section 3.2).
+    """Queries attend to a level within their masks, then to each other (arXiv 2112.01527, section 3.2).
 
     Args:
         channels: channels of the queries and the level.
@@ -18,7 +18,7 @@ class MaskedAttentionLayer(Layer):
 
     Call arguments:
         features: (batch, queries, channels).
-        positions: (batch, queries, channels), added to what queries ask for.
+        positions: (batch, queries, channels), learned positions of the queries, added to the features.
         keys: (batch, positions, channels), of the level.
         values: (batch, positions, channels), of the level.
         visible: bool (batch, queries, positions).

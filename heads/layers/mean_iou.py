@@ -13,9 +13,9 @@ from heads.ops.selection import label_pixels
 class MeanIoU(keras.metrics.Metric):
     """Mean IoU over the classes that occur in the truth or in the predictions; 0 where no pixel has a truth.
 
-    `heads.metrics` gives the scores per class. Unlike `keras.metrics.MeanIoU` it takes logits and label maps
-    alike, counts a prediction outside the classes as wrong instead of leaving its pixel out, and does not
-    overflow at 2^31 pixels.
+    `heads.metrics` computes the scores per class. Unlike `keras.metrics.MeanIoU`, this metric takes logits as
+    well as label maps, counts a prediction outside the classes as wrong instead of ignoring its pixel, and
+    does not overflow at 2^31 pixels.
 
     Args:
         num_classes: Number of classes, 1 .. 255.
@@ -25,9 +25,9 @@ class MeanIoU(keras.metrics.Metric):
     # Counts are kept in two int32 digits of this base, exact up to 2^55: float32 stops counting at 2^24
     # pixels (one batch of 64 crops), int32 at 2^31 (ADE20K's training set), and JAX has no int64 by default.
     _BASE = 2**24
-    # Pixels of a batch are dealt out to this many counters per cell, because Keras adds segments in float32
-    # on PyTorch. keras.ops has nothing better for all backends: `bincount` is not jit-safe on JAX, and
-    # `scatter` (what `keras.metrics.MeanIoU` uses) is a Python loop over the pixels on PyTorch.
+    # Pixels of a batch are spread over this many counters per cell, because on PyTorch Keras adds segments in
+    # float32. keras.ops has nothing better for all backends: `bincount` is not jit-safe on JAX, and `scatter`
+    # (what `keras.metrics.MeanIoU` uses) is a Python loop over the pixels on PyTorch.
     _LANES = 16
 
     def __init__(self, num_classes: int, name: str = "mean_iou"):
@@ -35,7 +35,7 @@ class MeanIoU(keras.metrics.Metric):
         if not 1 <= num_classes <= IGNORED_LABEL:
             raise ValueError(f"num_classes must be between 1 and {IGNORED_LABEL}. Received: {num_classes}")
         self.num_classes = num_classes
-        # One more column than classes: predictions that are no class.
+        # One more column than classes, for predictions that are not a class.
         shape = (num_classes, num_classes + 1)
         self.low_digit = self.add_variable(shape, "zeros", dtype="int32", name="low_digit")
         self.high_digit = self.add_variable(shape, "zeros", dtype="int32", name="high_digit")
@@ -44,7 +44,8 @@ class MeanIoU(keras.metrics.Metric):
         """Counts a batch.
 
         Args:
-            labels: True label map `(batch, height, width)`; 255 and all else outside the classes is ignored.
+            labels: True label map `(batch, height, width)`; 255 and other values outside the classes are
+                ignored.
             predictions: Label map of the same shape, or logits `(batch, height, width, num_classes)`.
             sample_weight: Must be None.
 
@@ -101,7 +102,7 @@ class MeanIoU(keras.metrics.Metric):
 
 
 def _check_shapes(labels, predictions, num_classes):
-    """Raises where the static shapes cannot belong together."""
+    """Raises a ValueError if the static shapes do not fit each other."""
     labels, predictions = tuple(labels), tuple(predictions)
     expected = labels if len(predictions) == len(labels) else (*labels, num_classes)
     fits = len(predictions) == len(expected) and all(

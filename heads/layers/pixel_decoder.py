@@ -16,7 +16,7 @@ HIDDEN_CHANNELS = 1024
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class PixelDecoder(Layer):
-    """Deformable attention over the coarser levels, and a map of features as fine as the finest level.
+    """Deformable attention over the coarser levels, and a map of features at the finest level's size.
 
     Args:
         channels: channels of all outputs, a multiple of 8.
@@ -44,7 +44,7 @@ class PixelDecoder(Layer):
         wide_shape = (*input_shape[0][:-1], self.channels)
         shapes = input_shape[1:]
         self.num_levels = len(shapes)
-        # Coarse to fine, as the checkpoints' names.
+        # Coarse to fine, as in the checkpoints' names.
         self.input_blocks = [
             NormedConvolution(self.channels, dtype=dtype, name=f"input_{index}")
             for index in range(self.num_levels)
@@ -113,7 +113,7 @@ class PixelDecoder(Layer):
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class EncoderLayer(Layer):
-    """All positions of all levels look at each other, then each goes through a small network.
+    """The positions of all levels attend to each other, then each goes through a small network.
 
     Args:
         channels: channels of the positions.
@@ -122,14 +122,14 @@ class EncoderLayer(Layer):
 
     Call arguments:
         inputs: (batch, n, channels), the positions of all levels.
-        positions: (n, channels), where they are.
+        positions: (n, channels), encodings of where they are.
         reference_points: (n, 2), the same as shares of the width and height.
         sizes: the (height, width) of each level.
     """
 
     def __init__(self, channels: int, num_levels: int, **kwargs):
         super().__init__(**kwargs)
-        self.autocast = False  # half precision cannot hold places
+        self.autocast = False  # half precision is too coarse for positions
         dtype = self.dtype_policy
         self.attention = DeformableAttention(channels, num_levels, NUM_HEADS, dtype=dtype, name="attention")
         self.feed_forward = make_feed_forward(channels, HIDDEN_CHANNELS, dtype)
@@ -164,7 +164,7 @@ class NormedConvolution(Layer):
         kernel_size: side of the kernel, odd.
         activation: after the norm; None for none.
         use_bias: whether the convolution has biases.
-        initializer: "glorot" for uniform weights by Glorot, "fan_in" for uniform ones of variance 1 / fan in.
+        initializer: "glorot" for Glorot's uniform weights, "fan_in" for uniform ones of variance 1 / fan in.
         **kwargs: base arguments of the layer.
     """
 
@@ -210,12 +210,12 @@ class NormedConvolution(Layer):
 
 
 def make_fan_in_initializer():
-    """Returns uniform weights of variance 1 / fan in, as Caffe2's."""
+    """Returns an initializer of uniform weights of variance 1 / fan in, as in Caffe2."""
     return keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
 
 
 def place_centers(height, width):
-    """Returns the centres of positions, row by row: float32 (height * width, 2), x and y as shares."""
+    """Returns the centres of positions, row by row: float32 (height * width, 2), shares of the sides."""
     x, y = (
         (ops.cast(ops.arange(side, dtype="int32"), "float32") + 0.5) / ops.cast(side, "float32")
         for side in (width, height)
@@ -225,14 +225,14 @@ def place_centers(height, width):
 
 
 def encode_positions(height, width, channels: int):
-    """Returns where a map's positions are, as sines: float32 (height * width, channels).
+    """Returns sine encodings of a map's positions: float32 (height * width, channels).
 
-    Half of the channels tell the row, half the column (arXiv 2005.12872, appendix A.4), from 1 / length to 1
-    times 2 pi.
+    Half of the channels encode the row, half the column (arXiv 2005.12872, appendix A.4), counted from 1 /
+    length to 1, times 2 pi.
 
     Args:
-        height: of the map.
-        width: of the map.
+        height: height of the map.
+        width: width of the map.
         channels: a multiple of 4.
     """
     num_waves = channels // 2

@@ -1,4 +1,4 @@
-"""Pyramid pooling: a map together with what its whole picture looks like."""
+"""Pyramid pooling: a map together with averages over large parts of it."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from heads.ops.resizing import pool_adaptively, resize_bilinear
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class PyramidPooling(Layer):
-    """Pyramid pooling module: the map, averaged over coarse grids, beside the map itself.
+    """Pyramid pooling module: the map and its averages over coarse grids, fused by a convolution.
 
     Args:
         channels: output channels.

@@ -8,7 +8,7 @@ How the features are gathered, for all boxes of all levels at once:
 
         . . . . . . . .       a group goes on until its largest window is done:
         . a a a a b b .         cells   = gather a tile of each box    (32, 128, channels)
-        . b b c c c c .         weights = what each cell weighs        (32, bins, 128)
+        . b b c c c c .         weights = weight of each cell          (32, bins, 128)
         . . . . . . . .         means  += weights @ cells              (32, bins, channels)
 
 The weight of a cell in a bin is a row's weight times a column's: see `heads.ops.bilinear`. The gradient goes
@@ -21,8 +21,8 @@ from keras import ops, tree
 
 from heads.ops.bilinear import Samples, place_samples, weigh_cells
 
-# Boxes are pooled in groups of similar size, a tile of cells at a time: what is gathered at once stays small
-# (32 x 128 cells of 256 channels are 4 MiB), and a small box does not wait for a large one.
+# Boxes are pooled in groups of similar size, a tile of cells at a time, so that little is gathered at once
+# (32 x 128 cells of 256 channels are 4 MiB), and small boxes do not wait for large ones.
 GROUP_SIZE = 32
 TILE_SIZE = 128
 
@@ -38,7 +38,8 @@ def roi_align(
 ):
     """Returns the features of boxes on one map: means over bins of bilinear samples.
 
-    The numbers are those of mmcv's RoIAlign with average pooling. The features get gradients, the boxes none.
+    The numbers are those of mmcv's RoIAlign with average pooling. The features get gradients, the boxes do
+    not.
 
     Args:
         features: (batch, height, width, channels) of any floating dtype.
@@ -55,7 +56,7 @@ def roi_align(
         (n, output_size, output_size, channels) of the features' dtype.
 
     Raises:
-        ValueError: if output_size or sampling_ratio make no sense.
+        ValueError: if `output_size` is below 1 or `sampling_ratio` below 0.
 
     Reference:
         - He et al., "Mask R-CNN", arXiv 1703.06870, section 3.
@@ -127,7 +128,7 @@ def assign_levels(boxes, num_levels: int, finest_size: float = 56.0):
     Args:
         boxes: (..., 4) float32, (x1, y1, x2, y2) in pixels.
         num_levels: number of levels.
-        finest_size: side of a square, in pixels, half of that from which level 1 takes over.
+        finest_size: half of the side, in pixels, of the smallest square that is on level 1.
 
     Returns:
         (...,) int32, 0 .. num_levels - 1.
@@ -166,7 +167,7 @@ def _pool_windows(cells, map_starts, rows, columns, num_bins):
     num_positions, channels = ops.shape(cells)
     groups, ranks = _group_boxes(Windows(map_starts, rows, columns))
 
-    # Left to itself, the gradient would keep every tile's cells, and JAX would refuse the loop over tiles.
+    # An automatic gradient would keep every tile's cells, and JAX cannot differentiate the loop over tiles.
     @ops.custom_gradient
     def pool(cells):
         def compute_gradient(*arguments, upstream=None):
@@ -181,14 +182,14 @@ def _pool_windows(cells, map_starts, rows, columns, num_bins):
 
 
 def _group_boxes(windows):
-    """Returns boxes in groups, sorted by the area of their windows, largest first.
+    """Returns the boxes in groups, sorted by the area of their windows, largest first.
 
     Returns:
         - `Windows` with fields of shape (groups, GROUP_SIZE); the last group ends with boxes without samples.
         - (n,) int32, where each box went.
     """
     num_boxes = ops.shape(windows.map_starts)[0]
-    num_groups = num_boxes // GROUP_SIZE + 1  # never 0: not every backend maps over nothing
+    num_groups = num_boxes // GROUP_SIZE + 1  # never 0, as not every backend can map over nothing
     padding = num_groups * GROUP_SIZE - num_boxes
     windows = tree.map_structure(
         lambda field: ops.concatenate([field, ops.zeros((padding,), field.dtype)]), windows
@@ -269,7 +270,7 @@ def _weigh_tile(group, tile, num_bins):
 
 
 def _check_grid(output_size, sampling_ratio):
-    """Raises where there are no bins or samples."""
+    """Raises a ValueError for less than one bin, or a negative number of samples."""
     if output_size < 1:
         raise ValueError(f"output_size must be at least 1. Received: {output_size}")
     if sampling_ratio < 0:

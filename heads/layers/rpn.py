@@ -1,4 +1,4 @@
-"""Region proposal network: where objects may be, whatever they are."""
+"""Region proposal network: where objects may be, whatever their class."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from heads.ops.suppression import suppress_sorted_boxes
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class RegionProposalNetwork(Layer):
-    """Scores and shifts anchors: one convolution that all levels share, then two 1 x 1 convolutions.
+    """Scores and shifts anchors: a 3 x 3 convolution, then two 1 x 1 convolutions, shared by all levels.
 
     Args:
         channels: channels between the convolutions.
@@ -74,11 +74,11 @@ class RegionProposalNetwork(Layer):
 
 
 def select_proposals(predictions, num_candidates: int, num_proposals: int, iou_threshold: float = 0.7):
-    """Returns the best proposals: without doubles within each level, then the best of all levels.
+    """Returns the best proposals: without duplicates within each level, then the best of all levels.
 
     Args:
         predictions: what `RegionProposalNetwork` gave, and "image_sizes" (batch, 2).
-        num_candidates: the best anchors of each level that are looked at.
+        num_candidates: how many of the best anchors of each level are considered.
         num_proposals: rows of the result.
         iou_threshold: of two proposals of one level that overlap by more, the better one stays.
 
@@ -89,7 +89,7 @@ def select_proposals(predictions, num_candidates: int, num_proposals: int, iou_t
     """
     proposals, scores = [], []
     anchors = ops.concatenate(predictions["anchors"], axis=0)
-    # Not `[..., None]`, which LiteRT does not know for sides of unknown length.
+    # Not `[..., None]`, which LiteRT does not support for sides of unknown length.
     all_logits = ops.expand_dims(predictions["objectness_logits"], -1)
     for logits, rows, _ in select_each_level(all_logits, predictions["anchors"], num_candidates):
         deltas = take_rows(predictions["proposal_deltas"], rows)
@@ -116,18 +116,19 @@ def compute_proposal_losses(
     box_loss=l1_loss,
     takes_cut_anchors: bool = True,
 ):
-    """Returns the losses of a sample of the anchors.
+    """Returns the losses of a random sample of the anchors.
 
     Args:
         targets: a dict of "boxes", float32 (batch, n, 4), xyxy pixels, and "labels", int32 (batch, n), 0 or
             more for objects, -1 for padding, -2 for crowds.
         predictions: what `RegionProposalNetwork` gave, and "image_sizes" (batch, 2).
-        draw_priorities: function of an array (batch, anchors) that gives one number for each place; those of
-            the smallest numbers are sampled.
+        draw_priorities: function of an array (batch, anchors) that returns a number for each entry; the
+            entries with the smallest numbers are sampled.
         num_samples: anchors of each image that are learned from.
         positive_fraction: largest share of them that are objects.
-        positive_threshold: smallest IoU of an object's anchor, but for the best anchors of each object.
-        negative_threshold: IoU below which an anchor is background, and below which an object takes none.
+        positive_threshold: smallest IoU of an object's anchor, except for the best anchors of each object.
+        negative_threshold: IoU below which an anchor is background; also the least IoU of an object's best
+            anchors.
         box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise.
         takes_cut_anchors: whether anchors that reach out of their image are learned from.
 

@@ -9,12 +9,12 @@ from heads.layers.blocks import Chain, make_small_convolution
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
 class Tower(Chain):
-    """3 x 3 convolutions with ReLU, all of one width. What it gives goes to as many outputs as a head has.
+    """3 x 3 convolutions with ReLU, all of one width. A head's output convolutions share its result.
 
     Args:
         channels: channels of each convolution.
-        num_convs: number of convolutions; 0 gives the map as it is.
-        num_groups: groups of a group normalisation before each ReLU; None has none, and biases instead.
+        num_convs: number of convolutions; with 0 the map stays as it is.
+        num_groups: groups of the group normalisation before each ReLU; None for biases instead of norms.
         **kwargs: base arguments of the layer.
     """
 
@@ -40,5 +40,5 @@ class Tower(Chain):
 
 
 def count_groups(channels: int) -> int:
-    """Returns how many groups a tower's norms have: mmdetection's 32, or fewer of at least 8 channels."""
+    """Returns how many groups a tower's norms have: mmdetection's 32, or fewer of 8 or more channels."""
     return math.gcd(32, max(channels // 8, 1), channels)

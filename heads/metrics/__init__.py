@@ -1,4 +1,4 @@
-"""Scores of predictions, as the benchmarks count them."""
+"""Scores of predictions, by the rules of the benchmarks."""
 
 from heads.coco.segmentations import encode_mask
 from heads.metrics.average_precision import evaluate_coco, format_coco_scores, measure_precision

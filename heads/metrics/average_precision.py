@@ -42,27 +42,27 @@ def evaluate_coco(
     use_fast: bool | None = None,
     image_ids: Sequence | None = None,
 ) -> dict:
-    """Average precision and recall as COCO defines them, counted by pycocotools or faster-coco-eval.
+    """Average precision and recall as COCO defines them, computed by pycocotools or faster-coco-eval.
 
-    A picture without results counts as all missed, results on a picture without truth as wrong. Ids may be
-    anything unique, 0 included. A truth without "info", "iscrowd" or "area" is understood, areas that are 0
-    throughout are taken for missing; for "bbox" it needs no "segmentation". "ignore" changes nothing, as in
-    pycocotools. The truth is read as `heads.data.CocoDataset` reads it.
+    In a picture without results all objects count as missed; results in a picture without truth count as
+    wrong. Ids may be anything unique, including 0. The truth may lack "info", "iscrowd" and "area", and for
+    "bbox" also "segmentation"; if all areas are 0, they count as missing. "ignore" changes nothing, as in
+    pycocotools. The truth is read as by `heads.data.CocoDataset`.
 
     Args:
         truth: COCO JSON of the truth, a path or a dict.
         results: Result list, or the path of its JSON.
         kinds: "bbox" and / or "segm".
-        max_detections: Best results per picture and class that count: recall for each of these, precision
-            for the largest. Make it larger where pictures have more than 100 objects of a class.
-        use_fast: Whether faster-coco-eval counts; the numbers are equal. None: where it is installed.
+        max_detections: How many of the best results per picture and class count: recall is computed for each
+            number, precision for the largest. Increase it if pictures have more than 100 objects of a class.
+        use_fast: Whether to use faster-coco-eval; the numbers are equal. None: if it is installed.
         image_ids: Pictures to score. None: all of the truth.
 
     Returns:
         Dict of floats 0 .. 1, for each kind "{kind}_AP", "_AP50", "_AP75", "_AP_small", "_AP_medium",
         "_AP_large", "_AR1", "_AR10", "_AR100", "_AR_small", "_AR_medium", "_AR_large"; and the dicts
         "{kind}_AP_per_class" and "{kind}_AP50_per_class", name -> float. NaN where the truth has no such
-        object; means leave it out.
+        object; means leave NaN out.
 
     Raises:
         ValueError: For a truth that `CocoDataset.check` would refuse, listing its annotations by their ids;
@@ -89,11 +89,11 @@ def measure_precision(
     use_fast: bool | None = None,
     image_ids: Sequence | None = None,
 ) -> dict:
-    """Precision over recall, from which `evaluate_coco` takes the average; its arguments are the same.
+    """Precision over recall, which `evaluate_coco` averages; the arguments are the same.
 
     Returns:
         Dict of the name of each class -> float64 (10, 101), the precision at IoUs of 0.5, 0.55 .. 0.95 and
-        recalls of 0, 0.01 .. 1; NaN of classes without objects.
+        recalls of 0, 0.01 .. 1; NaN for classes without objects.
     """
     counted = _count_kinds(truth, results, (kind,), max_detections, use_fast, image_ids)
     precision, _, class_names = counted[kind]
@@ -169,11 +169,11 @@ def read_truth(truth) -> dict:
 
 
 class Truth(NamedTuple):
-    """What is to be found.
+    """The truth, checked.
 
     Attributes:
         image_sizes: (height, width) of each image by its id, or None; in the order of the ids.
-        class_names: Name of each category by its id, in the order of the ids; unlike each other.
+        class_names: Name of each category by its id, in the order of the ids; no two are equal.
         annotations: The objects and crowds.
     """
 
@@ -187,7 +187,7 @@ def read_objects(truth, kinds: Sequence[str]) -> Truth:
 
     Args:
         truth: COCO JSON, a path or a dict.
-        kinds: "bbox" and / or "segm": what the objects must have.
+        kinds: "bbox" and / or "segm", which the objects must have.
 
     Raises:
         ValueError: Lists what is wrong with it.
@@ -196,7 +196,7 @@ def read_objects(truth, kinds: Sequence[str]) -> Truth:
     truth = read_truth(truth)
     images = read_entries(truth, "images", find_size_problem, source)
     categories = read_entries(truth, "categories", lambda category: None, source)
-    # In the order of their ids, as pycocotools takes them.
+    # In the order of their ids, as in pycocotools.
     image_sizes = {key: read_picture_size(images[key]) for key in sorted(images)}
     if "segm" in kinds:
         unknown = [key for key, size in image_sizes.items() if size is None]
@@ -225,13 +225,13 @@ def score_names(max_detections: Sequence[int] = MAX_DETECTIONS) -> list[str]:
 
 
 def check_kinds(kinds):
-    """Raises ValueError for anything but "bbox" and "segm", or none."""
+    """Raises a ValueError unless there are kinds, each of them "bbox" or "segm"."""
     if not kinds or any(kind not in KINDS for kind in kinds):
         raise ValueError(f"kinds must be a sequence of {' and / or '.join(KINDS)}. Received: {kinds!r}")
 
 
 def check_limits(max_detections) -> list[int]:
-    """The limits in rising order; ValueError for anything but whole numbers from 1 on, or none."""
+    """The limits in rising order; a ValueError unless there are some, all of them whole numbers from 1 on."""
     is_list = isinstance(max_detections, list | tuple | range | np.ndarray) and len(max_detections) > 0
     if not is_list or not all(is_side(limit) for limit in max_detections):
         raise ValueError(f"max_detections must be whole numbers from 1 on. Received: {max_detections!r}")
@@ -239,7 +239,7 @@ def check_limits(max_detections) -> list[int]:
 
 
 def check_known(name: str, ids: Collection, known: Collection):
-    """Raises ValueError, speaking of `name`, for ids that are not among the known ones of the truth."""
+    """Raises a ValueError that names the argument if ids are not among the known ones of the truth."""
     unknown = [key for key in ids if not is_id(key) or key not in known]
     if unknown:
         unknown = list(dict.fromkeys(map(show, unknown)))
@@ -250,10 +250,10 @@ def check_known(name: str, ids: Collection, known: Collection):
 
 
 def count_matches(objects, found, kind, limits, use_fast, sigmas=None):
-    """Returns precision (thresholds, recalls, classes, areas, limits) and recall, the same without recalls.
+    """Returns precision (thresholds, recalls, classes, areas, limits) and recall, without the second axis.
 
-    -1 where there is nothing to find. Thresholds are 0.5, 0.55 .. 0.95; areas all, small, medium, large; of
-    keypoints, which need `sigmas`, all, medium, large.
+    -1 where there is nothing to find. Thresholds are 0.5, 0.55 .. 0.95; areas are all, small, medium, large;
+    for keypoints, which need `sigmas`, all, medium, large.
     """
     installed = importlib.util.find_spec("faster_coco_eval") is not None
     if use_fast and not installed:
@@ -265,7 +265,7 @@ def count_matches(objects, found, kind, limits, use_fast, sigmas=None):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval as Evaluation
     indices = []
-    # Both libraries report to the screen.
+    # Both libraries print reports.
     with contextlib.redirect_stdout(io.StringIO()):
         for dataset in (objects, found):
             indices.append(COCO())
@@ -302,7 +302,7 @@ def _summarise_classes(precision, names):
 
 
 def average_known(values) -> float:
-    """The mean of what is not -1, NaN where there is nothing."""
+    """The mean of the values that are not -1; NaN if there are none."""
     values = values[values > -1]
     return float(values.mean()) if values.size else float("nan")
 
@@ -322,9 +322,9 @@ def read_picture_size(image) -> tuple[int, int] | None:
 
 
 def _to_datasets(truth, results, kind, scored):
-    """Returns truth and results as two COCO data sets of what `kind` needs, with all ids counted from 1.
+    """Returns truth and results as two COCO data sets for a kind, with all ids counted from 1.
 
-    pycocotools takes a match with the object of id 0 for none, and keeps one object of each id.
+    pycocotools treats a match with the object of id 0 as none, and keeps only one object of each id.
     """
     image_numbers = {
         key: number for number, key in enumerate(filter(scored.__contains__, truth.image_sizes), 1)
@@ -392,7 +392,7 @@ def _to_shape(kind, box_xywh, segmentation, size):
 
 
 def _class_names(categories):
-    """Returns the names in order of the ids; those that several classes share get their id behind them."""
+    """Returns the names in order of the ids; if several classes share a name, their ids are appended."""
     names = {key: str(categories[key].get("name", key)) for key in sorted(categories)}
     repeated = Counter(names.values())
     return {key: f"{name} ({key})" if repeated[name] > 1 else name for key, name in names.items()}

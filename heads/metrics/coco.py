@@ -29,8 +29,8 @@ class CocoScores(Scorer):
 
     Puts "val_bbox_AP", "val_bbox_AP50" ... into the logs of the epoch, so that callbacks later in the list
     can use them: `CSVLogger`, `ModelCheckpoint(monitor="val_bbox_AP", mode="max", save_best_only=True)`. An
-    epoch that is not scored logs the scores of the last one that was, which are never better than these; what
-    the truth has no object for ("val_bbox_AP_small" without small objects) is not logged.
+    epoch that is not scored repeats the scores of the last one that was, so that it never counts as better.
+    Scores for which the truth has no object ("val_bbox_AP_small" without small objects) are not logged.
 
     Only the pictures in `image_ids` are scored; the truth may hold more. The scores per class are in
     `last_scores`, see `evaluate_coco`.
@@ -80,7 +80,7 @@ class CocoScores(Scorer):
             )
 
     def _check_truth(self, truth):
-        """Raises ValueError where the ids are not those of the truth, or it has nothing to score."""
+        """Raises a ValueError if ids are not in the truth, or there is nothing to score."""
         check_known("image_ids", self.image_ids, truth.image_sizes)
         check_known("category_ids", self.category_ids, truth.class_names)
         pictures = set(self.image_ids)
@@ -96,7 +96,7 @@ class CocoScores(Scorer):
             )
 
     def score(self, model) -> dict:
-        """Returns the scores of a model, and keeps its results where that is wanted."""
+        """Returns the scores of a model, and saves its results if there is a `results_path`."""
         results = predict_coco_results(model, self.dataset, self.image_ids, self.category_ids)
         if self.results_path is not None and is_first_process():
             save_results(results, self.results_path)
@@ -114,7 +114,7 @@ class CocoScores(Scorer):
 def predict_coco_results(
     model, dataset: Iterable, image_ids: Sequence, category_ids: Sequence, progress: bool = False
 ) -> list[dict]:
-    """Runs a detector over all pictures and gives COCO's result list.
+    """Runs a detector over all pictures and returns COCO's result list.
 
     Args:
         model: A detector of ours, or a Keras model whose `predict_on_batch` gives decoded detections, see
@@ -145,7 +145,7 @@ def predict_coco_results(
                     f"image_ids must have one id for each picture of the dataset, which has more than "
                     f"{len(image_ids)}. Is it repeated, or shuffled and cut? Received: {len(image_ids)} ids"
                 )
-            # Where a batch is among those of all processes is known at the end.
+            # Only at the end is it known where a batch is among those of all processes.
             places = range(len(sizes))
             found = to_coco_results(_detect(model, inputs, sizes), places, category_ids, sizes)
             batches.append({"num_images": len(sizes), "results": found})
@@ -163,8 +163,8 @@ def predict_coco_results(
 
 
 def _detect(model, inputs, picture_sizes):
-    """Returns a batch of detections in pixels of the pictures; masks may have the size of each."""
-    if not hasattr(model, "predict_resized"):  # none of our heads
+    """Returns a batch of detections in pixels of the pictures; masks may have each picture's size."""
+    if not hasattr(model, "predict_resized"):  # not one of our heads
         return model.predict_on_batch(inputs)
     if not isinstance(inputs, dict):
         inputs = {"images": inputs}
@@ -184,7 +184,7 @@ def to_coco_results(
 
     Args:
         detections: Dict of "boxes" `(batch, n, 4)` xyxy in pixels of the picture file, "scores" and "labels"
-            `(batch, n)`, label -1 where there is none, and optionally "masks": `(batch, n, 28, 28)`,
+            `(batch, n)`, label -1 where there is no object, and optionally "masks": `(batch, n, 28, 28)`,
             probabilities within the box, or for each picture bool `(n, height, width)`, of its size.
         image_ids: Id of each picture.
         category_ids: Category id of each label, 0 .. classes - 1.
@@ -235,13 +235,13 @@ def _paste_each(masks, boxes, rows, size):
 def save_results(results: list[dict], path, kind: str | None = None):
     """Saves a result list as the JSON that COCO's tools and server take.
 
-    It is written beside its place and moved there whole.
+    The file is written beside its place and moved there when it is complete.
 
     Args:
         results: From `to_coco_results`.
-        path: Of the file.
-        kind: None keeps boxes and masks. "bbox" and "segm" keep one of them; of a file with both,
-            pycocotools takes the areas of the boxes for the small / medium / large of the masks too.
+        path: Path of the file.
+        kind: None keeps boxes and masks. "bbox" and "segm" keep one of them: in a file with both, pycocotools
+            uses the areas of the boxes also for small / medium / large masks.
 
     Raises:
         ValueError: For another kind, or results that are not plain JSON.
@@ -256,7 +256,7 @@ def save_results(results: list[dict], path, kind: str | None = None):
 
 
 def prepare_path(path):
-    """Returns the path of a file to write, in a folder that exists from now on."""
+    """Returns the path of a file to write, after making its folder."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"results_path must be a file. Received: the folder {path}")
@@ -265,7 +265,7 @@ def prepare_path(path):
 
 
 def _picture_sizes(inputs):
-    """Returns (height, width) of each picture in whose pixels the detections are."""
+    """Returns the (height, width) of each picture, in whose pixels the detections are."""
     if isinstance(inputs, dict):
         for name in ("original_sizes", "image_sizes"):
             if name in inputs:

@@ -21,7 +21,7 @@ from heads.metrics.average_precision import (
 )
 from heads.metrics.tables import align_rows, to_percent
 
-MAX_PEOPLE = 20  # COCO's, per picture
+MAX_PEOPLE = 20  # per picture, as in COCO
 SCORE_NAMES = ("AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75", "AR_medium", "AR_large")
 
 
@@ -30,17 +30,17 @@ def evaluate_keypoints(
 ) -> dict:
     """Average precision and recall of keypoints as COCO defines them, by pycocotools or faster-coco-eval.
 
-    A result counts as right where its object keypoint similarity, the mean of exp(-d^2 / (2 area (2
-    sigma)^2)) over the labelled keypoints, reaches 0.5, 0.55 .. 0.95. People without a labelled keypoint and
-    crowds are ignored, as are results on them. Where the truth has no areas, those of the boxes stand for
-    them. At most 20 people of a picture count.
+    A result counts as right if its object keypoint similarity, the mean of exp(-d^2 / (2 area (2 sigma)^2))
+    over the labelled keypoints, reaches 0.5, 0.55 .. 0.95. People without a labelled keypoint and crowds are
+    ignored, as are results that match them. If the truth has no areas, those of the boxes are used. At most
+    20 people per picture count.
 
     Args:
         truth: COCO JSON of the truth, a path or a dict, in which one category has "keypoints".
         results: Result list, or the path of its JSON, see `to_keypoint_results`.
-        sigmas: For each keypoint what is forgiven, in units of a person's size; `heads.data.CocoKeypoints`
-            has COCO's.
-        use_fast: Whether faster-coco-eval counts; the numbers are equal. None: where it is installed.
+        sigmas: The tolerance for each keypoint, in units of a person's size; `heads.data.CocoKeypoints` has
+            COCO's.
+        use_fast: Whether to use faster-coco-eval; the numbers are equal. None: if it is installed.
         image_ids: Pictures to score. None: all of the truth.
 
     Returns:
@@ -87,7 +87,7 @@ def is_labelled(annotation) -> bool:
 
 
 def check_sigmas(sigmas) -> tuple[float, ...]:
-    """The sigmas as a tuple; ValueError for anything but numbers above 0, or none."""
+    """The sigmas as a tuple; a ValueError unless there are some, all of them above 0."""
     is_list = isinstance(sigmas, list | tuple | np.ndarray) and len(sigmas) > 0
     if not is_list or not all(is_number(sigma) and 0 < sigma < math.inf for sigma in sigmas):
         raise ValueError(f"sigmas must be a number above 0 for each keypoint. Received: {sigmas!r}")
@@ -95,7 +95,7 @@ def check_sigmas(sigmas) -> tuple[float, ...]:
 
 
 class People(NamedTuple):
-    """What is to be found.
+    """The truth, checked.
 
     Attributes:
         image_sizes: (height, width) of each image by its id, or None; in the order of the ids.
@@ -113,7 +113,7 @@ def read_people(truth, num_keypoints: int) -> People:
 
     Args:
         truth: COCO JSON, a path or a dict.
-        num_keypoints: That of the sigmas.
+        num_keypoints: Number of keypoints, the same as of sigmas.
 
     Raises:
         ValueError: Lists what is wrong with it.

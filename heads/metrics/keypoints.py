@@ -11,15 +11,15 @@ from heads.metrics.keypoint_precision import check_sigmas, evaluate_keypoints, i
 from heads.metrics.scorer import Scorer, with_progress
 from heads.processes import gather_batches, is_first_process, on_this_process
 
-KEYPOINT_THRESHOLD = 0.2  # mmpose's: keypoints below do not count in a person's score
+KEYPOINT_THRESHOLD = 0.2  # as in mmpose: keypoints below do not count in a person's score
 
 
 class KeypointScores(Scorer):
     """Scores a pose model after an epoch, for `fit(callbacks=[...])`.
 
     Puts "val_keypoints_AP", "val_keypoints_AP50" ... into the logs of the epoch, so that callbacks later in
-    the list can use them. An epoch that is not scored logs the scores of the last one that was; what the
-    truth has no person for is not logged. Only the pictures in `image_ids` are scored.
+    the list can use them. An epoch that is not scored repeats the scores of the last one that was; scores for
+    which the truth has no person are not logged. Only the pictures in `image_ids` are scored.
 
     Args:
         dataset: Batches of `pose_evaluation_batches`, see `predict_keypoint_results`.
@@ -87,7 +87,7 @@ class KeypointScores(Scorer):
         return evaluate_keypoints(self.truth, results, self.sigmas, image_ids=set(self.image_ids))
 
     def score(self, model) -> dict:
-        """Returns the scores of a model, and keeps its results where that is wanted."""
+        """Returns the scores of a model, and saves its results if there is a `results_path`."""
         results = self.predict(model)
         if self.results_path is not None and is_first_process():
             save_results(results, self.results_path)
@@ -107,14 +107,14 @@ def predict_keypoint_results(
     flip_test: bool = False,
     progress: bool = False,
 ) -> list[dict]:
-    """Runs a pose model over all people and gives COCO's result list.
+    """Runs a pose model over all people and returns COCO's result list.
 
     Args:
         model: Keras model whose `predict_on_batch` gives "keypoints" and "scores", in pixels of the picture.
         dataset: Batches: inputs, or tuples that begin with them, as those of `pose_evaluation_batches`.
         image_ids: Id of the picture of each person, in the order of `dataset`.
         category_id: Of the people.
-        box_scores: Score of each person's box, where a detector found it. None: 1 each.
+        box_scores: Score of each person's box, if a detector found it. None: 1 each.
         flip_test: Whether to average with the mirrored crops; the model needs `flip_pairs`.
         progress: Whether to show a progress bar.
 

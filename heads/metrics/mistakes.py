@@ -1,4 +1,4 @@
-"""What a detector takes for what, and on which pictures it is wrong most often."""
+"""Which classes a detector confuses, and on which pictures it is wrong most often."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ def count_mistakes(
     least_overlap: float = LEAST_OVERLAP,
     image_ids: Sequence | None = None,
 ) -> dict:
-    """Counts which classes a detector takes for which, and what it misses and makes up, by boxes.
+    """Counts which classes a detector confuses, which objects it misses and which it makes up, by boxes.
 
     On each picture, results are matched to true objects of their class first, the best score first, as COCO
-    does for one IoU; what is left over is matched whatever its class. True objects without a result were
-    taken for background, and results without an object are background that was taken for their class.
-    Results in crowds count as nothing.
+    does for one IoU; the rest is matched whatever its class. True objects without a result count as taken for
+    background, and results without an object as background taken for their class. Results in crowds do not
+    count.
 
     Args:
         truth: COCO JSON of the truth, a path or a dict.
@@ -99,11 +99,11 @@ def _count_picture(objects, found, labels, least_overlap):
 
 
 def format_mistakes(mistakes: dict, score_threshold: float) -> str:
-    """The mistakes as a plain text table: for each class its objects, and what became of them.
+    """The mistakes as a plain text table: the objects of each class, and what they were taken for.
 
     Args:
         mistakes: From `count_mistakes`.
-        score_threshold: Of the results, for the headline.
+        score_threshold: Threshold of the results, for the headline.
     """
     confusion, names = mistakes["confusion"], mistakes["class_names"]
     rows = [("class", "objects", "right", "other class", "missed", "false")]

@@ -10,12 +10,12 @@ from heads.metrics.scorer import Scorer
 from heads.ops.labels import PADDING_LABEL, VOID_SEGMENT
 from heads.processes import find_own_pictures, find_place, gather_batches, gather_numbers, on_this_process
 
-MATCH_IOU = 0.5  # above it, a segment can match one other only
+MATCH_IOU = 0.5  # above it, a segment matches at most one other
 GROUPS = ("all", "things", "stuff")
 
 
 class PanopticCounts(NamedTuple):
-    """What is added up over pictures, each (num_classes,).
+    """Counts that are added up over pictures, each (num_classes,).
 
     Attributes:
         iou: The sum of the IoUs of matched segments, float64.
@@ -42,21 +42,21 @@ class PanopticCounts(NamedTuple):
 def count_panoptic(truth: dict, found: dict, num_classes: int) -> PanopticCounts:
     """Matches the segments of one picture, by the rules of COCO's panoptic evaluator.
 
-    A true and a found segment of one class match where their IoU is above 0.5; pixels of the found one that
-    have no truth are left out of the union. A found segment without match counts nowhere if more than half of
-    it has no truth or lies in crowds of its class; crowds are never missed.
+    A true and a found segment of one class match if their IoU is above 0.5; the union leaves out pixels of
+    the found one that have no truth. A found segment without a match does not count if more than half of it
+    has no truth or lies in crowds of its class. Crowds never count as missed.
 
     Args:
-        truth: Dict of "segments", int (height, width), rows of "labels", int (n,), -1 for none; and, where
-            there are crowds, "is_crowd", bool (n,).
-        found: Dict of "segments" and "labels", -1 for rows that are no segment, as `Mask2Former` gives them.
+        truth: Dict of "segments", int (height, width), rows of "labels", -1 for none; "labels", int (n,);
+            and, if there are crowds, "is_crowd", bool (n,).
+        found: Dict of "segments" and "labels", -1 for rows without a segment, as `Mask2Former` returns them.
         num_classes: Number of classes.
 
     Returns:
         The `PanopticCounts` of the picture.
 
     Raises:
-        ValueError: At maps of different sizes, rows that the labels do not have, and labels out of range.
+        ValueError: For maps of different sizes, rows that the labels do not have, and labels out of range.
     """
     truth_map, truth_labels = _read_segments("truth", truth, num_classes)
     found_map, found_labels = _read_segments("found", found, num_classes)
@@ -66,7 +66,7 @@ def count_panoptic(truth: dict, found: dict, num_classes: int) -> PanopticCounts
             f"Received: {found_map.shape}"
         )
     is_crowd = np.asarray(truth.get("is_crowd", np.zeros(len(truth_labels), bool)), bool)
-    # Pixels of each pair; the last row and the last column are those of no segment.
+    # Pixels of each pair; the last row and the last column stand for no segment.
     cells = (truth_map % (len(truth_labels) + 1)) * (len(found_labels) + 1)
     cells = cells + found_map % (len(found_labels) + 1)
     shape = (len(truth_labels) + 1, len(found_labels) + 1)
@@ -119,7 +119,7 @@ def score_panoptic(counts: PanopticCounts, num_things: int) -> dict:
     """Returns panoptic quality (arXiv 1801.00868, section 4.2); classes without any segment are left out.
 
     Args:
-        counts: Of all pictures, see `count_panoptic`.
+        counts: Counts of all pictures, see `count_panoptic`.
         num_things: Number of classes of things, which come first.
 
     Returns:
@@ -203,7 +203,7 @@ def evaluate_panoptic(model, dataset: Iterable, source) -> dict:
                 batch.append([values.tolist() for values in counts])
                 index += 1
             batches.append(batch)
-    # Added in the order of one process: sums of floats depend on it.
+    # Added in the order of a single process, as sums of floats depend on the order.
     pictures = [picture for batch in gather_batches(batches) for picture in batch]
     if len(pictures) != len(source.image_ids):
         raise ValueError(
@@ -217,12 +217,12 @@ def evaluate_panoptic(model, dataset: Iterable, source) -> dict:
 
 
 def _find_positions(dataset, num_pictures):
-    """Returns the positions in the source of the pictures of a dataset, which is a share of several."""
+    """Returns the positions in the source of this process's pictures."""
     if find_place()[1] == 1:
         return np.arange(num_pictures)
     first = next(iter(dataset), None)
     size = 0 if first is None else len(first[0]["images"])
-    # The only batch of this process may be the last one, and smaller.
+    # This process may have only the last batch, which may be smaller.
     return find_own_pictures(num_pictures, max(1, int(gather_numbers([size]).max())))
 
 
@@ -233,8 +233,8 @@ class PanopticScores(Scorer):
     """Scores a panoptic segmenter after an epoch, for `fit(callbacks=[...])`.
 
     Puts "val_PQ", "val_SQ", "val_RQ" and those of things and stuff into the logs of the epoch, so that
-    callbacks later in the list can use them. An epoch that is not scored logs the scores of the last one that
-    was. The scores per class are in `last_scores`, see `score_panoptic`.
+    callbacks later in the list can use them. An epoch that is not scored repeats the scores of the last one
+    that was. The scores per class are in `last_scores`, see `score_panoptic`.
 
     Args:
         dataset: Batches of `heads.data.panoptic_evaluation_batches`.

@@ -18,14 +18,14 @@ class SaliencyScores(Scorer):
 
     Puts "val_max_f" and "val_mae" into the logs of the epoch, so that callbacks later in the list can use
     them: `ModelCheckpoint(monitor="val_max_f", mode="max", save_best_only=True)`. An epoch that is not scored
-    logs the scores of the last one that was. All scores are in `last_scores`, see `score_saliency`.
+        repeats the scores of the last one that was. All scores are in `last_scores`, see `score_saliency`.
 
     Args:
         dataset: Batches of (images, masks), see `evaluate_saliency`.
         every: Score after the first epoch of a training, and after each `every`-th.
 
     Raises:
-        ValueError: For `every` below 1, and, from `fit`, where nothing can be scored.
+        ValueError: For `every` below 1, and from `fit` if nothing can be scored.
     """
 
     def score(self, model) -> dict:
@@ -65,7 +65,7 @@ def evaluate_saliency(model, dataset: Iterable, progress: bool = False) -> dict:
 def compare_saliency(mask: np.ndarray, saliency_map: np.ndarray) -> dict:
     """Compares one saliency map with its mask.
 
-    The precision where nothing is predicted is 0, and so is the recall where there is no object.
+    The precision is 0 if nothing is predicted, and so is the recall if there is no object.
 
     Args:
         mask: Integers `(height, width)`: 0 is the background, 1 the object, 255 ignored.
@@ -106,7 +106,7 @@ def score_saliency(comparisons: Iterable[dict]) -> dict:
     """Scores of many pictures.
 
     Args:
-        comparisons: From `compare_saliency`, one for each picture; those of NaN are left out.
+        comparisons: From `compare_saliency`, one for each picture; those with NaN are left out.
 
     Returns:
         Dict of "max_f", the best of "f", and "mae", the mean absolute error (floats, 0 .. 1); "precision",
@@ -139,5 +139,5 @@ def format_saliency_scores(scores: dict) -> str:
 
 
 def _count_above(ranks):
-    """Returns the number of pixels above each threshold, of the numbers of thresholds below each pixel."""
+    """Returns the number of pixels above each threshold, from the number of thresholds below each pixel."""
     return np.bincount(ranks, minlength=NUM_THRESHOLDS + 1)[::-1].cumsum()[::-1][1:]

@@ -11,14 +11,14 @@ DIGITS = 4
 
 
 def save_scores(scores: dict, path, class_names: Sequence[str] = (), **about):
-    """Writes scores as JSON, in percent as all tables of scores.
+    """Writes scores as JSON, in percent like all tables of scores.
 
     Args:
-        scores: From one of the functions of `heads.metrics` that score: numbers 0 .. 1, arrays and dicts of
-            them. Matrices, and what is told of single pictures ("per_picture_..."), are left out.
-        path: Of the file; its folder is made.
+        scores: From a scoring function of `heads.metrics`: numbers 0 .. 1, arrays and dicts of them. Matrices
+            and values of single pictures ("per_picture_...") are left out.
+        path: Path of the file; its folder is made.
         class_names: Arrays of one number per class become dicts with these names.
-        **about: What else the file tells, first in it: of which model and data the scores are.
+        **about: What else the file says, at its top: the model and the data that were scored.
     """
     content = {name: str(value) for name, value in about.items()}
     content["unit"] = "percent"
@@ -31,7 +31,7 @@ def save_scores(scores: dict, path, class_names: Sequence[str] = (), **about):
 
 
 def _to_percent(value, class_names):
-    """Returns numbers times 100; what was not measured, NaN, becomes None: JSON has no NaN."""
+    """Returns numbers times 100; NaN (not measured) becomes None, as JSON has no NaN."""
     if isinstance(value, dict):
         return {str(name): _to_percent(each, ()) for name, each in value.items()}
     if np.ndim(value):

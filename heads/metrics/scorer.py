@@ -1,4 +1,4 @@
-"""What scores have in common: when a callback takes them, what it logs, how progress is shown."""
+"""What all scoring callbacks share: when they score, what they log, how they show progress."""
 
 from collections.abc import Iterable
 
@@ -12,11 +12,11 @@ class Scorer(keras.callbacks.Callback):
     """Scores a model after an epoch of `fit`, for callbacks later in the list to use.
 
     A subclass has `score(model)`, which returns a dict of scores, and `describe(scores)`, a text for the
-    progress. Numbers among the scores are logged as "val_<name>". An epoch that is not scored logs the scores
-    of the last one that was. All scores are in `last_scores`.
+    progress. Numbers among the scores are logged as "val_<name>". An epoch that is not scored repeats the
+    scores of the last one that was. All scores are in `last_scores`.
 
     Args:
-        dataset: Batches of pictures, with their truth where it is not elsewhere.
+        dataset: Batches of pictures, with their truth unless it is given elsewhere.
         every: Score after the first epoch of a training, and after each `every`-th.
 
     Raises:
@@ -48,7 +48,7 @@ class Scorer(keras.callbacks.Callback):
                 print("\nScoring the held-out data ...", flush=True)  # noqa: T201
             self.last_scores = scores = self.score(self.model)
             numbers = {name: score for name, score in scores.items() if isinstance(score, float)}
-            # Keras's callbacks take a first NaN for the best score for ever.
+            # Without NaN: if the first score is NaN, Keras's callbacks keep it as the best forever.
             self._last_logs = {f"val_{name}": score for name, score in numbers.items() if score == score}
             if is_told:
                 print(f"\nEpoch {epoch + 1}: {self.describe(scores)}", flush=True)  # noqa: T201

@@ -15,8 +15,8 @@ class SemanticScores(Scorer):
 
     Puts "val_mean_iou", "val_pixel_accuracy" and "val_mean_accuracy" into the logs of the epoch, so that
     callbacks later in the list can use them: `ModelCheckpoint(monitor="val_mean_iou", mode="max",
-    save_best_only=True)`. An epoch that is not scored logs the scores of the last one that was. All scores
-    are in `last_scores`, see `score_confusion`: those of each class, too, which
+    save_best_only=True)`. An epoch that is not scored repeats the scores of the last one that was. All scores
+    are in `last_scores`, see `score_confusion`, including those of each class, which
     `fit(validation_data=...)` does not give.
 
     Args:
@@ -24,7 +24,7 @@ class SemanticScores(Scorer):
         every: Score after the first epoch of a training, and after each `every`-th.
 
     Raises:
-        ValueError: For `every` below 1, and, from `fit`, where nothing can be scored.
+        ValueError: For `every` below 1, and from `fit` if nothing can be scored.
     """
 
     def score(self, model) -> dict:
@@ -47,8 +47,9 @@ def evaluate_semantic(model, dataset: Iterable, progress: bool = False) -> dict:
         progress: Whether to show a progress bar.
 
     Returns:
-        The scores, see `score_confusion`; "confusion", what they are made from; and "per_picture_iou",
-        float64 (pictures,), the mean IoU of each alone, NaN where none of its pixels has a label.
+        The scores, see `score_confusion`; "confusion", the matrix that they are computed from; and
+        "per_picture_iou", float64 (pictures,), the mean IoU of each picture, NaN if none of its pixels has a
+        label.
 
     Raises:
         ValueError: If no pixel can be scored.
@@ -102,8 +103,8 @@ def count_confusion(
 def score_confusion(confusion: np.ndarray) -> dict:
     """Scores of a confusion matrix.
 
-    A class without any pixel in question scores NaN and the means leave it out: for the IoU where it occurs
-    neither in the truth nor in the predictions, for the accuracy where it does not occur in the truth.
+    The IoU of a class is NaN if it occurs neither in the truth nor in the predictions, its accuracy if it
+    does not occur in the truth. The means leave NaN out.
 
     Args:
         confusion: Square matrix of pixel counts, see `count_confusion`.

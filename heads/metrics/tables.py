@@ -9,7 +9,7 @@ def to_percent(value) -> str:
 
 
 def align_rows(rows) -> list[str]:
-    """Lines of a table: names at the left, all else at the right of its column."""
+    """Lines of a table: the first column is aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:

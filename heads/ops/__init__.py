@@ -1,1 +1,1 @@
-"""Pure functions over tensors, without weights: what all heads are made of."""
+"""Pure functions over tensors, without weights, that the heads share."""

@@ -67,10 +67,10 @@ def join_levels(maps, num_values):
 
 
 def mark_inside(anchors, image_sizes, divisor: int = 32):
-    """Returns the anchors whose cell lies in their image, rather than in the padding of the batch.
+    """Returns which anchors have their cell in the image rather than in the padding of the batch.
 
-    mmdetection's valid flags. An image counts with the padding that it would get alone, to a multiple of
-    `divisor`.
+    These are mmdetection's valid flags. An image includes the padding that it would get on its own, to a
+    multiple of `divisor`.
 
     Args:
         anchors: (n, 4), pixels; each is centred on its cell, as `make_anchors` gives them.
@@ -81,14 +81,14 @@ def mark_inside(anchors, image_sizes, divisor: int = 32):
         (batch, n) bool.
     """
     padded_sizes = -(-ops.cast(image_sizes, "int32") // divisor) * divisor
-    # Half a pixel less, because centres are whole strides but for rounding.
+    # Half a pixel less, because centres are whole strides except for rounding.
     limits = ops.cast(padded_sizes, "float32")[:, :, None] - 0.5  # (batch, 2, 1)
     left, top, right, bottom = ops.unstack(anchors, 4, axis=-1)
     return ops.logical_and(0.5 * (top + bottom) < limits[:, 0], 0.5 * (left + right) < limits[:, 1])
 
 
 def mark_contained(anchors, image_sizes):
-    """Returns the anchors that lie in their image as a whole: bool (batch, n).
+    """Returns which anchors lie completely in their image: bool (batch, n).
 
     Args:
         anchors: (n, 4), pixels.

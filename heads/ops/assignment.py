@@ -1,4 +1,4 @@
-"""Optimal assignment: which prediction learns which object, so that all together cost the least."""
+"""Optimal assignment: which prediction learns which object, at the smallest total cost."""
 
 import numpy as np
 from keras import ops
@@ -10,9 +10,9 @@ from heads.ops.labels import BACKGROUND_MATCH
 def assign_optimally(costs, exists):
     """Returns for each prediction the object that it is assigned to.
 
-    As many pairs as there are predictions or objects, whichever are fewer, each of them in one pair only,
-    with the smallest sum of costs (Kuhn, "The Hungarian Method for the Assignment Problem", 1955): SciPy's
-    `linear_sum_assignment`, on the host.
+    There are as many pairs as predictions or objects, whichever are fewer; each is in at most one pair, and
+    the sum of costs is the smallest (Kuhn, "The Hungarian Method for the Assignment Problem", 1955). SciPy's
+    `linear_sum_assignment` computes it on the host.
 
     Args:
         costs: (..., predictions, objects), finite where there are objects.
@@ -22,8 +22,8 @@ def assign_optimally(costs, exists):
         (..., predictions) int32: the index of an object, or -1 for none.
 
     Raises:
-        ValueError: at a cost of an object that is not finite; inside of a graph the step ends with an error
-            that holds the message.
+        ValueError: if an object's cost is not finite; inside a graph, the step ends with an error that
+            contains the message.
     """
     *batch, num_predictions, num_objects = ops.shape(costs)
     costs = ops.reshape(ops.cast(costs, "float32"), (-1, num_predictions, num_objects))
@@ -34,7 +34,7 @@ def assign_optimally(costs, exists):
 
 def _assign_all(costs, exists):
     """Returns int32 (problems, predictions) of NumPy arrays (problems, predictions, objects)."""
-    from scipy.optimize import linear_sum_assignment  # not at the top: it takes a quarter of a second
+    from scipy.optimize import linear_sum_assignment  # here, as the import takes a quarter of a second
 
     costs, exists = np.asarray(costs), np.asarray(exists)
     matches = np.full(costs.shape[:2], BACKGROUND_MATCH, "int32")

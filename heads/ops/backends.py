@@ -1,4 +1,4 @@
-"""What every backend of Keras does in its own way: calls to the host, sums over devices."""
+"""What every backend of Keras does in its own way, such as calls to the host and sums over devices."""
 
 import keras
 import numpy as np
@@ -6,11 +6,11 @@ from keras import ops
 
 
 def call_on_host(function, arrays, shape, dtype: str):
-    """Returns what a NumPy function makes of tensors, also inside of graphs; it has no gradient.
+    """Returns the result of a NumPy function of tensors, also inside graphs; it has no gradient.
 
     Args:
-        function: function of NumPy arrays that gives one, each row of it from the same row of the arrays:
-            devices that share a batch call it for their rows. What it raises ends the step.
+        function: function of NumPy arrays that returns one, whose rows depend on the same rows of the arrays
+            only: devices that share a batch call it for their rows. An error in it ends the step.
         arrays: tensors.
         shape: shape of the result.
         dtype: dtype of the result.
@@ -36,7 +36,7 @@ def _call_from_jax(function, arrays, shape, dtype):
     joint = keras.distribution.distribution()
     if joint is None:
         return call(*arrays)
-    # Otherwise one device would ask for the rows of all, which processes do not give to each other.
+    # Otherwise one device would ask for the rows of all, which processes cannot pass to each other.
     rows = jax.sharding.PartitionSpec(joint.batch_dim_name)
     share = jax.shard_map(
         call, mesh=joint.device_mesh.backend_mesh, in_specs=rows, out_specs=rows, check_vma=False
@@ -45,13 +45,13 @@ def _call_from_jax(function, arrays, shape, dtype):
 
 
 def top_k(values, count):
-    """Returns what `ops.top_k` returns: of devices that share a batch, each looks at its own rows alone.
+    """Returns what `ops.top_k` returns; devices that share a batch each process only their own rows.
 
-    JAX would give all rows to all devices first.
+    JAX would send all rows to all devices first.
 
     Args:
         values: (batch, ..., n).
-        count: how many of the last axis.
+        count: how many values of the last axis to return.
     """
     joint = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
     if joint is None or values.shape[0] % joint.device_mesh.devices.size:
@@ -71,15 +71,15 @@ def top_k(values, count):
 
 def widen_dtype(dtype) -> str:
     """Returns the dtype in which values of a floating dtype are added up: float32, or float64 for float64."""
-    # Not `keras.backend.result_type`, which on JAX and PyTorch takes float64 for float32.
+    # Not `keras.backend.result_type`, which on JAX and PyTorch turns float64 into float32.
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def sum_over_devices(value):
     """Returns the sum of a value over the devices that share a batch, and their number.
 
-    Those of tf.distribute, and on PyTorch the processes of `torch.distributed`. On JAX a batch over many
-    devices is one array, whose sums are those of all devices already.
+    The devices are those of tf.distribute, or on PyTorch the processes of `torch.distributed`. On JAX, a
+    batch over many devices is one array, whose sums include all devices already.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -99,7 +99,7 @@ def sum_over_devices(value):
 
 
 def keep_tensorflow_off_gpus():
-    """Leaves the GPUs to the backend where TensorFlow only reads pictures: it would take all their memory."""
+    """Hides the GPUs from TensorFlow where it only reads pictures: it would take all their memory."""
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")

@@ -1,4 +1,4 @@
-"""What the cells of a map weigh in the bins of a box: bilinear samples along one axis."""
+"""The weights of a map's cells in the bins of a box: bilinear samples along one axis."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from keras import ops
 class Samples(NamedTuple):
     """Where the samples of boxes lie along one axis of a map, in cells; every field has shape (n,).
 
-    Bilinear sampling and averaging act on each axis alone, so an axis is all that ever needs looking at.
+    Bilinear sampling and averaging act on each axis separately, so one axis at a time is enough.
     """
 
     firsts: object  # float32, position of the first sample of the first bin
@@ -39,7 +39,8 @@ def place_samples(starts, ends, map_sizes, num_bins: int, sampling_ratio: int = 
         counts = ops.full_like(bin_sizes, float(sampling_ratio))
     else:
         counts = ops.ceil(bin_sizes)
-        # XLA multiplies by the inverse of a constant: 21 / 7 exceeds 3 by a rounding error, and would take 4.
+        # XLA multiplies by the inverse of a constant, so that 21 / 7 exceeds 3 by a rounding error and gives
+        # 4.
         counts = counts - ops.cast((counts - 1.0) * num_bins >= lengths, "float32")
     margins = 0.5 * bin_sizes / ops.maximum(counts, 1.0)
     firsts, lasts = starts + margins, starts + lengths - margins
@@ -48,20 +49,21 @@ def place_samples(starts, ends, map_sizes, num_bins: int, sampling_ratio: int = 
         ops.cast(ops.floor(ops.clip(positions, 0.0, limits)), "int32") for positions in (firsts, lasts)
     )
     window_sizes = ops.minimum(window_ends + 2, map_sizes) - window_starts
-    # Outside of the map: up to one cell beyond the border's centre is the border, the rest is 0.
+    # Samples up to one cell beyond the border cell's centre read the border, those farther out read 0.
     touched = (counts > 0.0) & (lasts >= -1.0) & (firsts <= limits + 1.0)
     return Samples(firsts, bin_sizes, counts, map_sizes, window_starts, ops.where(touched, window_sizes, 0))
 
 
 def weigh_cells(samples, cells, num_bins: int):
-    """Returns what each cell weighs in each bin, summed over the bin's samples (`samples.counts`).
+    """Returns the weight of each cell in each bin, summed over the bin's samples (`samples.counts`).
 
     A sample at p gives cell c the weight 1 - |p - c|, if that is positive. The samples of a bin are equally
-    spaced, so those just before a cell are an arithmetic series, and those just behind it another.
+    spaced, so the weights of those just before a cell are an arithmetic series, and those just after it
+    another.
 
     Args:
         samples: `Samples` of n boxes.
-        cells: (n, k) or (1, k) int32, cells of the maps; one that no map has gets a weight without meaning.
+        cells: (n, k) or (1, k) int32, cells of the maps; the weight of one outside of the map is meaningless.
         num_bins: bins on the axis.
 
     Returns:
@@ -74,7 +76,7 @@ def weigh_cells(samples, cells, num_bins: int):
     spacings = ops.maximum(bin_sizes / ops.maximum(counts, 1.0), 1e-6)
     bins = ops.arange(num_bins, dtype="float32")[None, :, None]
     distances = ops.cast(cells, "float32")[:, None, :] - (firsts + bins * bin_sizes)
-    # Samples begin .. before lie up to one cell before the cell, behind .. end up to one cell behind it.
+    # Samples begin .. before lie up to one cell before the cell, behind .. end up to one cell after it.
     last = counts - 1.0
     nearest = ops.floor(distances / spacings)
     begin = ops.maximum(ops.ceil((distances - 1.0) / spacings), 0.0)

@@ -49,10 +49,10 @@ def compute_coverage(boxes, regions):
 
 
 def compare_pairs(boxes1, boxes2):
-    """Returns how well boxes agree, pair by pair: their IoU and their generalised IoU.
+    """Returns the IoU and the generalised IoU of boxes, pair by pair.
 
-    The generalised IoU (arXiv 1902.09630) falls on below 0 where boxes do not meet: it is the IoU less the
-    share of the box around both that neither covers.
+    The generalised IoU (arXiv 1902.09630) is the IoU minus the share of the box around both that neither
+    covers. It goes on falling below 0 for boxes that do not meet.
 
     Args:
         boxes1: (..., 4), pixels or any other unit.
@@ -105,10 +105,11 @@ def split_corners(boxes):
 def intersect_corners(corners1, corners2):
     """Returns the areas that boxes share, from their coordinates.
 
-    No array with a last dimension of 4 is made, so that it stays light for hundreds of thousands of boxes.
+    Works on single coordinates, as arrays with a last dimension of 4 are slow for hundreds of thousands of
+    boxes.
 
     Args:
-        corners1: x1, y1, x2, y2 as `split_corners` gives them.
+        corners1: x1, y1, x2, y2 as `split_corners` returns them.
         corners2: the same, of shapes that broadcast with those of `corners1`.
 
     Returns:
@@ -121,7 +122,7 @@ def intersect_corners(corners1, corners2):
 
 
 def measure_areas(corners):
-    """Returns the areas of boxes, from their coordinates x1, y1, x2, y2 as `split_corners` gives them."""
+    """Returns the areas of boxes, from their coordinates x1, y1, x2, y2 as from `split_corners`."""
     left, top, right, bottom = corners
     return (right - left) * (bottom - top)
 
@@ -142,7 +143,7 @@ def encode_boxes(boxes, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
     """
     centers, sides = find_centers(boxes)
     anchor_centers, anchor_sides = find_centers(anchors)
-    # Padding boxes are zeros: their deltas count nowhere, but infinity times 0 would be no number.
+    # Padding boxes are zeros: their deltas do not count, but infinity times 0 would be NaN.
     sides, anchor_sides = ops.maximum(sides, 1e-6), ops.maximum(anchor_sides, 1e-6)
     shifts = (centers - anchor_centers) / anchor_sides
     deltas = ops.concatenate([shifts, ops.log(sides / anchor_sides)], axis=-1)
@@ -150,7 +151,7 @@ def encode_boxes(boxes, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
 
 
 def decode_boxes(deltas, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
-    """Returns the boxes that deltas make of anchors: the inverse of `encode_boxes`.
+    """Returns anchors shifted by deltas: the inverse of `encode_boxes`.
 
     The sides change by at most a factor of 1000 / 16 = 62.5, in both directions. Nothing is clipped to the
     image.
@@ -171,7 +172,7 @@ def decode_boxes(deltas, anchors, deviations=(1.0, 1.0, 1.0, 1.0)):
 
 
 def encode_distances(boxes, centers):
-    """Returns how far the sides of boxes are from points inside of them.
+    """Returns how far the sides of boxes are from points inside them.
 
     FCOS (arXiv 1904.01355, equation 1).
 
@@ -187,7 +188,7 @@ def encode_distances(boxes, centers):
 
 
 def decode_distances(distances, centers):
-    """Returns the boxes whose sides are so far from points: the inverse of `encode_distances`.
+    """Returns the boxes whose sides have given distances from points: the inverse of `encode_distances`.
 
     Args:
         distances: (..., 4), pixels to the left, top, right and bottom.

@@ -2,15 +2,15 @@
 
 from keras import ops
 
-REACH = 3  # a peak ends after so many standard deviations
+REACH = 3  # a peak ends after this many standard deviations
 FARTHEST_POINT = 1e6  # so that points far outside stay whole numbers
 
 
 def draw_heatmaps(points, weights, size, deviation: float = 2.0):
     """Returns a heatmap for each keypoint, a Gaussian of height 1 around its nearest cell.
 
-    As mmpose's `MSRAHeatmap`: the Gaussian ends after three standard deviations, and a keypoint of which no
-    part lies on the map has no weight.
+    Like mmpose's `MSRAHeatmap`: the Gaussian ends after three standard deviations, and a keypoint gets the
+    weight 0 if no part of its Gaussian lies on the map.
 
     Args:
         points: (batch, keypoints, 2), in cells of the map.
@@ -41,7 +41,7 @@ def draw_heatmaps(points, weights, size, deviation: float = 2.0):
 
 
 def find_peaks(heatmaps):
-    """Returns the highest cell of each heatmap, moved by a quarter towards its higher neighbour.
+    """Returns the highest cell of each heatmap, moved by a quarter of a cell towards its higher neighbours.
 
     Args:
         heatmaps: (batch, height, width, keypoints).
@@ -61,7 +61,7 @@ def find_peaks(heatmaps):
         return ops.take_along_axis(flat, ops.clip(indices + step, 0, height * width - 1), axis=2)
 
     def is_inside(along, length):
-        # As the reference: of the cells before the border, the first is not moved.
+        # As in the reference: points in the first two cells and the last one are not moved.
         return ops.logical_and(along > 1, along < length - 1)
 
     moves_x = ops.logical_and(is_inside(x, width), y > 0)
@@ -74,14 +74,14 @@ def find_peaks(heatmaps):
 
 
 def mirror_heatmaps(heatmaps, order):
-    """Returns the heatmaps of mirrored images as those of the images themselves.
+    """Returns the heatmaps of mirrored images, turned into heatmaps of the images themselves.
 
-    They are mirrored back, left and right change places, and all moves one cell to the right, because the
-    first pixel of an image and the last one are mirrored into each other, but not their cells' corners.
+    They are mirrored back, left and right keypoints are swapped, and the maps are shifted by one cell to the
+    right: mirroring maps the first pixel of an image onto the last one, but not the corners of their cells.
 
     Args:
         heatmaps: (batch, height, width, keypoints).
-        order: for each keypoint the number of its counterpart, its own where it has none.
+        order: for each keypoint the number of its counterpart, or its own if it has none.
     """
     back = ops.take(ops.flip(heatmaps, axis=2), ops.convert_to_tensor(order, "int32"), axis=3)
     return ops.concatenate([back[:, :, :1], back[:, :, :-1]], axis=2)

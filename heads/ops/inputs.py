@@ -1,4 +1,4 @@
-"""What a model is given, checked: images with their sizes, boxes with their labels, label maps."""
+"""Checks of inputs and targets: images with their sizes, boxes with their labels, label maps."""
 
 import functools
 
@@ -26,9 +26,9 @@ def read_inputs(inputs):
         "original_sizes", float32 (batch, 2).
 
     Raises:
-        ValueError: at a dict without "images" or with unknown keys, and, outside of graphs, at a size below
-            1 or an image size above that of the array. Inside of a graph all sizes become NaN, and with them
-            the losses and the scores.
+        ValueError: for a dict without "images" or with unknown keys, and, outside of graphs, for a size below
+            1 or an image size above that of the array. Inside a graph, all sizes become NaN instead, and with
+            them the losses and the scores.
     """
     if not isinstance(inputs, dict):
         inputs = {"images": inputs}
@@ -76,11 +76,11 @@ def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
 
     Returns:
         (targets, poisons): a dict of "boxes" float32, "labels" int32 and perhaps "masks"; and a dict of what
-        to add to the losses "class_loss" and "box_loss": 0, or NaN where a label, or a box or size, is faulty
-        and values are not known: see `heads.ops.inputs.poison_faults`.
+        to add to the losses "class_loss" and "box_loss": 0, or inside a graph NaN if a label, or a box or
+        size, is faulty: see `heads.ops.inputs.poison_faults`.
 
     Raises:
-        ValueError: at missing keys or other shapes, and, outside of graphs, at a faulty label or box.
+        ValueError: for missing keys or other shapes, and, outside of graphs, for a faulty label or box.
     """
     needed = ("boxes", "labels", "masks")[: 3 if with_masks else 2]
     if not isinstance(targets, dict) or not set(needed) <= set(targets):
@@ -100,8 +100,8 @@ def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
     faulty_boxes, box_poison = _check_boxes(boxes, labels, image_sizes)
     faulty_labels, label_poison = _check_labels(targets["labels"], labels, num_classes)
     poisons = {"class_loss": label_poison, "box_loss": box_poison}
-    # What is faulty becomes padding: what samples a map under a box must not meet a NaN, and what looks up a
-    # class no number beyond the last.
+    # Faulty objects become padding: sampling a map under a box must not meet a NaN, and looking up a class
+    # must not go beyond the last one.
     labels = ops.where(faulty_boxes | faulty_labels, PADDING_LABEL, labels)
     checked = {"boxes": ops.where(faulty_boxes[..., None], 0.0, boxes), "labels": labels}
     if with_masks:
@@ -110,7 +110,7 @@ def read_targets(targets, num_classes, with_masks=False, image_sizes=None):
 
 
 def _check_labels(given, labels, num_classes):
-    """Returns which labels are no class, padding or crowd; and 0, or NaN where there are any."""
+    """Returns which labels are not a class, padding or crowd; and 0, or NaN if there are any."""
     given = ops.convert_to_tensor(given)
     faults = (
         (labels >= num_classes) | (labels < CROWD_LABEL) | ops.not_equal(ops.cast(labels, given.dtype), given)
@@ -126,9 +126,9 @@ def _check_labels(given, labels, num_classes):
 
 
 def _check_boxes(boxes, labels, image_sizes):
-    """Returns which boxes have no area or lie outside of their image; and 0, or NaN where there are any."""
+    """Returns which boxes have no area or lie outside of their image; and 0, or NaN if there are any."""
     exists = ops.not_equal(labels, PADDING_LABEL)
-    # Written so that NaN is a fault.
+    # The comparison is written so that NaN is a fault.
     valid = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1) & ops.all(ops.isfinite(boxes), axis=-1)
     if image_sizes is not None:
         # Rounded sizes may be up to a pixel smaller than the boxes that were scaled with them.
@@ -145,7 +145,7 @@ def _check_boxes(boxes, labels, image_sizes):
 
     faults = exists & ops.logical_not(valid)
     poison = poison_faults(faults, describe)
-    # All boxes in the first pixel, though they do not start at its corner as what a crop leaves there does.
+    # All boxes in the first pixel are relative ones, except those at its corner, which a crop may leave.
     in_first_pixel = ops.all(boxes <= 1.0, axis=-1) & ops.any(boxes[..., :2] > 0.0, axis=-1)
     normalized = ops.any(exists) & ops.all(in_first_pixel | ops.logical_not(exists))
     poison += poison_faults(
@@ -159,7 +159,7 @@ def _check_boxes(boxes, labels, image_sizes):
 
 
 def read_crops(inputs):
-    """Returns the inputs of a pose model: (images, what else there is).
+    """Returns the inputs of a pose model: (images, other inputs).
 
     Args:
         inputs: images (batch, height, width, 3), or a dict of them as "images" with, if wanted,
@@ -167,10 +167,10 @@ def read_crops(inputs):
             that it was cut out of.
 
     Returns:
-        (images, others): `others` is a dict of "to_pictures", float32 (batch, 2, 3), where it is given.
+        (images, others): `others` is a dict of "to_pictures", float32 (batch, 2, 3), or empty.
 
     Raises:
-        ValueError: at a dict without "images" or with unknown keys, or at maps of another shape.
+        ValueError: for a dict without "images" or with unknown keys, or maps of another shape.
     """
     if not isinstance(inputs, dict):
         return inputs, {}
@@ -192,15 +192,15 @@ def read_keypoints(targets, num_keypoints: int):
 
     Args:
         targets: a dict of "keypoints" (batch, keypoints, 2), (x, y) in pixels, and "weights" (batch,
-            keypoints), 0 for a keypoint without a label, whose place may be anything.
-        num_keypoints: their number.
+            keypoints), 0 for a keypoint without a label, whose position may be anything.
+        num_keypoints: number of keypoints.
 
     Returns:
-        (keypoints, weights, poison): float32; and 0, or NaN where a weight is negative or a keypoint with a
+        (keypoints, weights, poison): float32; and 0, or NaN if a weight is negative or a keypoint with a
         weight is not finite: see `poison_faults`.
 
     Raises:
-        ValueError: at missing keys or other shapes, and, outside of graphs, at a fault.
+        ValueError: for missing keys or other shapes, and, outside of graphs, for a fault.
     """
     needed = ("keypoints", "weights")
     if not isinstance(targets, dict) or not set(needed) <= set(targets):
@@ -235,14 +235,14 @@ def _fits(shape, wanted):
 
 
 def check_masks(masks, finest_level):
-    """Returns 0, or NaN where masks are not as large as the images (but for the stride) or exceed 1.
+    """Returns 0, or NaN if masks do not have the images' size (up to the stride) or exceed 1.
 
     Args:
         masks: (batch, n, height, width).
         finest_level: (batch, height / 4, width / 4, channels), level P2 of the pyramid.
 
     Raises:
-        ValueError: at such masks, outside of graphs: see `poison_faults`.
+        ValueError: for such masks outside of graphs: see `poison_faults`.
     """
     size, cells = ops.shape(masks)[2:], ops.shape(finest_level)[1:3]
     differs = [-(-side // FINEST_STRIDE) != number for side, number in zip(size, cells, strict=True)]
@@ -259,7 +259,7 @@ def check_masks(masks, finest_level):
 
 
 def _check_mask_values(masks):
-    """Returns 0, or NaN where a mask holds more than 1."""
+    """Returns 0, or NaN if a mask holds more than 1."""
     masks = ops.convert_to_tensor(masks)
     if keras.backend.standardize_dtype(masks.dtype) == "bool":
         return 0.0
@@ -279,10 +279,10 @@ def read_segments(targets, num_classes, inside):
 
     Returns:
         (labels, masks, poison): int32 (batch, n), (batch, n, height, width), and what to add to the losses:
-        0, or NaN where a value is faulty and not known: see `poison_faults`.
+        0, or inside a graph NaN if a value is faulty: see `poison_faults`.
 
     Raises:
-        ValueError: at missing keys or other shapes, and, outside of graphs, at faulty values.
+        ValueError: for missing keys or other shapes, and, outside of graphs, for faulty values.
     """
     ranks = {"labels": 2, "masks": 4, "segments": 3}
     given = set(targets) & set(ranks) if isinstance(targets, dict) else set()
@@ -328,14 +328,14 @@ def read_labels(labels, logits, ignore_label=IGNORED_LABEL, num_classes=None):
         labels: (batch, height, width) or (batch, height, width, 1), integers, or floats that are whole.
         logits: (batch, height, width, classes).
         ignore_label: the label of pixels without truth.
-        num_classes: number of classes, where the logits' last axis is another one.
+        num_classes: number of classes, if it is not the length of the logits' last axis.
 
     Returns:
-        (labels, poison): int32 (batch, height, width), `ignore_label` instead of labels that are no class;
-        and 0, or NaN where there are any: see `poison_faults`.
+        (labels, poison): int32 (batch, height, width), with `ignore_label` instead of labels that are not a
+        class; and 0, or NaN if there are any: see `poison_faults`.
 
     Raises:
-        ValueError: at other shapes or dtypes, and, outside of graphs, at a label that is no class.
+        ValueError: for other shapes or dtypes, and, outside of graphs, for a label that is not a class.
     """
     if labels is None or keras.tree.is_nested(labels):
         received = "None" if labels is None else f"a {type(labels).__name__}"
@@ -375,20 +375,20 @@ def read_labels(labels, logits, ignore_label=IGNORED_LABEL, num_classes=None):
 
 
 def poison_faults(faults, describe):
-    """Raises at the first fault of the targets where values are known; gives a NaN for the loss elsewhere.
+    """Raises at the first fault of the targets if values are known; else returns a NaN for the loss.
 
-    Inside of a graph nothing can raise on every backend, but a loss that is not a number is seen in the logs,
-    and callbacks stop at it. It has no gradient: the weights stay as they would be.
+    Inside a graph, no error can be raised on every backend, but a NaN loss shows in the logs, and callbacks
+    stop at it. It has no gradient and does not affect the weights.
 
     Args:
         faults: bool, any shape; a NumPy array is known in graphs, too.
-        describe: function of a fault's index, a tuple, that gives the error's message.
+        describe: function of a fault's index, a tuple, that returns the error's message.
 
     Returns:
-        float32 scalar: NaN where there is a fault, else 0.
+        float32 scalar: NaN if there is a fault, else 0.
 
     Raises:
-        ValueError: at a fault, outside of graphs.
+        ValueError: for a fault, outside of graphs.
     """
     faulty = faults.any() if isinstance(faults, np.ndarray) else ops.any(faults)
     try:

@@ -1,4 +1,4 @@
-"""From a confusion matrix to the IoU of each class: the one place of it, for `fit` and for the metrics."""
+"""The IoU of each class from a confusion matrix, for `fit` and for the metrics."""
 
 from keras import ops
 
@@ -7,12 +7,12 @@ def measure_overlaps(counts, arrays=ops):
     """Returns the IoU of each class, and whether it occurs in the truth or in the predictions.
 
     Args:
-        counts: (classes, classes) numbers of pixels, rows are the truth, columns the predictions. One column
-            more counts pixels whose prediction is no class.
-        arrays: the module that computes, `keras.ops`, or `numpy` for the precision of float64.
+        counts: (classes, classes) numbers of pixels, rows are the truth, columns the predictions. An optional
+            last column counts pixels whose prediction is not a class.
+        arrays: the module to compute with, `keras.ops`, or `numpy` for float64.
 
     Returns:
-        (IoU, 0 where a class does not occur; bool), each (classes,).
+        The IoU, 0 where a class does not occur, and bool, whether it occurs, each (classes,).
     """
     num_classes = counts.shape[0]
     correct = arrays.diagonal(counts)

@@ -1,4 +1,4 @@
-"""Losses: pure functions, targets first; and how faulty targets are told."""
+"""Losses: pure functions, targets first."""
 
 import numbers
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from heads.ops.labels import IGNORED_LABEL
 
 SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice")
 SMALLEST_WEIGHT = 1e-6  # instead of a division by 0
-FOCAL_ALPHA = 0.5  # mmsegmentation's; in its sum over the classes zeros and ones count alike
+FOCAL_ALPHA = 0.5  # as in mmsegmentation: zeros and ones count alike
 
 
 def segmentation_loss(labels, logits, loss: str = "cross_entropy", class_weights=None):
-    """Returns one of the losses of label maps; pixels of label 255 are left out.
+    """Returns one of the losses for label maps; pixels of label 255 are left out.
 
     Args:
         labels: (batch, height, width) or (batch, height, width, 1), integers.
         logits: (batch, height, width, classes).
         loss: one of `SEGMENTATION_LOSSES`: see `semantic_cross_entropy`, `semantic_focal_loss` and
-            `semantic_dice_loss`; of two, the sum.
+            `semantic_dice_loss`; for two names, their sum.
         class_weights: a number for each class, or None.
 
     Returns:
         A float32 scalar; inside of a graph NaN where a label is no class.
     """
-    # Not Keras's Dice, Tversky and CategoricalFocalCrossentropy: they know no ignored pixels (a mask weighs
-    # their results, in which a Dice has summed its pixels already), and sum over the batch of one device.
+    # Not Keras's Dice, Tversky and CategoricalFocalCrossentropy: they cannot ignore pixels (a mask weighs
+    # their results, for which a Dice has summed the pixels already), and sum over one device's batch.
     functions = {
         "cross_entropy": semantic_cross_entropy,
         "focal": semantic_focal_loss,
@@ -39,7 +39,7 @@ def segmentation_loss(labels, logits, loss: str = "cross_entropy", class_weights
 
 
 def check_segmentation_loss(loss: str, class_weights: Sequence[float] | None, num_classes: int):
-    """Returns the class weights as a list of floats, or None; raises ValueError at what makes no loss."""
+    """Returns the class weights as a list of floats, or None; raises a ValueError if an argument is wrong."""
     if loss not in SEGMENTATION_LOSSES:
         raise ValueError(f"loss must be one of {SEGMENTATION_LOSSES}. Received: {loss!r}")
     if class_weights is None:
@@ -56,9 +56,9 @@ def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL, cl
     """Returns the cross-entropy of a label map, averaged over all pixels.
 
     Ignored pixels add nothing to the sum but count in the average, as in mmsegmentation (its
-    `avg_non_ignore=False`): a picture that is mostly ignored weighs little. With class weights, also as
-    there and in PyTorch, it is the mean of the pixels that are not ignored, weighted by their classes: only
-    the ratios of the weights matter.
+    `avg_non_ignore=False`): a picture that is mostly ignored weighs little. With class weights, as in
+    mmsegmentation and PyTorch, it is the mean over the pixels that are not ignored, weighted by their
+    classes: only the ratios of the weights matter.
 
     Args:
         labels: (batch, height, width) or (batch, height, width, 1), integers; `ignore_label` is left out.
@@ -70,7 +70,7 @@ def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL, cl
         A float32 scalar; inside of a graph NaN where a label is no class.
 
     Raises:
-        ValueError: at other shapes, and, outside of graphs, at a label that is no class.
+        ValueError: for other shapes, and, outside of graphs, for a label that is not a class.
     """
     logits = ops.cast(logits, "float32")
     labels, poison = read_labels(labels, logits, ignore_label)
@@ -86,15 +86,15 @@ def semantic_cross_entropy(labels, logits, ignore_label: int = IGNORED_LABEL, cl
 
 
 def semantic_focal_loss(labels, logits, class_weights=None):
-    """Returns the focal loss of a label map: for each class the question whether a pixel belongs to it.
+    """Returns the focal loss of a label map: each class is a yes-or-no question for each pixel.
 
-    mmsegmentation's `FocalLoss`: see `sigmoid_focal_loss`, here with an alpha of a half; the mean over all
-    pixels, ignored ones among them, and classes.
+    mmsegmentation's `FocalLoss`: see `sigmoid_focal_loss`, here with an alpha of 0.5, averaged over the
+    classes and all pixels, including ignored ones.
 
     Args:
         labels: see `semantic_cross_entropy`.
         logits: see `semantic_cross_entropy`.
-        class_weights: factors of the classes' questions, or None.
+        class_weights: a factor for each class's losses, or None.
     """
     logits = ops.cast(logits, "float32")
     known, targets, poison = _split_labels(labels, logits)
@@ -105,12 +105,12 @@ def semantic_focal_loss(labels, logits, class_weights=None):
 
 
 def semantic_dice_loss(labels, logits, class_weights=None):
-    """Returns the Dice loss of a label map: see `dice_loss`, of the softmax of the logits.
+    """Returns the Dice loss of a label map and the softmax of the logits: see `dice_loss`.
 
-    It is taken for each picture and each class that occurs in its truth, however few its pixels, and averaged
-    over a picture's classes, then over the pictures. Unlike mmsegmentation's `DiceLoss`, which counts classes
-    that do not occur: their loss is nearly 1 whatever is predicted, unless it is nothing at all. Per picture,
-    and not over the batch, so that devices which share a batch need not share its sums.
+    It is computed for each picture and each class that occurs in its truth, however few its pixels, and
+    averaged over a picture's classes, then over the pictures. Unlike mmsegmentation's `DiceLoss`, it leaves
+    out classes that do not occur, whose loss would be nearly 1 for any prediction that is not exactly 0. It
+    is computed per picture, not per batch, so that devices that share a batch need not share its sums.
 
     Args:
         labels: see `semantic_cross_entropy`.
@@ -119,7 +119,7 @@ def semantic_dice_loss(labels, logits, class_weights=None):
     """
     logits = ops.cast(logits, "float32")
     known, targets, poison = _split_labels(labels, logits)
-    # Before the softmax, whose gradient is not finite at infinite logits of ignored pixels.
+    # Ignored logits become 0 before the softmax, whose gradient is not finite if they are infinite.
     scores = ops.where(known, ops.softmax(ops.where(known, logits, 0.0)), 0.0)
     targets, scores = (
         ops.transpose(ops.reshape(values, (ops.shape(values)[0], -1, logits.shape[-1])), (0, 2, 1))
@@ -133,7 +133,7 @@ def semantic_dice_loss(labels, logits, class_weights=None):
 
 
 def _split_labels(labels, logits):
-    """Returns which pixels have truth (..., 1), one-hot labels, 0 without truth, and the poison of faults."""
+    """Returns which pixels have truth (..., 1), one-hot labels (0 without truth), and the poison."""
     labels, poison = read_labels(labels, logits)
     known = ops.not_equal(labels, IGNORED_LABEL)
     targets = ops.one_hot(ops.where(known, labels, -1), logits.shape[-1], dtype="float32")
@@ -164,7 +164,7 @@ def sigmoid_focal_loss(targets, logits, alpha: float = 0.25, gamma: float = 2.0)
         targets: (..., classes), 0 or 1.
         logits: (..., classes), before the sigmoid.
         alpha: weight of the ones; the zeros have 1 - alpha.
-        gamma: how much easy examples are held down; 0 gives the weighted cross-entropy.
+        gamma: how strongly easy examples are down-weighted; 0 gives the weighted cross-entropy.
 
     Returns:
         (..., classes) float32.
@@ -179,7 +179,7 @@ def sigmoid_focal_loss(targets, logits, alpha: float = 0.25, gamma: float = 2.0)
 
 
 def quality_focal_loss(targets, logits, beta: float = 2.0):
-    """Returns the focal loss of scores that are to tell how good a box is, elementwise.
+    """Returns the focal loss of scores that predict how good a box is, elementwise.
 
     GFL (arXiv 2006.04388, equation 2): the cross-entropy, times the error of the score to the power of
     `beta`.
@@ -187,7 +187,7 @@ def quality_focal_loss(targets, logits, beta: float = 2.0):
     Args:
         targets: (..., classes), 0 .. 1: the IoU of the box with its object at the object's class, else 0.
         logits: (..., classes), before the sigmoid.
-        beta: how much easy examples are held down.
+        beta: how strongly easy examples are down-weighted.
 
     Returns:
         (..., classes) float32.
@@ -197,9 +197,9 @@ def quality_focal_loss(targets, logits, beta: float = 2.0):
 
 
 def distribution_focal_loss(targets, logits):
-    """Returns the cross-entropy of a distribution over whole numbers that is to have a number as its mean.
+    """Returns the cross-entropy of distributions over whole numbers whose means should be the targets.
 
-    GFL (arXiv 2006.04388, equation 6): the two whole numbers around the target are to share the probability.
+    GFL (arXiv 2006.04388, equation 6): the two whole numbers around the target should share the probability.
 
     Args:
         targets: (...), at least 0 and below bins - 1.
@@ -238,22 +238,22 @@ def giou_loss(targets, predictions):
 
 
 def average_losses(total, count, smallest_count: float = 1.0):
-    """Returns a sum of losses over what it was summed over, at least one.
+    """Returns a sum of losses divided by the count of its terms, or by `smallest_count` if that is larger.
 
-    Where several devices share a batch (tf.distribute), the count is that of all: Keras divides the losses by
-    the number of devices and sums their gradients, which gives the average over the joint batch.
+    If several devices share a batch (tf.distribute), the count includes all of them. Keras divides the losses
+    by the number of devices and sums their gradients, which gives the average over the joint batch.
 
     Args:
         total: scalar, the sum on this device.
-        count: scalar, how many there are on this device, or the sum of their weights.
-        smallest_count: for weights that may be less than one together.
+        count: scalar, how many terms there are on this device, or the sum of their weights.
+        smallest_count: the smallest divisor, below 1 for weights that may sum up to less than 1.
     """
     joint_count, num_devices = sum_over_devices(count)
     return num_devices * total / ops.maximum(joint_count, smallest_count)
 
 
 def average_values(losses):
-    """Returns the mean of losses, elementwise ones: over the joint batch, as `average_losses` has it."""
+    """Returns the mean of elementwise losses over the joint batch: see `average_losses`."""
     return average_losses(ops.sum(losses), ops.cast(ops.size(losses), losses.dtype))
 
 

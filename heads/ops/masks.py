@@ -9,7 +9,7 @@ from heads.ops.bilinear import Samples, place_samples, weigh_cells
 
 
 class Crops(NamedTuple):
-    """What is cropped: for each box the number of its mask, below 0 for none, and `Samples` on both axes."""
+    """What to crop: for each box the number of its mask, below 0 for none, and `Samples` on both axes."""
 
     numbers: object
     rows: Samples
@@ -17,10 +17,11 @@ class Crops(NamedTuple):
 
 
 def crop_masks(masks, boxes, indices, size: int = 28):
-    """Returns what of the objects' masks lies in boxes, at one size: the targets of a mask head.
+    """Returns the parts of objects' masks that lie in boxes, at one size: the targets of a mask head.
 
-    RoIAlign of the full masks with samples as fine as the pixels, then at least one half, as mmdetection's
-    `BitmapMasks.crop_and_resize`. Box by box, so that only one mask at a time becomes floating point.
+    RoIAlign of the full masks with samples as fine as the pixels, then a threshold of 0.5, as in
+    mmdetection's `BitmapMasks.crop_and_resize`. Box by box, so that only one mask at a time becomes floating
+    point.
 
     Args:
         masks: (batch, n, height, width), 0 or 1 of any dtype.
@@ -45,7 +46,7 @@ def crop_masks(masks, boxes, indices, size: int = 28):
     num_boxes = ops.shape(boxes)[1]
     first_masks = ops.arange(batch, dtype="int32")[:, None] * num_masks
     numbers = ops.reshape(ops.where(indices < 0, -1, first_masks + indices), (-1,))
-    # One box more than there are, which has no mask: not every backend maps over nothing.
+    # One extra box without a mask, as not every backend can map over nothing.
     numbers = ops.concatenate([numbers, -ops.ones((1,), "int32")])
     corners = ops.concatenate([ops.reshape(boxes, (-1, 4)), ops.zeros((1, 4), "float32")]) - 0.5
     ones = ops.ones_like(numbers)
@@ -64,7 +65,7 @@ def crop_masks(masks, boxes, indices, size: int = 28):
             for samples, cells in ((crop.rows, row_cells), (crop.columns, column_cells))
         )
         sums = ops.matmul(ops.matmul(row_weights, mask), ops.transpose(column_weights))
-        # Sums, not means: an exact half must stay one.
+        # Sums instead of means, so that an exact half stays exact.
         counts = crop.rows.counts * crop.columns.counts
         return ops.cast((sums >= 0.5 * counts) & (counts > 0.0) & (crop.numbers >= 0), "float32")
 
@@ -73,10 +74,10 @@ def crop_masks(masks, boxes, indices, size: int = 28):
 
 
 def paste_masks(masks, boxes, image_size, threshold: float = 0.5):
-    """Returns the masks of detections in the picture, from their scores on a grid over the box.
+    """Returns the masks of detections at the picture's size, from their scores on a grid over the box.
 
-    Bilinear between the centres of the grid's cells, fading to 0 beyond the outermost ones, as mmdetection
-    does with PyTorch's `grid_sample(align_corners=False)`. NumPy on the host, one box at a time.
+    Interpolates bilinearly between the centres of the grid's cells and fades to 0 beyond the outermost ones,
+    as mmdetection does with PyTorch's `grid_sample(align_corners=False)`. Uses NumPy, one box at a time.
 
     Args:
         masks: (n, grid height, grid width), scores 0 .. 1, such as 28 x 28.
@@ -88,7 +89,7 @@ def paste_masks(masks, boxes, image_size, threshold: float = 0.5):
         (n, height, width) bool.
 
     Raises:
-        ValueError: if shapes do not fit or the threshold is no positive score.
+        ValueError: if shapes do not fit or the threshold is not a positive score.
     """
     masks = np.asarray(ops.convert_to_numpy(masks), dtype="float32")
     boxes = np.asarray(ops.convert_to_numpy(boxes), dtype="float32")
@@ -113,7 +114,7 @@ def paste_masks(masks, boxes, image_size, threshold: float = 0.5):
 
 
 def _interpolation_matrix(start, end, num_cells, num_pixels):
-    """Returns the first pixel that a grid from `start` to `end` touches, and what its cells weigh in each.
+    """Returns the first pixel that a grid from `start` to `end` touches, and the cells' weights in each.
 
     Returns:
         - int, the first pixel.
@@ -134,7 +135,7 @@ def _interpolation_matrix(start, end, num_cells, num_pixels):
 def average_sigmoids(logits):
     """Returns the logits whose sigmoid is the mean of the sigmoids of a list of logits."""
     logits = ops.stack(logits)
-    # Both shares apart, as 1 - mean would lose what is near 0. (LiteRT knows no logarithm of a sigmoid.)
+    # Both means separately, as 1 - mean would lose values near 0. (LiteRT has no logarithm of a sigmoid.)
     shares = [ops.mean(ops.sigmoid(signed), axis=0) for signed in (logits, -logits)]
     present, absent = (ops.log(ops.maximum(share, 1e-37)) for share in shares)
     return present - absent

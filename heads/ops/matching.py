@@ -1,4 +1,4 @@
-"""Which anchor or proposal learns which object, and which of them are sampled."""
+"""Which anchor or proposal learns which object."""
 
 from keras import ops
 
@@ -29,12 +29,12 @@ def match_boxes(
 
     Faster R-CNN (arXiv 1506.01497, Sec. 3.1.2) as in mmdetection's MaxIoUAssigner. An anchor learns the box
     that it overlaps most, if their IoU reaches `positive_threshold`; it is background if its best IoU is
-    below `negative_threshold`, and ignored in between. With `match_low_quality` each box also takes all the
+    below `negative_threshold`, and ignored in between. With `match_low_quality`, each box also takes all
     anchors that reach its own best IoU exactly, if that is at least `min_positive_iou`, whatever they had
-    before; later boxes win. A box that touches no anchor takes none; mmdetection gives it all of them where
-    `min_positive_iou` is 0.
+    learned otherwise; later boxes win. A box that touches no anchor takes none; mmdetection gives it all of
+    them where `min_positive_iou` is 0.
 
-    Crowd regions (label -2) are no objects. An anchor that would be background but has more than half of its
+    Crowd regions (label -2) are not objects. An anchor that would be background but has more than half of its
     area in one of them is ignored.
 
     Args:
@@ -45,7 +45,8 @@ def match_boxes(
         negative_threshold: IoU below which an anchor is background.
         min_positive_iou: smallest best IoU with which a box takes its best anchors.
         match_low_quality: whether boxes take their best anchors, however low the IoU.
-        inside: bool (batch, n) or (n,), or None for all; other anchors are ignored and out of the contest.
+        inside: bool (batch, n) or (n,), or None for all; other anchors are ignored and cannot be a box's
+            best.
 
     Returns:
         (batch, n) int32: the index of a box, -1 background, -2 ignored. All background without boxes.
@@ -74,7 +75,7 @@ def match_boxes(
 
 
 def mark_classes(labels, matches, num_classes: int):
-    """Returns which classes anchors or proposals are to find: bool (batch, n, classes), none for background.
+    """Returns the classes that anchors or proposals learn: bool (batch, n, classes), none for background.
 
     Args:
         labels: int32 (batch, m), the classes of the boxes.
@@ -88,7 +89,7 @@ def mark_classes(labels, matches, num_classes: int):
 def count_matches(matches):
     """Returns how many anchors of a batch learn an object, float32.
 
-    As mmdetection counts: an image without objects weighs like one with a single anchor.
+    Like mmdetection, counts an image without objects as one with a single anchor.
 
     Args:
         matches: int32 (batch, n), the index of a box, or below 0.
@@ -97,21 +98,21 @@ def count_matches(matches):
 
 
 def match_adaptively(levels, boxes, labels, inside=None, num_candidates: int = 9):
-    """Returns for each anchor the box that it learns, by thresholds that follow from each box's neighbours.
+    """Returns for each anchor the box that it learns, by thresholds that adapt to each box.
 
-    ATSS (arXiv 1912.02424, algorithm 1) as in mmdetection's ATSSAssigner. Of each level, the anchors whose
+    ATSS (arXiv 1912.02424, algorithm 1) as in mmdetection's ATSSAssigner. On each level, the anchors whose
     centres are nearest to a box's are its candidates (of equally near ones, those that the backend's `top_k`
-    takes). Those learn the box whose IoU reaches the mean of all
-    its candidates' plus their standard deviation, and whose centre lies inside of it. An anchor that several
-    boxes would take learns the one that it overlaps most, the first of equal ones. All others are
-    background, but for those with more than half of their area in a crowd region, which are ignored.
+    takes). A candidate learns the box if its IoU reaches the mean plus the standard deviation of all the
+    box's candidates, and its centre lies inside the box. An anchor that several boxes would take learns the
+    one that it overlaps most, the first of equal ones. All others are background, except those with more than
+    half of their area in a crowd region, which are ignored.
 
     Args:
         levels: a list with an array (anchors of the level, 4) per level, pixels.
         boxes: (batch, m, 4), pixels.
         labels: (batch, m) integers: -1 is padding, -2 a crowd region.
-        inside: bool (batch, n), n anchors of all levels, or None for all; the others are ignored and no
-            candidates.
+        inside: bool (batch, n), n anchors of all levels, or None for all; the others are ignored and cannot
+            be candidates.
         num_candidates: candidates of a box on each level.
 
     Returns:
@@ -149,7 +150,7 @@ def match_adaptively(levels, boxes, labels, inside=None, num_candidates: int = 9
         & (ops.min(margins, axis=-1, initial=float("inf")) > 0.01)
     )
 
-    # Two rounds of writing into one flat list of all images' anchors: the best IoU, then whose it is.
+    # Writes twice into one flat list of all images' anchors: the best IoU, then the box that has it.
     places = rows + num_anchors * ops.arange(batch, dtype="int32")[:, None, None]
     iou, takes, places = (ops.reshape(values, (-1,)) for values in (iou, takes, places))
     best = ops.scatter_update(
@@ -171,21 +172,21 @@ def match_adaptively(levels, boxes, labels, inside=None, num_candidates: int = 9
 def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
     """Goes through the boxes, each against all anchors.
 
-    The whole table of 200,000 anchors and 100 boxes would not fit into any cache; this needs a few rows of
-    it, and no time for the padding at the end of `boxes`.
+    The whole table of 200,000 anchors and 100 boxes would not fit into any cache; this loop needs only a few
+    rows of it, and spends no time on the padding at the end of `boxes`.
 
     Returns:
-        Four tensors (batch, n): an anchor's best IoU, the box of that, the last box that takes the anchor for
-        its own best IoU (-1: none), whether more than half of the anchor lies in a crowd region.
+        Four tensors (batch, n): an anchor's best IoU, the box that has it, the last box whose own best IoU
+        the anchor reaches (-1: none), and whether more than half of the anchor lies in a crowd region.
     """
-    # JAX cannot differentiate loops of unknown length, and nothing is to be learned here.
+    # JAX cannot differentiate loops of unknown length, and no gradient is needed here.
     boxes, labels = ops.stop_gradient(ops.cast(boxes, "float32")), ops.cast(labels, "int32")
     anchors = ops.stop_gradient(ops.cast(anchors, "float32"))
     corners = split_corners(anchors if len(anchors.shape) == 3 else anchors[None])
     if inside is not None:
-        # Without an area they overlap nothing.
+        # Boxes without an area overlap nothing.
         corners = [ops.where(inside, corner, 0.0) for corner in corners]
-    # This floor does what max(union, 1e-6) does in mmdetection, for all boxes at once.
+    # This minimum replaces mmdetection's max(union, 1e-6), for all boxes at once.
     areas = ops.maximum(measure_areas(corners), 1e-6)
     shape = (ops.shape(boxes)[0], ops.shape(anchors)[-2])
     positions = ops.arange(ops.shape(labels)[1], dtype="int32")
@@ -217,9 +218,9 @@ def _compare_one_by_one(anchors, boxes, labels, inside, min_positive_iou):
 
 
 def compare_masks(truth, logits):
-    """Returns how much every predicted mask differs from every true one: their cross-entropy and Dice loss.
+    """Returns the cross-entropy and the Dice loss of every predicted mask with every true one.
 
-    Both are sums over the points of what the one has, times what the other has or has not.
+    Both are sums of products over the points, that is, matrix products.
 
     Args:
         truth: (..., points, objects), 0 .. 1.

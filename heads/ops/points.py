@@ -7,10 +7,10 @@ from heads.ops.backends import top_k
 
 
 def sample_maps(maps, points):
-    """Returns bilinear values of maps at points; outside of a map everything is 0.
+    """Returns bilinearly interpolated values of maps at points; outside of a map everything is 0.
 
-    PyTorch's `grid_sample(mode="bilinear", padding_mode="zeros", align_corners=False)`, but for the
-    coordinates: 0 is a map's left or upper border here, 1 its right or lower one.
+    PyTorch's `grid_sample(mode="bilinear", padding_mode="zeros", align_corners=False)`, except for the
+    coordinates: here 0 is a map's left or upper border, 1 its right or lower one.
 
     Args:
         maps: (n, height, width, channels), any dtype.
@@ -34,7 +34,7 @@ def sample_maps(maps, points):
             weights = (shares[..., 0] if right else 1.0 - shares[..., 0]) * (
                 shares[..., 1] if down else 1.0 - shares[..., 1]
             )
-            # LiteRT knows no new axes at unknown sizes, but this.
+            # Not `[..., None]`, which LiteRT does not support for unknown sizes.
             weights = ops.expand_dims(ops.where(inside, weights, 0.0), -1)
             indices = starts + ops.clip(y, 0, height - 1) * width + ops.clip(x, 0, width - 1)
             values = ops.take(rows, indices, axis=0)
@@ -44,7 +44,7 @@ def sample_maps(maps, points):
 
 
 def choose_uncertain_points(logits, candidates, num_points: int):
-    """Returns the points of the candidates where masks are most undecided: the smallest absolute logits.
+    """Returns the candidate points at which masks are most uncertain: those of the smallest absolute logits.
 
     PointRend (arXiv 1912.08193, section 3.1).
 
@@ -62,7 +62,7 @@ def choose_uncertain_points(logits, candidates, num_points: int):
 
 
 def sample_truth(masks, points):
-    """Returns the truth of segments at points of their own.
+    """Returns the truth of segments at points that differ between segments and layers.
 
     Args:
         masks: (batch, n, height, width).

@@ -13,25 +13,25 @@ from heads.ops.matching import match_boxes
 from heads.ops.sampling import sample_matches
 from heads.ops.selection import restore_boxes, select_detections, select_pairs, take_rows
 
-# Pairs of a region and a class that go into the suppression; a full picture has some hundreds.
+# How many pairs of a region and a class go into the suppression; a full picture has some hundreds.
 NUM_PAIRS = 5000
 
 
 class Stage(NamedTuple):
-    """How one stage learns from regions and shifts them: a row of values.
+    """The options of one stage, as a row of values: how it learns from regions and shifts them.
 
     Attributes:
         iou_threshold: smallest IoU of a region with its object; below, it is background.
-        match_low_quality: whether an object also takes its best regions, if their IoU reaches the threshold,
-            from other objects.
+        match_low_quality: whether an object also takes its best regions from other objects, if their IoU
+            reaches the threshold.
         deviations: usual size of the deltas dx, dy, dw, dh.
-        box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise; with `compares_boxes`
-            of (true boxes, predicted boxes) (..., 4), which gives one number for each box.
+        box_loss: function of (target deltas, predicted deltas) (..., 4), elementwise; with `compares_boxes` a
+            function of (true boxes, predicted boxes) (..., 4) that returns one number for each box.
         compares_boxes: whether the loss compares boxes in pixels rather than deltas.
         box_weight: factor of the box loss.
         loss_weight: factor of the stage's losses.
         class_agnostic: whether a region has one box instead of one per class.
-        num_samples: regions of each image that are learned from.
+        num_samples: how many regions of each image are learned from.
         positive_fraction: largest share of them that are objects.
     """
 
@@ -48,7 +48,7 @@ class Stage(NamedTuple):
 
     @property
     def max_positives(self):
-        """How many regions of an image can be objects; they come first."""
+        """How many sampled regions of an image can be objects; they come first."""
         return int(self.num_samples * self.positive_fraction)
 
 
@@ -60,14 +60,14 @@ def sample_regions(stage, targets, proposals, exists, draw_priorities):
         targets: a dict of "boxes" (batch, objects, 4) and "labels" (batch, objects).
         proposals: (batch, n, 4), xyxy pixels.
         exists: bool (batch, n), False for rows without a proposal.
-        draw_priorities: function of an array (batch, m) that gives one number for each place; those of the
-            smallest numbers are sampled.
+        draw_priorities: function of an array (batch, m) that returns a number for each entry; the entries
+            with the smallest numbers are sampled.
 
     Returns:
         A dict of "boxes" (batch, num_samples, 4); "kinds" (batch, num_samples), 1 for objects, which come
         first, 0 for background, -1 for none; "matches" (batch, num_samples), the objects' indices, and
-        "labels" (batch, num_samples), their classes, -1 for what is no object; and "are_true", bool
-        (batch, num_samples), whether a region is a true box itself.
+        "labels" (batch, num_samples), their classes, -1 for all but objects; and "are_true", bool (batch,
+        num_samples), whether a region is a true box itself.
     """
     boxes, labels = targets["boxes"], targets["labels"]
     threshold = stage.iou_threshold
@@ -128,7 +128,7 @@ def compute_region_losses(stage, targets, samples, class_logits, box_deltas):
 
 
 def shift_regions(stage, regions, class_logits, box_deltas, image_sizes, labels=None):
-    """Returns where a stage moves regions: what the next stage of a cascade looks at, without gradient.
+    """Returns the regions that a stage has shifted, without gradient, for the next stage of a cascade.
 
     Args:
         stage: a `Stage`.
@@ -136,8 +136,8 @@ def shift_regions(stage, regions, class_logits, box_deltas, image_sizes, labels=
         class_logits: (batch, n, classes + 1), the background last.
         box_deltas: (batch, n, classes or 1, 4).
         image_sizes: (batch, 2), (height, width) without padding.
-        labels: int32 (batch, n), the class whose deltas count, -1 for the likeliest one; None for that
-            everywhere.
+        labels: int32 (batch, n), the class whose deltas count, -1 for the likeliest one; None for the
+            likeliest one everywhere.
 
     Returns:
         (batch, n, 4), xyxy pixels inside of the image.

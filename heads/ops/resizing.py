@@ -1,4 +1,4 @@
-"""Maps of one size from maps of another, with PyTorch's conventions."""
+"""Resizing and pooling of maps, with PyTorch's conventions."""
 
 from keras import ops
 
@@ -17,7 +17,7 @@ def resize_bilinear(inputs, size):
     """
     if all(isinstance(side, int) for side in size):
         return ops.image.resize(inputs, size, interpolation="bilinear", data_format="channels_last")
-    # In a TensorFlow graph that does not know its sizes, `ops.image.resize` fails.
+    # `ops.image.resize` fails in a TensorFlow graph whose sizes are unknown.
     old_size = ops.shape(inputs)[1:3]
     for axis, (old, new) in enumerate(zip(old_size, size, strict=True), 1):
         inputs = _interpolate(inputs, axis, old, new)
@@ -47,8 +47,8 @@ def _interpolate(inputs, axis, old, new):
 def resize_nearest(inputs, size):
     """Returns maps resized by repeating values: output i takes input floor(i * old / new).
 
-    PyTorch's `interpolate(mode="nearest")`. `ops.image.resize` looks at half-pixel centres instead, which
-    differs where the size is not doubled exactly (3 -> 5).
+    PyTorch's `interpolate(mode="nearest")`. `ops.image.resize` uses half-pixel centres instead, which differs
+    unless the size is doubled exactly (3 -> 5).
 
     Args:
         inputs: (batch, height, width, channels).
@@ -89,7 +89,7 @@ def _averaging_matrix(num_positions, num_bins):
     position = ops.arange(num_positions, dtype="int32")[None, :]
     bins = ops.arange(num_bins, dtype="int32")[:, None]
     start = bins * num_positions // num_bins
-    # Rounded up without negative numbers, which ONNX rounds towards zero.
+    # Rounds up without negative numbers, whose quotients ONNX rounds towards zero.
     end = ((bins + 1) * num_positions + num_bins - 1) // num_bins
     inside = ops.cast((position >= start) & (position < end), "float32")
     return inside / ops.sum(inside, axis=1, keepdims=True)

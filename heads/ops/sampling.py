@@ -9,12 +9,12 @@ from heads.ops.labels import BACKGROUND_MATCH
 def sample_matches(matches, num_samples: int, positive_fraction: float, priorities):
     """Returns a sample of the matched and the background anchors of each image.
 
-    mmdetection's RandomSampler, with the random numbers from outside: random `priorities` give a random
-    sample, `arange` the first ones. Positives fill at most their share; background fills the rest, as far as
-    there is any.
+    mmdetection's RandomSampler, with the random numbers as an argument: random `priorities` give a random
+    sample, `arange` gives the first ones. Positives fill at most their share; background fills the rest, as
+    far as there is enough.
 
     Args:
-        matches: (batch, n) integers as `match_boxes` gives them; what is below -1 is never sampled.
+        matches: (batch, n) integers as `match_boxes` returns them; anchors below -1 are never sampled.
         num_samples: number of samples per image.
         positive_fraction: largest share of positives, 0 .. 1.
         priorities: (batch, n) finite floats; the smallest are taken first. Equal ones come in order of their
@@ -49,7 +49,7 @@ def sample_matches(matches, num_samples: int, positive_fraction: float, prioriti
 
 def _take_first(ranks, count):
     """Returns the indices (batch, count) of the highest finite ranks, and how many there are, (batch, 1)."""
-    # Padding, as there may be fewer than `count`.
+    # Padded, as there may be fewer than `count`.
     ranks = ops.pad(ranks, ((0, 0), (0, count)), constant_values=-float("inf"))
     values, indices = top_k(ranks, count)
     number = ops.sum(ops.cast(values > -float("inf"), "int32"), axis=1, keepdims=True)

@@ -10,11 +10,11 @@ from heads.ops.selection import label_pixels, select_best, take_rows
 def merge_segments(
     class_logits, mask_logits, inside, num_things: int, score_threshold=0.8, overlap_threshold=0.8
 ):
-    """Returns panoptic segments: each pixel belongs to one at most.
+    """Returns panoptic segments: each pixel belongs to at most one.
 
-    MaskFormer (arXiv 2107.06278, section 3.4): a pixel goes to the query whose probability of its class and
-    its mask together are the highest; a query that loses most of its mask is left out. Queries of one stuff
-    class are one segment.
+    MaskFormer (arXiv 2107.06278, section 3.4): a pixel goes to the query for which the probability of its
+    class times that of its mask is the highest; a query that keeps too little of its mask is left out.
+    Queries of one stuff class form one segment.
 
     Args:
         class_logits: (batch, queries, classes + 1), things first, then stuff; the last one is "no object".
@@ -22,12 +22,12 @@ def merge_segments(
         inside: bool (batch, height, width), False for padding.
         num_things: number of classes of things.
         score_threshold: queries whose class has a lower probability are left out.
-        overlap_threshold: smallest share of its mask that a query keeps.
+        overlap_threshold: smallest share of its mask that a query must keep.
 
     Returns:
-        A dict of "segments" int32 (batch, height, width), rows of the others, -1 where there is none;
-        "labels" int32 (batch, queries), -1 where a query gives no segment of its own; "scores"
-        (batch, queries), the probability of the class, else 0.
+        A dict of "segments" int32 (batch, height, width), rows of "labels" and "scores", -1 where there is
+        none; "labels" int32 (batch, queries), -1 where a query has no segment of its own; "scores" (batch,
+        queries), the probability of the class, else 0.
     """
     num_classes = class_logits.shape[-1] - 1
     scores, labels = ops.top_k(ops.softmax(class_logits, axis=-1), 1)
@@ -45,7 +45,8 @@ def merge_segments(
         kept & (areas > 0) & (mask_areas > 0) & (areas / ops.maximum(mask_areas, 1.0) >= overlap_threshold)
     )
 
-    # The first query of a stuff class speaks for all: (batch, queries, queries), True where one is another's.
+    # The first query of a stuff class stands for all: (batch, queries, queries), True where queries share a
+    # class.
     is_stuff = labels >= num_things
     same = (labels[:, :, None] == labels[:, None]) & (exists & is_stuff)[:, None] & is_stuff[:, :, None]
     first = ops.cast(ops.argmax(ops.cast(same, "int32"), axis=-1), "int32")
@@ -68,14 +69,14 @@ def _count_pixels(masks):
 
 
 def select_objects(class_logits, mask_logits, inside, num_things: int, max_detections: int = 100):
-    """Returns the best pairs of a query and a class of things, as detections with masks.
+    """Returns the best pairs of a query and a class of things as detections with masks.
 
     Args:
         class_logits: (batch, queries, classes + 1), things first; the last one is "no object".
         mask_logits: (batch, queries, height, width).
         inside: bool (batch, height, width), False for padding.
         num_things: number of classes of things.
-        max_detections: how many pairs of all classes, of which those of stuff are left out.
+        max_detections: how many pairs of all classes are chosen, before those of stuff are left out.
 
     Returns:
         A dict of "boxes" (batch, n, 4), xyxy pixels; "scores" (batch, n), the probability of the class times
@@ -108,7 +109,7 @@ def select_objects(class_logits, mask_logits, inside, num_things: int, max_detec
 def frame_masks(masks):
     """Returns the smallest boxes around masks: bool (..., height, width) -> float32 (..., 4), xyxy pixels.
 
-    Zeros where a mask is empty.
+    The boxes of empty masks are zeros.
     """
     ends = []
     for axis in (-2, -1):  # over the rows: which columns are touched
@@ -125,8 +126,8 @@ def frame_masks(masks):
 def label_segments(class_logits, mask_logits):
     """Returns the likeliest class of each pixel, int32 (batch, height, width).
 
-    The probabilities of the queries' classes, weighted by those of their masks (arXiv 2107.06278, section
-    3.4).
+    From the probabilities of the queries' classes, weighted by those of their masks (arXiv 2107.06278,
+    section 3.4).
 
     Args:
         class_logits: (batch, queries, classes + 1); the last one is "no object".
@@ -137,7 +138,7 @@ def label_segments(class_logits, mask_logits):
 
 
 def number_segments(found):
-    """Returns the segments of one image alone, numbered from 0: NumPy arrays as of `merge_segments`."""
+    """Returns the segments of one image, numbered without gaps: NumPy arrays as of `merge_segments`."""
     rows = np.flatnonzero(found["labels"] >= 0)
     numbers = np.full(
         len(found["labels"]) + 1, VOID_SEGMENT, "int32"

@@ -1,4 +1,4 @@
-"""From scores to results: the best boxes, detections without doubles, the likeliest class of each pixel."""
+"""From scores to results: the best boxes, detections without duplicates, each pixel's likeliest class."""
 
 import keras
 from keras import ops
@@ -10,7 +10,7 @@ from heads.ops.suppression import suppress_boxes
 
 
 def select_best(scores, num_best: int):
-    """Returns the best of the last axis, as many as there are but at most `num_best`: (scores, indices)."""
+    """Returns the best of the last axis, `num_best` or as many as there are: (scores, indices)."""
     count = ops.shape(scores)[-1]
     num_best = min(num_best, count) if isinstance(count, int) else ops.minimum(num_best, count)
     return top_k(scores, num_best)
@@ -19,7 +19,7 @@ def select_best(scores, num_best: int):
 def select_pairs(scores, num_best: int):
     """Returns the best pairs of a box and a class, at most `num_best` for each image.
 
-    The best pairs lie among the boxes with the best classes, so that most scores are looked at once only.
+    The best pairs lie among the boxes with the best classes, so most scores are looked at only once.
 
     Args:
         scores: (batch, boxes, classes), or logits.
@@ -81,7 +81,7 @@ def take_rows(values, indices):
 
 
 def select_detections(boxes, scores, labels, image_sizes, iou_threshold: float, max_detections: int):
-    """Returns the detections of scored boxes: clipped to the image, without doubles.
+    """Returns the detections of scored boxes: clipped to the image, without duplicates.
 
     Args:
         boxes: (batch, n, 4), xyxy pixels of the input.
@@ -92,8 +92,8 @@ def select_detections(boxes, scores, labels, image_sizes, iou_threshold: float, 
         max_detections: rows of the result.
 
     Returns:
-        A dict of "boxes" (batch, max_detections, 4), "scores" (batch, max_detections) and "labels"
-        (batch, max_detections), the best first; behind the last one label -1, score 0 and a box of zeros.
+        A dict of "boxes" (batch, max_detections, 4), "scores" (batch, max_detections) and "labels" (batch,
+        max_detections), the best first; after the last one label -1, score 0 and a box of zeros.
     """
     boxes = clip_boxes(boxes, image_sizes)
     has_area = ops.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
@@ -139,10 +139,10 @@ def restore_boxes(detections, image_sizes, original_sizes=None):
 
 
 def label_pixels(logits):
-    """Returns the likeliest class of each pixel, int32 (batch, height, width), of logits.
+    """Returns the likeliest class of each pixel, int32 (batch, height, width), from logits.
 
-    On TensorFlow, `ops.argmax` takes four passes more over the logits, one of which (`Bitcast`) neither ONNX
-    nor OpenVINO has. On JAX, `ops.top_k` gives the logits of a batch to all devices that share it.
+    On TensorFlow, `ops.argmax` takes four more passes over the logits, one of which (`Bitcast`) neither ONNX
+    nor OpenVINO has. On JAX, `ops.top_k` sends the logits of a batch to all devices that share it.
     """
     if keras.backend.backend() != "tensorflow":
         return ops.cast(ops.argmax(logits, axis=-1), "int32")

@@ -4,15 +4,15 @@ from keras import ops
 
 from heads.ops.boxes import intersect_corners, measure_areas, split_corners
 
-# Boxes that are compared with each other at once: a step of a loop costs more than some thousand comparisons.
+# How many boxes are compared with each other at once: a loop's step costs more than thousands of comparisons.
 BLOCK_SIZE = 128
 
 
 def suppress_boxes(boxes, scores, labels, iou_threshold: float, max_detections: int):
     """Returns the best boxes that do not overlap a better one of the same label.
 
-    Greedy non-maximum suppression, exact. The sorted boxes are settled in blocks, in all images at once,
-    until enough are picked: a block loses what boxes picked earlier remove, and then what its own remove.
+    Greedy non-maximum suppression, exact. The sorted boxes are processed in blocks, in all images at once,
+    until enough are picked: from a block, first the boxes picked earlier remove boxes, then its own do.
 
     Args:
         boxes: (batch, n, 4), pixels.
@@ -37,7 +37,7 @@ def suppress_boxes(boxes, scores, labels, iou_threshold: float, max_detections: 
     slots = ops.arange(1, max_detections + 1, dtype="int32")
 
     def look_up(indices):
-        # A single look-up of all that is known of some boxes, each (batch, indices, 1).
+        # One look-up for all values of some boxes, each (batch, indices, 1).
         return ops.split(ops.take(rows, first_rows + indices, axis=0), 6, axis=2)
 
     def find_rivals(boxes, others):
@@ -69,7 +69,7 @@ def suppress_boxes(boxes, scores, labels, iou_threshold: float, max_detections: 
 
 
 def _sort_boxes(boxes, scores, labels):
-    """Returns boxes as one table, and in which order they are looked at.
+    """Returns boxes as one table, and the order in which they are looked at.
 
     Returns:
         - float32 (batch * slots, 6): corners, area and label of each. The slots of an image are its boxes and
@@ -77,7 +77,7 @@ def _sort_boxes(boxes, scores, labels):
         - int32 (batch, slots): the slots of an image by falling score, equal scores by index.
         - int32 (batch,): the number of boxes with a score.
     """
-    # JAX cannot differentiate loops of unknown length, and nothing is to be learned here.
+    # JAX cannot differentiate loops of unknown length, and no gradient is needed here.
     boxes, scores = (ops.stop_gradient(ops.cast(x, "float32")) for x in (boxes, scores))
     corners = split_corners(ops.pad(boxes, ((0, 0), (0, BLOCK_SIZE), (0, 0))))
     labels = ops.pad(ops.cast(labels, "float32"), ((0, 0), (0, BLOCK_SIZE)))  # exact up to 2**24
@@ -90,8 +90,8 @@ def _sort_boxes(boxes, scores, labels):
 def suppress_sorted_boxes(boxes, valid, iou_threshold: float):
     """Returns which boxes of a sorted list do not overlap a better one that stays.
 
-    Greedy non-maximum suppression, exact, for up to some thousand boxes of which many stay. Who would remove
-    whom is found out once, in an n x n table.
+    Greedy non-maximum suppression, exact, for up to some thousand boxes of which many stay. An n x n table
+    tells which boxes would remove which.
 
     Args:
         boxes: (batch, n, 4), pixels, the best first.
@@ -107,13 +107,13 @@ def suppress_sorted_boxes(boxes, valid, iou_threshold: float):
     _check_threshold(iou_threshold)
     corners = split_corners(ops.stop_gradient(ops.cast(boxes, "float32")))
     corners = [*corners, _measure_nonzero(corners)]
-    # Not `c[:, :, None]`, which LiteRT does not know for sides of unknown length.
+    # Not `c[:, :, None]`, which LiteRT does not support for sides of unknown length.
     rows, columns = [ops.expand_dims(c, 2) for c in corners], [ops.expand_dims(c, 1) for c in corners]
     return _settle(_overlap(rows, columns, iou_threshold), valid) > 0
 
 
 def _overlap(boxes, others, iou_threshold):
-    """Returns which boxes have an IoU above the threshold, of lists of corners and areas that broadcast."""
+    """Returns which boxes have an IoU above the threshold, from lists of corners and areas that broadcast."""
     overlaps = intersect_corners(boxes[:4], others[:4])
     return overlaps / (boxes[4] + others[4] - overlaps) > iou_threshold
 
@@ -121,8 +121,8 @@ def _overlap(boxes, others, iou_threshold):
 def _settle(rivals, valid):
     """Returns which boxes of a sorted list stay.
 
-    All boxes stay that no staying box removes, until that changes nothing: after k rounds, all is settled
-    that hangs on chains of up to k boxes.
+    Each round keeps the boxes that no kept box of the round before removes, until nothing changes: after k
+    rounds, all boxes at the end of chains of up to k boxes are settled.
 
     Args:
         rivals: bool (batch, n, n), symmetric.

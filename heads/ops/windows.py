@@ -9,9 +9,9 @@ def place_windows(length: int, window: int, step: int) -> list[tuple[int, int]]:
     """Returns (start, end) of windows that cover a length; the last one is shifted back to fit.
 
     Args:
-        length: of the whole.
-        window: length of a window; where it exceeds the whole, a single window is the whole.
-        step: from one window to the next, at most `window`.
+        length: the length to cover.
+        window: length of a window; if it exceeds `length`, a single window covers everything.
+        step: distance from one window to the next, at most `window`.
     """
     num_windows = max(0, -(-(length - window) // step)) + 1
     ends = [min(index * step + window, length) for index in range(num_windows)]
@@ -19,15 +19,15 @@ def place_windows(length: int, window: int, step: int) -> list[tuple[int, int]]:
 
 
 def find_step(window: int, overlap: float) -> int:
-    """Returns the step of windows that share at least a part of their length with the next one."""
+    """Returns the step of windows that share at least `overlap` of their length with the next one."""
     return max(1, int(window * (1 - overlap)))
 
 
 def trim_windows(windows: list[tuple[int, int]], overlap: int) -> list[tuple[int, int]]:
     """Returns the parts of windows that count: each shares at most `overlap` places with the next one.
 
-    The last window of `place_windows` may have much more in common with the one before. Both are cut in the
-    middle, so that what counts is far from their ends.
+    The last window of `place_windows` may overlap the one before much more. Both are trimmed equally, so that
+    the parts that count are far from their ends.
     """
     parts = [list(window) for window in windows]
     for before, after in itertools.pairwise(parts):
@@ -38,10 +38,10 @@ def trim_windows(windows: list[tuple[int, int]], overlap: int) -> list[tuple[int
 
 
 def fade_windows(windows: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Returns what each place of each window weighs, so that windows fade into each other.
+    """Returns the weight of each place of each window, so that windows fade into each other.
 
-    A window weighs less towards those ends where it meets another. The weights of all windows are 1 together
-    at every place.
+    A window weighs less towards ends at which it overlaps another. At every place, the weights of all windows
+    sum up to 1.
 
     Args:
         windows: from `place_windows` or `trim_windows`.

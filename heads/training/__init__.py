@@ -1,4 +1,4 @@
-"""What a training script needs around `fit`: a folder of its own, a run that goes on after a kill."""
+"""What a training script needs around `fit`: a folder of its own, and a run that resumes after a kill."""
 
 from heads.processes import is_first_process
 from heads.training.averages import WeightAverages

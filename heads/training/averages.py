@@ -1,4 +1,4 @@
-"""Moving averages of a model's weights: they are scored and saved, training goes on from the weights."""
+"""Moving averages of a model's weights, which are scored and saved; training goes on from the weights."""
 
 import contextlib
 
@@ -10,16 +10,15 @@ class WeightAverages(keras.callbacks.Callback):
     """Scores and saves a model with the moving averages of its weights, and trains on from the weights.
 
     For optimizers with `use_ema=True`; with others it does nothing. Put it before the callbacks that score
-    and save, in `fit(callbacks=[...])`. When `fit` ends, the model has the averages; where it is called again
+    and save, in `fit(callbacks=[...])`. When `fit` ends, the model has the averages; if it is called again
     with the same callback, training goes on from the weights.
 
-    Statistics of batch norms are no weights to optimizers: they are those of the latest steps, as is what is
-    frozen.
+    Optimizers do not average statistics of batch norms and frozen weights, which stay as in the latest step.
     """
 
     # Not keras.callbacks.SwapEMAWeights: on TensorFlow it swaps by sums and differences, which changes the
-    # last bits of the weights at each score; it loses the weights where `fit` ends; and a model that is saved
-    # between its swaps has the weights where its optimizer should have the averages.
+    # last bits of the weights at each score; it loses the weights when `fit` ends; and a model that is saved
+    # between its swaps has the weights in its optimizer's place for the averages.
 
     def __init__(self):
         super().__init__()
@@ -62,7 +61,7 @@ class WeightAverages(keras.callbacks.Callback):
 def keep_weights(model):
     """Keeps `fit` from putting the averages into the model at its end, until the block ends.
 
-    On JAX it does so even where an error or Ctrl-C ends it, and the weights would be lost.
+    On JAX `fit` does so even if an error or Ctrl-C ends it, and the weights would be lost.
 
     Args:
         model: A compiled model.
@@ -81,10 +80,10 @@ def find_optimizer(model):
 
 
 def has_averages(optimizer) -> bool:
-    """Returns whether an optimizer has taken averages: they are zeros before its first step."""
+    """Returns whether an optimizer has averages, which are zeros before its first step."""
     return getattr(optimizer, "use_ema", False) and bool(ops.convert_to_numpy(optimizer.iterations) > 0)
 
 
 def _copy(variable):
-    """Returns the value of a variable in memory of its own: PyTorch and JAX may write over the variable's."""
+    """Returns a copy of a variable's value, as PyTorch and JAX may overwrite the variable's memory."""
     return ops.copy(ops.convert_to_tensor(variable))

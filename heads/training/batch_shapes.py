@@ -1,7 +1,7 @@
-"""Few shapes of batches, the same on all processes: JAX compiles a training step anew for each.
+"""Batches padded to few shapes, the same on all processes, as JAX compiles a training step for each.
 
 Sides of pictures are rounded up to multiples of 32 (up to 256 pixels), 64 (up to 512) or 128, and the rows of
-objects or segments to 8, 16, 32 ... Batches that have one shape anyway, such as label maps, are left alone.
+objects or segments to 8, 16, 32 ... Batches that always have one shape, such as label maps, stay as they are.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def measure_batch(batch) -> tuple[int, int, int]:
 
     Args:
         batch: ({"images", ...}, {"labels", ...}), see `heads.data.detection_batches`; anything else gives
-            zeros, because its shape is left alone.
+            zeros, because its shape is not changed.
     """
     if not _has_rows(batch):
         return 0, 0, 0
@@ -30,10 +30,10 @@ def choose_shape(height: int, width: int, rows: int, one_size: bool = False) -> 
     """Returns the measures, see `measure_batch`, that a batch is padded to.
 
     Args:
-        height: Of the pictures, the largest on any process.
-        width: The same.
-        rows: The same.
-        one_size: Whether all batches have pictures of one size, which stays.
+        height: Height of the pictures, the largest on any process.
+        width: Width, likewise.
+        rows: Rows, likewise.
+        one_size: Whether all batches have pictures of one size, which is kept.
     """
     sides = (height, width) if one_size else map(round_side, (height, width))
     return (*map(int, sides), max(SMALLEST_ROWS, 1 << (int(rows) - 1).bit_length()))
@@ -59,7 +59,7 @@ def pad_batch(batch, shape: tuple[int, int, int]):
     images = inputs["images"]
     if images.shape[1:3] != (height, width):
         padded = np.empty((len(images), height, width, 3), images.dtype)
-        padded[:] = MEAN_PIXEL  # what the batches have beyond their pictures, too
+        padded[:] = MEAN_PIXEL  # the colour that batches have beyond their pictures
         padded[:, : images.shape[1], : images.shape[2]] = images
         inputs = {**inputs, "images": padded}
     sizes = {

@@ -1,4 +1,4 @@
-"""What both training scripts watch in `fit`: the seconds of a step, and a loss that is not a number."""
+"""What all training scripts watch in `fit`: the time of a step, and losses that are not finite."""
 
 import statistics
 import sys
@@ -33,7 +33,7 @@ class StepTimer(keras.callbacks.Callback):
 
 
 def name_step(num_batches: int, batches_per_step: int = 1) -> str:
-    """Returns what the latest of some batches belonged to, as text."""
+    """Returns the step that the latest batch belonged to, as text."""
     if batches_per_step == 1:
         return f"step {num_batches:,}"
     return f"step {-(-num_batches // batches_per_step):,} (batch {num_batches:,})"
@@ -42,13 +42,13 @@ def name_step(num_batches: int, batches_per_step: int = 1) -> str:
 class StopOnNonFinite(keras.callbacks.Callback):
     """Ends training at the first loss or weight that is NaN or infinite, before anything is saved.
 
-    Put it first in `fit(callbacks=[...])`. Unlike `keras.callbacks.TerminateOnNaN` it tells the step, the
-    losses by name and the pictures, looks at the weights too (a last step can spoil them with a loss that is
+    Put it first in `fit(callbacks=[...])`. Unlike `keras.callbacks.TerminateOnNaN` it reports the step, the
+    losses by name and the pictures, checks the weights too (the last step can spoil them while the loss is
     still finite), and lets no later callback save them.
 
     Args:
-        first_step: Steps that were trained before; where several batches make a step, batches.
-        find_pictures: Function `(step)`, from 0, that gives the paths of the pictures of a batch.
+        first_step: How many batches were trained before.
+        find_pictures: Function of a batch's number, from 0, that returns the paths of its pictures.
         advice: What to change, for the message.
         batches_per_step: Batches whose gradients make one step.
 

@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk cannot tear, and folders that belong to one training at a time."""
+"""Files that a kill or a full disk cannot damage, and folders that belong to one training at a time."""
 
 import contextlib
 import os
@@ -13,22 +13,22 @@ from heads.processes import find_place, read_array, without_the_others
 
 
 class RunError(ValueError):
-    """What whoever started a script has to mend; the message says how, and no traceback is needed."""
+    """An error that the user of a script has to fix; the message says how, and no traceback is needed."""
 
 
-UNFINISHED = ".unfinished-"  # before the suffix counts: Keras wants its own at the end
+UNFINISHED = ".unfinished-"  # a prefix, because Keras wants its suffix at the end
 
 
 @contextlib.contextmanager
 def replace_file(path):
-    """Writes a file as a whole: whoever opens `path` finds the old or the new content, never a part.
+    """Writes a file as a whole: `path` always has the old or the new content, never a part of it.
 
     Args:
-        path: Of the file. Its folder is made.
+        path: Path of the file. Its folder is made.
 
     Yields:
-        Path beside it to write to. When the block ends it is flushed to the disk and renamed to `path`; where
-        the block fails it is removed, and `path` is as it was.
+        A path beside it to write to. When the block ends, that file is flushed to the disk and renamed to
+        `path`; if the block fails, it is removed, and `path` stays as it was.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def replace_file(path):
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # Windows opens no folders
+    if os.name == "posix":  # Windows cannot open folders
         _flush(path.parent)
 
 
@@ -54,7 +54,7 @@ def save_model(model, path):
     """Saves a `.keras` file as a whole, see `replace_file`.
 
     Raises:
-        FloatingPointError: Where a weight is not finite. `path` is as it was.
+        FloatingPointError: If a weight is not finite. `path` stays as it was.
     """
     check_finite(model)
     with replace_file(path) as unfinished, without_the_others():
@@ -62,7 +62,7 @@ def save_model(model, path):
 
 
 def check_finite(model):
-    """Raises FloatingPointError where a weight of the model or of its optimizer is NaN or infinite."""
+    """Raises a FloatingPointError if a weight of the model or of its optimizer is NaN or infinite."""
     variables = [*model.weights, *(model.optimizer.variables if model.optimizer else ())]
     faulty = [
         variable.path
@@ -84,16 +84,16 @@ def _is_finite(variable):
 
 @contextlib.contextmanager
 def hold_folder(folder):
-    """Keeps a folder for this process until the block ends, or the process does.
+    """Holds a folder for this process until the block or the process ends.
 
     Args:
-        folder: Made where it is missing.
+        folder: The folder, which is made if it is missing.
 
     Yields:
         The folder's path.
 
     Raises:
-        RunError: Where another process holds the folder, or nothing can be written into it.
+        RunError: If another process holds the folder, or nothing can be written into it.
     """
     folder = pathlib.Path(folder)
     lock = FileLock(folder / "run.lock")

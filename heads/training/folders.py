@@ -9,7 +9,7 @@ from heads.training.files import RunError, hold_folder
 RUNS = "runs"
 MODELS = ("best.keras", "last.keras", "interrupted.keras")
 NOTES = ("settings.json",)
-# Made of the best model at the end.
+# Made from the best model at the end.
 RESULTS = (
     *("scores.json", "scores.txt", "results.json"),
     *("curves.png", "predictions.png", "features.png", "confusion.png", "precision_recall.png", "worst.png"),
@@ -19,18 +19,18 @@ RESULTS = (
 
 @contextlib.contextmanager
 def hold_run_folder(arguments, kind: str):
-    """The folder of a run, which no other training uses meanwhile.
+    """Yields the folder of a run, which no other training uses meanwhile.
 
     Args:
-        arguments: With `output` and `resume`, as `examples/options.py` adds them. Where there is no `output`,
-            it is set: to a new folder `runs/<kind>-<number>`, or, with `resume`, to the newest of these.
-        kind: Of the run.
+        arguments: With `output` and `resume`, as `examples/options.py` adds them. If there is no `output`, it
+            is set to a new folder `runs/<kind>-<number>`, or with `resume` to the newest of these.
+        kind: Kind of the run.
 
     Yields:
         The path. A new folder is removed at the end if the run has written nothing.
 
     Raises:
-        RunError: Where another training uses the folder, or there is none to resume.
+        RunError: If another training uses the folder, or there is none to resume.
     """
     is_new = arguments.output is None and not arguments.resume
     if arguments.output is None:
@@ -46,17 +46,17 @@ def hold_run_folder(arguments, kind: str):
 
 
 def make_numbered_folder(parent, name: str) -> pathlib.Path:
-    """Makes a folder of its own for what a script writes.
+    """Makes a new folder for the files of a script.
 
     Args:
-        parent: Folder; made where it is missing.
+        parent: The folder to make it in, which is made if it is missing.
         name: What the new folder's name begins with.
 
     Returns:
-        The path, `parent/name-1` or with the number after the highest that is there.
+        The path, `parent/name-1` or with the number after the highest existing one.
 
     Raises:
-        RunError: Where no folder can be made there.
+        RunError: If no folder can be made there.
     """
     parent = pathlib.Path(parent)
     try:
@@ -77,10 +77,10 @@ def make_numbered_folder(parent, name: str) -> pathlib.Path:
 
 
 def find_newest_run(parent, name: str) -> pathlib.Path:
-    """Returns the folder `parent/name-<number>` with the highest number that holds a state to go on from.
+    """Returns the folder `parent/name-<number>` with the highest number that holds a state to resume from.
 
     Raises:
-        RunError: Where there is none.
+        RunError: If there is none.
     """
     found = _find_numbered(pathlib.Path(parent), name)
     for number in sorted(found, reverse=True):
@@ -105,7 +105,7 @@ def move_older_run(folder) -> pathlib.Path | None:
     """Moves the files of a run to `older/1`, `older/2` ... in its folder, so that they stay together.
 
     Returns:
-        Where they are now; None where there were none.
+        Where they are now; None if there were none.
     """
     names = (*MODELS, *NOTES, *RESULTS, "state", "log.csv", "tensorboard")
     found = [name for name in names if (folder / name).exists()]
@@ -121,6 +121,6 @@ def move_older_run(folder) -> pathlib.Path | None:
 
 
 def _find_numbered(parent, name):
-    """Returns the paths of what is called `name-<number>` in a folder, by their numbers."""
+    """Returns the paths named `name-<number>` in a folder, by their numbers."""
     paths = {path.name.removeprefix(f"{name}-"): path for path in parent.glob(f"{name}-*")}
     return {int(end): path for end, path in paths.items() if end.isascii() and end.isdigit()}

@@ -1,4 +1,4 @@
-"""The log of a run: a table of its epochs, and what TensorBoard shows."""
+"""The log of a run: a table of its epochs, and the files for TensorBoard."""
 
 import atexit
 import csv
@@ -15,7 +15,7 @@ from heads.processes import is_first_process, on_this_process
 
 
 def format_log(rows: list[dict]) -> str:
-    """Returns the epochs of a run as CSV; what an epoch has no number for is NaN."""
+    """Returns the epochs of a run as CSV; missing numbers of an epoch are NaN."""
     text = io.StringIO()
     columns = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(text, columns, restval="nan")
@@ -26,9 +26,9 @@ def format_log(rows: list[dict]) -> str:
 
 
 def make_loggers(folder):
-    """Returns what else is logged into the folder of a run."""
+    """Returns the callbacks that write further logs into the folder of a run."""
     if not is_first_process():
-        # Nobody reads them; but what the first process computes for them, the others compute, too.
+        # Nobody reads these logs, but all processes must compute what the first one computes for them.
         folder = pathlib.Path(tempfile.mkdtemp())
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return [keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)]
@@ -37,10 +37,10 @@ def make_loggers(folder):
 class PictureLog(keras.callbacks.Callback):
     """Writes a picture of what the model sees after each epoch, for TensorBoard.
 
-    Put it between what scores and `TrainingRun`, where averages of the weights are in the model.
+    Put it between the callbacks that score and `TrainingRun`, where averages of the weights are in the model.
 
     Args:
-        folder: Of the run; the files go into its `tensorboard/pictures`.
+        folder: Folder of the run; the files go into its `tensorboard/pictures`.
         draw: Function `(model)` that returns a picture, uint8 (height, width, 3).
     """
 

@@ -1,4 +1,4 @@
-"""How far a training is, and how long it takes yet, in lines that files and notebooks can hold."""
+"""How far a training is, and how long it will still take, in lines that suit files and notebooks."""
 
 import sys
 import time
@@ -9,21 +9,21 @@ SECONDS_BETWEEN_LINES = 30
 
 
 def choose_verbose() -> int:
-    """Returns what `fit` is to show by itself: a bar where something can draw it, else a line an epoch.
+    """Returns the `verbose` of `fit`: 1 for a bar where it can be drawn, else 2 for a line per epoch.
 
-    Keras would draw its bar into files and pipes, too: a line of control characters for each step.
+    Keras would also draw its bar into files and pipes: a line of control characters for each step.
     """
     can_draw = sys.stdout.isatty() or "ipykernel" in sys.modules
     return 1 if can_draw else 2
 
 
 class Progress(keras.callbacks.Callback):
-    """Tells after each epoch of `fit`, and between where `fit` draws no bar, how long the training takes yet.
+    """Prints how long the training will still take, after each epoch, and within it if there is no bar.
 
     It is silent where `verbose` is 0.
 
     Args:
-        num_batches: Of the whole training.
+        num_batches: Batches of the whole training.
         first_batch: Batches that were trained before.
         batches_per_step: Batches whose gradients make one step.
     """
@@ -36,7 +36,7 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.batch += 1
         now = time.monotonic()
-        if self._start is None:  # the first step is that in which the model is traced
+        if self._start is None:  # the model is traced in the first step
             self._start, self._told = (now, self.batch), now
         elif self.params.get("verbose") == 2 and now - self._told >= SECONDS_BETWEEN_LINES:
             self._tell(now, logs)
@@ -52,14 +52,14 @@ class Progress(keras.callbacks.Callback):
         if logs and "loss" in logs:
             parts.append(f"loss {float(logs['loss']):.4g}")
         if self._start is not None and self.batch > self._start[1]:
-            # With the time of scoring and saving in it: they come again as often.
+            # Includes the time of scoring and saving, which will be needed as often in the rest.
             seconds = (now - self._start[0]) / (self.batch - self._start[1])
             parts.append(f"about {format_duration(seconds * (self.num_batches - self.batch))} left")
         print(", ".join(parts), flush=True)  # noqa: T201
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a time in words, as exact as anybody wants to know it: "40 s", "12 min", "3 h 5 min"."""
+    """Returns a time as text, about as exact as people want it: "40 s", "12 min", "3 h 5 min"."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

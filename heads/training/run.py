@@ -1,4 +1,4 @@
-"""A training in a folder: its models, its log, and the state that it goes on from after a kill."""
+"""A training in a folder: its models, its log, and the state from which it resumes after a kill."""
 
 import contextlib
 import json
@@ -26,51 +26,51 @@ from heads.training.shares import ShapedBatches, SharedValidation
 from heads.training.signals import SIGTERM_REASON, interrupt_on_signals
 from heads.training.states import States, compare_settings
 
-WISHES = (None, (), SIGTERM_REASON)  # why a training is to stop, the weightier last
+WISHES = (None, (), SIGTERM_REASON)  # why a training should stop, the stronger reason last
 RECORDED = ("epoch", "step", "epoch_start", "best", "rows", "num_stale")
 
 
 class TrainingRun(keras.callbacks.Callback):
-    """Keeps what a training needs to go on after a kill, a full disk or a lost machine.
+    """Saves what a training needs to resume after a kill, a full disk or a lost machine.
 
-    After each epoch of `fit` it writes, each as a whole and in this order: `last.keras`; `best.keras` where
-    the score is no lower than the best so far; `log.csv`; and `state/latest.weights.h5`, the weights of the
-    model and its optimizer together with the epoch, the step, the log's rows, the best score and the state
-    of every random number generator of the model. A kill at any moment leaves a whole state, and `begin`
-    brings the log in line with it. States before the latest are kept, in case the disk damages a file.
+    After each epoch of `fit` it writes, each as a whole and in this order: `last.keras`; `best.keras` if the
+    score is no lower than the best so far; `log.csv`; and `state/latest.weights.h5`, the weights of the model
+    and its optimizer together with the epoch, the step, the log's rows, the best score and the state of every
+    random number generator of the model. A kill at any moment leaves a complete state, to which `begin`
+    adapts the log. Earlier states are kept, too, in case the disk damages a file.
 
-    Ctrl-C and SIGTERM let a step end and save a state. Training that goes on from a state has the same
-    pictures, random numbers and optimizer as if nothing had happened, and the same weights after it.
+    Ctrl-C and SIGTERM finish the step and save a state. A training that resumes has the same pictures, random
+    numbers and optimizer as if it had not been interrupted, and ends with the same weights.
 
-    Put it after the callback that scores. It also ends `fit` at the last step exactly. Where the optimizer
-    keeps averages of the weights, `train` scores and saves the model with these: see `WeightAverages`.
+    Put it after the callback that scores. It also ends `fit` at the last step exactly. If the optimizer keeps
+    averages of the weights, `train` scores and saves the model with these: see `WeightAverages`.
 
     Args:
-        folder: Where the files lie.
+        folder: Folder of the files.
         steps: Steps of the whole training: updates of the weights.
-        settings: JSON dict of what the run is, for `settings.json`, which tells a run that goes on whether
-            it may.
+        settings: JSON dict that describes the run, for `settings.json`. A run resumes only with the same
+            settings, apart from a few.
         monitor: Name of the score in the logs; higher is better. An epoch without it, or with NaN, is never
             the best once another has been scored; until then each epoch is.
-        save_every: Steps after which the state is saved, besides the ends of epochs; None for these alone.
+        save_every: Steps after which the state is saved, besides at the ends of epochs; None for only these.
         keep: How many states are kept, the latest among them.
-        patience: Scores without a better one after which the training ends; None for its last step alone.
-        accumulate: Batches of a step, whose gradients the optimizer adds up: its
+        patience: The training ends after this many scores without a better one; None trains to the last step.
+        accumulate: Batches whose gradients the optimizer adds up for a step, its
             `gradient_accumulation_steps`.
 
     Attributes:
         epoch: Epochs trained, and scored.
         step: Batches trained.
-        epoch_start: Batches that had been trained when the epoch began that is not finished.
+        epoch_start: Batches that had been trained when the current epoch began.
         num_stale: Scores since the best one.
     """
 
     # Not BackupAndRestore: it overwrites its only state in place (two copies with `double_checkpoint`, but
-    # not of its JSON file), before the epoch is scored, and knows neither log nor best score.
-    # tf.train.CheckpointManager and Orbax replace files safely, but the first saves no Keras model on
-    # another backend, the second is not installed, and both would still need all else that is here.
+    # not of its JSON file), before the epoch is scored, and it knows neither the log nor the best score.
+    # tf.train.CheckpointManager and Orbax replace files safely, but the first saves no Keras model on another
+    # backend, the second is not installed, and both would still need everything else that is here.
 
-    # Not EarlyStopping: it forgets the best score and the count of those since where a run goes on.
+    # Not EarlyStopping: it forgets the best score, and how many followed it, when a run resumes.
 
     def __init__(
         self,
@@ -94,18 +94,18 @@ class TrainingRun(keras.callbacks.Callback):
         self.states = States(self.folder / "state", keep)
         self.epoch, self.step, self.epoch_start, self.best, self.rows, self.num_stale = 0, 0, 0, None, [], 0
         self._averages = WeightAverages()
-        # Busy: weights, counts and files do not fit together before the step or the saving has ended.
+        # Busy: weights, counts and files are inconsistent until the step or the saving has ended.
         self._is_busy, self._stop_reason, self._has_scored = False, None, False
         self._batches = ShapedBatches(self._find_wish)
 
     def restore(self, model) -> bool:
-        """Fills a compiled model from the latest whole state, or says that there is none.
+        """Fills a compiled model from the latest undamaged state, if there is one.
 
         Returns:
             Whether there was a state.
 
         Raises:
-            RunError: Where no state can be read, or it was trained with other settings.
+            RunError: If no state can be read, or it was trained with other settings.
         """
         restored = self.states.restore(model, self._check_settings, _say)
         if restored is None:
@@ -118,10 +118,10 @@ class TrainingRun(keras.callbacks.Callback):
         return True
 
     def begin(self):
-        """Readies the folder, at the last moment before `fit`: until here it is as it was.
+        """Prepares the folder, at the last moment before `fit`: until then it is not changed.
 
-        A new run moves the files of an older one to `older/1`, `older/2` ...: its notes and its models stay
-        together. A resumed run gets the log of its state. Of several processes only the first one writes.
+        A new run moves the files of an older one to `older/1`, `older/2` ..., so that these stay together. A
+        resumed run gets the log of its state. Of several processes, only the first one writes.
         """
         if not is_first_process():
             return
@@ -139,7 +139,7 @@ class TrainingRun(keras.callbacks.Callback):
         replace_text(self.folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
 
     def plan_fits(self, evaluate_every: int) -> list[dict]:
-        """Returns the arguments of one call of `fit`, or of two where an epoch was cut: the first ends it.
+        """Returns the arguments of one call of `fit`, or two if an epoch was interrupted.
 
         Args:
             evaluate_every: Batches of an epoch.
@@ -170,22 +170,22 @@ class TrainingRun(keras.callbacks.Callback):
         draw=None,
         **options,
     ):
-        """Trains a compiled model to the last step: watched, scored, saved and logged.
+        """Trains a compiled model to the last step, with scores, logs and saved states.
 
         Args:
             model: The model.
-            make_batches: Function `(first_step)` that gives endless batches, shuffled already, without so
-                many at the beginning.
+            make_batches: Function `(first_step)` that returns endless, shuffled batches, without the first
+                ones.
             evaluate_every: Steps of an epoch.
             find_pictures: See `StopOnNonFinite`.
             advice: See `StopOnNonFinite`.
             scorer: A callback that scores the model after each epoch.
-            draw: Function `(model)` that returns a picture of what it sees, for TensorBoard.
+            draw: Function `(model)` that returns a picture of its predictions, for TensorBoard.
             **options: Further arguments of `fit`; for its `verbose` see `heads.training.progress`.
 
         Returns:
-            The seconds of a step and the memory, as text; or None where Ctrl-C or a SIGTERM ended it, with
-            `interrupted.keras` and the state saved.
+            The seconds of a step and the memory, as text; or None if Ctrl-C or a SIGTERM ended it, after
+            `interrupted.keras` and the state were saved.
         """
         timer, evaluate_every = StepTimer(), evaluate_every * self.accumulate
         if find_place()[1] > 1:
@@ -218,8 +218,8 @@ class TrainingRun(keras.callbacks.Callback):
                 self.save_interrupted(reason)
                 return None
         if find_place()[1] > 1:
-            gather("done")  # the others wait for the first one's files
-            keras.distribution.set_distribution(None)  # models that are loaded now are each process's own
+            gather("done")  # wait for the files of the first process
+            keras.distribution.set_distribution(None)  # models loaded from here on belong to one process
         return timer.summary(self.accumulate)
 
     def set_model(self, model):
@@ -227,12 +227,12 @@ class TrainingRun(keras.callbacks.Callback):
         self._averages.set_model(model)
 
     def interrupt(self, *reason):
-        """Ends the training with a KeyboardInterrupt: after the step that runs, or at once if asked again."""
+        """Ends the training with a KeyboardInterrupt: after the current step, or at once if called again."""
         # Several processes stop after the same step.
         if self._stop_reason is None and (self._is_busy or find_place()[1] > 1):
             self._stop_reason = reason
             if is_first_process():
-                os.write(2, b"\nThe training stops after this step.\n")  # signals must not print
+                os.write(2, b"\nThe training stops after this step.\n")  # no print in a signal's handler
             return
         raise KeyboardInterrupt(*reason)
 
@@ -260,7 +260,7 @@ class TrainingRun(keras.callbacks.Callback):
         score = logs.get(self.monitor, math.nan)
         if (text := self._batches.describe_new()) is not None:
             _say(text)
-        # An equal score counts: of models that all score 0 the one that was trained longest is kept.
+        # An equal score counts as better: of models that all score 0, the one trained longest is kept.
         is_best = self.best is None or score >= self.best
         self.num_stale = 0 if self.best is None or score > self.best else self.num_stale + 1
         if is_best:
@@ -272,28 +272,28 @@ class TrainingRun(keras.callbacks.Callback):
         self._rest()
 
     def save_state(self):
-        """Saves what `restore` goes on from, as it is after the last step.
+        """Saves the state after the last step, for `restore`.
 
         Raises:
-            RunError: Where it cannot be written.
-            FloatingPointError: Where a weight is not finite.
+            RunError: If it cannot be written.
+            FloatingPointError: If a weight is not finite.
         """
         self._save(self._name_step())
 
     def save_interrupted(self, reason):
-        """Saves `interrupted.keras` and the state, and says how to go on.
+        """Saves `interrupted.keras` and the state, and prints how to resume.
 
         Args:
-            reason: The KeyboardInterrupt: of Ctrl-C, or of `interrupt`.
+            reason: The KeyboardInterrupt from Ctrl-C or from `interrupt`.
 
         Raises:
-            SystemExit: With a shell's code 143 after a SIGTERM, so that what started the job starts it again.
+            SystemExit: After a SIGTERM, with a shell's code 143, so that a scheduler restarts the job.
         """
         path = self.folder / "interrupted.keras"
         with self._with_averages():
             if is_first_process():
                 save_model(self.model, path)
-        place = "the last saved step"  # a step that was cut may have changed some weights
+        place = "the last saved step"  # an interrupted step may have changed some weights
         if self.step and not self._is_busy:
             self.save_state()
             place = self._name_step()
@@ -302,7 +302,7 @@ class TrainingRun(keras.callbacks.Callback):
             raise SystemExit(128 + signal.SIGTERM)
 
     def _rest(self):
-        """Ends what a first Ctrl-C or SIGTERM waits for."""
+        """Marks the end of a step or of saving, and stops here if a Ctrl-C or SIGTERM waits for it."""
         self._is_busy = False
         if find_place()[1] > 1:
             if self._batches.wish:
@@ -314,7 +314,7 @@ class TrainingRun(keras.callbacks.Callback):
         return WISHES.index(self._stop_reason)
 
     def _check_places(self):
-        """Raises RunError where the processes do not go on from one state."""
+        """Raises a RunError if the processes do not resume from one state."""
         steps = gather_numbers([self.step])[:, 0].tolist()
         if len(set(steps)) > 1:
             raise RunError(
@@ -323,7 +323,7 @@ class TrainingRun(keras.callbacks.Callback):
             )
 
     def _score_epoch(self, model, scorers, validation_data):
-        """Ends an epoch that was cut between its last step and its score."""
+        """Ends an epoch that was interrupted between its last step and its score."""
         logs = {}
         for callback in (*scorers, self):
             callback.set_params({})
@@ -345,11 +345,11 @@ class TrainingRun(keras.callbacks.Callback):
             self._averages.put_back()
 
     def _save(self, what, is_best=None):
-        """Saves the state; with `is_best` the models and the log of a finished epoch, too."""
+        """Saves the state; if `is_best` is given, also the models and the log of a finished epoch."""
         self._averages.put_back()  # training goes on from the weights themselves
         check_finite(self.model)
         if not is_first_process():
-            with self._with_averages():  # all processes move their weights alike
+            with self._with_averages():  # all processes swap their weights alike
                 return
         try:
             with self.states.write(self.model, self._describe()), self._with_averages():
@@ -368,7 +368,7 @@ class TrainingRun(keras.callbacks.Callback):
         return {name: getattr(self, name) for name in (*RECORDED, "settings")}
 
     def _write_log(self):
-        """Writes the whole log anew, which leaves each epoch in it once."""
+        """Rewrites the whole log, so that it contains each epoch once."""
         replace_text(self.folder / "log.csv", format_log(self.rows))
 
     def _name_step(self):
@@ -390,7 +390,7 @@ class TrainingRun(keras.callbacks.Callback):
 
 
 def plan_rounds(steps: int, evaluate_every: int) -> int:
-    """Steps between two scores: at most `evaluate_every`, and of equal rounds as far as the steps divide."""
+    """Returns the steps between two scores: at most `evaluate_every`, in rounds as equal as possible."""
     rounds = -(-steps // evaluate_every)
     return -(-steps // rounds)
 

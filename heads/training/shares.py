@@ -1,4 +1,4 @@
-"""What is between the batches and `fit` on JAX: shapes that are few, and equal on all processes."""
+"""What lies between the batches and `fit` on JAX: few shapes, which are equal on all processes."""
 
 import keras
 import numpy as np
@@ -8,13 +8,13 @@ from heads.training.batch_shapes import choose_shape, measure_batch, pad_batch
 
 
 class ShapedBatches:
-    """Hands batches to `fit` in few shapes, the same on all processes, which agree when to stop, too.
+    """Passes batches to `fit` in few shapes, the same on all processes, which also agree when to stop.
 
-    JAX compiles a step anew for each shape. On other backends batches are left as they are.
+    JAX compiles a step for each shape. On other backends, batches stay as they are.
 
     Args:
-        find_wish: Function without arguments that returns whether this process is to stop: 0 for no, or a
-            number; the largest of all processes counts.
+        find_wish: Function without arguments that returns whether this process should stop: 0 for no, or a
+            larger number; the largest of all processes counts.
 
     Attributes:
         shapes: The shapes of the batches so far.
@@ -34,7 +34,7 @@ class ShapedBatches:
         return self._shape(batches) if keras.backend.backend() == "jax" else batches
 
     def describe_new(self) -> str | None:
-        """Returns what was compiled since the last time, as text; None for nothing."""
+        """Returns a text about the steps compiled since the last call; None if there are none."""
         new, self._told = len(self.shapes) - self._told, len(self.shapes)
         if not new:
             return None
@@ -54,7 +54,7 @@ class ShapedBatches:
 
 
 class SharedValidation(keras.callbacks.Callback):
-    """Does what `validation_data` of `fit` does, on several processes: each evaluates its share.
+    """Replaces `validation_data` of `fit` on several processes: each evaluates its share.
 
     Args:
         dataset: Batches of this process's share.
@@ -72,13 +72,13 @@ class SharedValidation(keras.callbacks.Callback):
         with on_this_process(model) as copy:
             sums = None
             for batch in self.dataset:
-                copy.test_on_batch(*keras.tree.map_structure(np.asarray, batch))  # begins at 0 again
-                # In 64 bits: there may be more pixels than 32 count.
+                copy.test_on_batch(*keras.tree.map_structure(np.asarray, batch))  # starts from 0 again
+                # In 64 bits, as there may be more than 2^31 pixels.
                 counts = [np.asarray(each.value, each.dtype[:-2] + "64") for each in _list_variables(copy)]
                 sums = counts if sums is None else [*map(np.add, sums, counts)]
             states = gather(sums and [total.tolist() for total in sums])
             scores = None
-            if is_first_process():  # which has the first batch: before one, metrics may have no variables
+            if is_first_process():  # it has the first batch, without which metrics may have no variables
                 _set_counts(copy.metrics, [state for state in states if state])
                 scores = {name: float(value) for name, value in copy.get_metrics_result().items()}
         return gather(scores)[0]
@@ -97,7 +97,7 @@ def _has_one_size(batches):
 
 
 def _set_counts(metrics, states):
-    """Gives metrics the sums of the counts that the processes have in their variables."""
+    """Sets the variables of metrics to the sums over all processes."""
     first = 0
     for metric in metrics:
         last = first + len(metric.variables)

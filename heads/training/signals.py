@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as calls, so that a training can end where it is whole."""
+"""Ctrl-C and SIGTERM as function calls, so that a training can end in a consistent state."""
 
 import contextlib
 import signal
@@ -9,7 +9,7 @@ SIGTERM_REASON = ("SIGTERM",)
 
 @contextlib.contextmanager
 def interrupt_on_signals(interrupt):
-    """Calls `interrupt` at Ctrl-C, and at SIGTERM (a job's time is over, a machine is taken away).
+    """Calls `interrupt` at Ctrl-C, and at SIGTERM (a job's time is up, or its machine is taken away).
 
     Args:
         interrupt: Function that is called without arguments at each Ctrl-C, and with "SIGTERM" at the first
@@ -23,7 +23,7 @@ def interrupt_on_signals(interrupt):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             interrupt(*SIGTERM_REASON)
 
-    if threading.current_thread() is not threading.main_thread():  # only there Python hears of signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     before = {number: signal.signal(number, call) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""The states of a run: files that its training goes on from."""
+"""The states of a run: files from which its training resumes."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from keras import ops
 from heads.processes import without_the_others
 from heads.training.files import RunError, replace_file
 
-# Of other settings than these a state cannot go on: they make the model, or the order of the pictures.
+# Only these settings may change when a run resumes; the others define the model or the order of the pictures.
 FREE_SETTINGS = {
     *("output", "resume", "data", "splits", "annotations", "images", "class_names", "class_colours"),
     *("schedule", "epochs", "steps", "evaluate_every"),
@@ -22,13 +22,13 @@ FREE_SETTINGS = {
 
 
 class States:
-    """The latest state of a run, `latest.weights.h5`, and those before it, `step-*.weights.h5`: whole files.
+    """The latest state of a run, `latest.weights.h5`, and those before it, `step-*.weights.h5`.
 
     A state holds the weights of a model and its optimizer, the state of every random number generator of the
     model, and a record.
 
     Args:
-        folder: Where the files lie.
+        folder: Folder of the files.
         keep: How many are kept, the latest among them.
     """
 
@@ -43,18 +43,18 @@ class States:
         return sorted(self.latest.parent.glob("step-*.weights.h5"), reverse=True)
 
     def restore(self, model, check, say):
-        """Fills a compiled model from the newest state that is whole.
+        """Fills a compiled model from the newest undamaged state.
 
         Args:
             model: The model.
-            check: Function of a record that raises RunError where the model cannot go on from it.
-            say: Function of a text, which is told what cannot be read.
+            check: Function of a record that raises a RunError if the model cannot resume from it.
+            say: Function that prints a text, for states that cannot be read.
 
         Returns:
-            (record, path); None where there is no state.
+            (record, path); None if there is no state.
 
         Raises:
-            RunError: Where no state can be read.
+            RunError: If no state can be read.
         """
         run, problems = self.latest.parent.parent, []
         for path in (self.latest, *self.older):
@@ -82,13 +82,13 @@ class States:
 
     @contextlib.contextmanager
     def write(self, model, record):
-        """Makes a state the latest when the block ends, in which what belongs to it is written.
+        """Saves a state, which becomes the latest when the block ends; the block writes what belongs to it.
 
         Args:
             model: The model.
             record: JSON dict, with a "step".
         """
-        # The state is written first, so that the disk has room for it, and renamed last.
+        # The state is written first, so that there is room for it on the disk, and renamed last.
         with replace_file(self.latest) as unfinished:
             with without_the_others():
                 model.save_weights(unfinished)
@@ -101,7 +101,7 @@ class States:
         self._latest_step = record["step"]
 
     def _keep_latest(self):
-        """Gives the latest state a second name before it is replaced: there is one at any moment."""
+        """Gives the latest state a second name before it is replaced, so that there is one at any moment."""
         if self._latest_step is not None and self.latest.exists():
             path = self.latest.with_name(f"step-{self._latest_step:09d}.weights.h5")
             path.unlink(missing_ok=True)
@@ -114,15 +114,15 @@ class States:
 
 
 def compare_settings(trained: dict, settings: dict, folder) -> list[str]:
-    """Returns what has changed since a state was saved, a text for each setting, if it may.
+    """Returns a text for each setting that has changed since a state was saved, if it may change.
 
     Args:
         trained: The settings of the state.
-        settings: Those of the training that is to go on from it.
-        folder: Of the run, for the message.
+        settings: The settings of the training that resumes from it.
+        folder: Folder of the run, for the message.
 
     Raises:
-        RunError: At settings that a state does not go with.
+        RunError: If settings differ that must not.
     """
     changes = {
         name: f"{name.replace('_', '-')} {trained[name]!r} became {settings[name]!r}"
@@ -157,5 +157,5 @@ def _fill(model, path, record):
 
 
 def _list_seeds(model):
-    """Returns the states of the model's random number generators, which are no weights to Keras."""
+    """Returns the states of the model's random number generators, which Keras does not count as weights."""
     return [variable for variable in model.variables if variable.name == "seed_generator_state"]

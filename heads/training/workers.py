@@ -18,26 +18,26 @@ from heads.processes import count_devices, gather, is_first_process, join_proces
 from heads.training.files import RunError
 from heads.training.folders import hold_run_folder
 
-# They say where a training runs, not what it is, and are in no settings.
+# These options say where a training runs, not what it is, and are not among its settings.
 OPTIONS = ("processes", "coordinator", "process_id", "num_processes", "device")
 PARENT = "HEADS_PARENT_PROCESS"  # in the environment of workers: their parent's id
-GRACE_SECONDS = 5  # after one has failed, for the others to say so and to end what they write
+GRACE_SECONDS = 5  # after one has failed, for the others to report it and to finish writing
 STOP_SECONDS = 600  # after Ctrl-C or SIGTERM, for the first to save
 
 
 def run_in_folder(function, arguments, kind: str):
     """Calls `function(arguments, folder)` in `arguments.output`, a folder that no other training uses.
 
-    Of `--processes` each one calls it, in the same folder; see `heads.processes`.
+    With `--processes`, each process calls it, in the same folder; see `heads.processes`.
 
     Args:
         function: Trains, and returns nothing.
         arguments: With `output`, `resume`, `seed` and `mixed_precision`, as `examples/options.py` adds them;
-            see `hold_run_folder`. The options of processes are taken out.
-        kind: Of the run: what its folder is called where there is no `output`.
+            see `hold_run_folder`. The options of processes are removed from them.
+        kind: Kind of the run, which names its folder if there is no `output`.
 
     Raises:
-        SystemExit: With the message alone, where the training says itself why it ends.
+        SystemExit: With only the message, if the training itself says why it ends.
     """
     try:
         options = take_process_options(arguments)
@@ -58,10 +58,10 @@ def run_in_folder(function, arguments, kind: str):
 
 
 def take_process_options(arguments: argparse.Namespace) -> dict:
-    """Takes the options of processes out of the arguments, checked.
+    """Removes the options of processes from the arguments and returns them, checked.
 
     Raises:
-        RunError: Where they do not go together.
+        RunError: If they do not fit together.
     """
     found = {name: vars(arguments).pop(name, None) for name in OPTIONS}
     together = [found[name] is not None for name in ("coordinator", "process_id", "num_processes")]
@@ -78,7 +78,7 @@ def take_process_options(arguments: argparse.Namespace) -> dict:
 
 
 def check_batch_size(arguments: argparse.Namespace, num_devices: int):
-    """Raises RunError where the pictures of a batch cannot be shared out equally."""
+    """Raises a RunError if the pictures of a batch cannot be divided equally."""
     batch_size = getattr(arguments, "batch_size", 0)
     if batch_size % num_devices:
         raise RunError(
@@ -88,13 +88,13 @@ def check_batch_size(arguments: argparse.Namespace, num_devices: int):
 
 
 def start_workers(count: int) -> int:
-    """Starts this script anew in several processes, and watches them until they have ended.
+    """Starts this script again in several processes, and watches them until they have ended.
 
     Args:
-        count: How many.
+        count: How many processes.
 
     Returns:
-        The exit status: 0, or that of the process that failed. The others are ended then.
+        The exit status: 0, or that of the process that failed, after which the others are ended.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -108,7 +108,7 @@ def start_workers(count: int) -> int:
         for index in range(count):
             place = f"--coordinator {coordinator} --process-id {index} --num-processes {count}"
             command = [sys.executable, sys.argv[0], *others, *place.split(), "--device", str(index)]
-            # In a session of its own: the terminal's Ctrl-C would reach it twice.
+            # In a session of its own, or the terminal's Ctrl-C would reach it twice.
             workers.append(
                 subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
             )
@@ -122,11 +122,11 @@ def start_workers(count: int) -> int:
 
 @contextlib.contextmanager
 def take_place(options: dict, arguments: argparse.Namespace, kind: str):
-    """Joins the other processes where the options say so, and holds the output folder.
+    """Joins the other processes if the options say so, and holds the output folder.
 
     Args:
         options: From `take_process_options`.
-        arguments: Of the script; `batch_size` is checked.
+        arguments: Arguments of the script; `batch_size` is checked.
         kind: Of the run.
 
     Yields:
@@ -134,7 +134,7 @@ def take_place(options: dict, arguments: argparse.Namespace, kind: str):
         the others get its path.
 
     Raises:
-        RunError: Where this process cannot join, or the pictures of a batch cannot be shared out.
+        RunError: If this process cannot join, or the pictures of a batch cannot be divided.
     """
     if options["coordinator"] is None:
         yield lambda: hold_run_folder(arguments, kind)
@@ -156,7 +156,7 @@ def take_place(options: dict, arguments: argparse.Namespace, kind: str):
 
 
 def go_on_alone() -> bool:
-    """Returns whether this is the first process of a training, which goes on by itself and draws pictures.
+    """Returns whether this is the first process of a training, which goes on alone to draw pictures.
 
     The scripts of the others end here.
     """
@@ -166,7 +166,7 @@ def go_on_alone() -> bool:
 
 
 def _check_script(function):
-    """Raises RunError unless the script of the function is what this Python runs."""
+    """Raises a RunError unless this Python runs the script of the function."""
     path = function.__code__.co_filename
     if os.path.realpath(sys.argv[0]) != os.path.realpath(path):
         raise RunError(
@@ -177,7 +177,7 @@ def _check_script(function):
 
 @contextlib.contextmanager
 def _share_run_folder(arguments, kind):
-    """The folder of the run, which the first process holds; the others must see it, too."""
+    """Yields the folder of the run, which the first process holds; the others must see it, too."""
     with contextlib.ExitStack() as stack:
         if is_first_process():
             stack.enter_context(hold_run_folder(arguments, kind))
@@ -193,7 +193,7 @@ def _share_run_folder(arguments, kind):
 
 @contextlib.contextmanager
 def _end_on_errors(index, count):
-    """Ends this process at once where it fails: at its exit JAX would wait for the others, they for it."""
+    """Ends this process at once if it fails: at exit, JAX would wait for the others, and they for it."""
     try:
         yield
     except BaseException as error:
@@ -210,7 +210,7 @@ def _end_on_errors(index, count):
 
 
 def _end_with(parent):
-    """Ends this process when its parent has ended without a word, as by SIGKILL."""
+    """Ends this process when its parent has ended without notice, as by SIGKILL."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -218,7 +218,7 @@ def _end_with(parent):
 
 @contextlib.contextmanager
 def _pass_signals_on(workers):
-    """Passes Ctrl-C and SIGTERM on to the workers; yields a list that is no longer empty after one."""
+    """Passes Ctrl-C and SIGTERM on to the workers; yields a list that is empty until one arrives."""
     numbers = []
 
     def pass_on(number, frame):
@@ -236,7 +236,7 @@ def _pass_signals_on(workers):
 
 
 def _watch(workers, was_stopped):
-    """Returns the exit status of all workers together, when all have ended or one has failed."""
+    """Returns the joint exit status of the workers, when all have ended or one has failed."""
     failed, deadline = None, None
     while True:
         codes = [worker.poll() for worker in workers]

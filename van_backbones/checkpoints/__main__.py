@@ -45,7 +45,7 @@ def list_releases():
 
 
 def download(name):
-    """Prints the path of a release, fetched if need be."""
+    """Prints the path of a release, after downloading it if necessary."""
     print(releases.download(releases.find_release(name)))
 
 
@@ -125,10 +125,10 @@ def _load_model(path):
         with zipfile.ZipFile(path) as archive:
             names_heads = b'"van_backbones.heads>' in archive.read("config.json")
         if names_heads:
-            # The one package beside ours: a file must not choose what is imported.
+            # No package but this one and ours: a file must not choose what is imported.
             importlib.import_module("heads")
         return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # Keras raises TypeError, KeyError and others, as the file is
+    except Exception as error:  # depending on the file, Keras raises TypeError, KeyError and others
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
             "the model could not be loaded; where its classes are neither of van_backbones nor of heads, "

@@ -1,4 +1,4 @@
-"""What a file is that holds no weights, and what its user can do about it."""
+"""Files that hold no weights: what they are, and what their user can do about it."""
 
 import os
 import zipfile
@@ -7,19 +7,19 @@ _ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"BZh": "
 
 
 def describe_file(path):
-    """Returns what a file is that nobody could read as weights, with the way out.
+    """Returns what kind of file cannot be read as weights here, and what to do about it.
 
     Args:
         path: a file.
 
     Returns:
-        A text that continues "'path' is ...", or None where the file may be weights, but damaged.
+        A text that continues "'path' is ...", or None if it may be a damaged file of weights.
     """
     with open(path, "rb") as file:
         start = file.read(512)
     header_size = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 8 + header_size <= os.path.getsize(path):
-        return None  # safetensors, whose first bytes are a length, and perhaps those of another kind
+        return None  # safetensors: it starts with a length, whose bytes may look like another kind
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
         return "is empty, 0 bytes: download or copy it again"
@@ -86,7 +86,7 @@ def find_weights(folder):
     )
 
 
-# In the order of Hugging Face's library.
+# In the order in which Hugging Face's library looks for them.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",

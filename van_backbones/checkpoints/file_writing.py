@@ -7,15 +7,15 @@ import tempfile
 
 @contextlib.contextmanager
 def write_beside(path):
-    """Returns a path to write to; what lies there becomes `path` when all is written.
+    """Yields a temporary path to write to; the file there is moved to `path` at the end.
 
-    A full disk or a kill in the middle leaves what was at `path` before.
+    If the disk fills up or the process is killed, `path` stays as it was.
 
     Args:
         path: the final place.
 
     Raises:
-        ValueError: where the folder does not exist.
+        ValueError: if the folder does not exist, or `path` is a folder.
     """
     path = os.path.abspath(path)
     folder, name = os.path.split(path)

@@ -15,26 +15,26 @@ from van_backbones.checkpoints.file_kinds import describe_file, find_weights
 from van_backbones.checkpoints.torch_file import is_torch_file, load_torch_file
 from van_backbones.variants import VARIANTS
 
-# What holds the weights in the dictionaries that training codes save, most wanted first: what was trained
-# before its moving average.
+# The keys of the weights in the dictionaries that training codes save, preferred ones first: trained weights
+# before their moving average.
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights"),
     *("state_dict_ema", "ema_state_dict", "model_ema_state_dict", "model_ema", "ema_model", "ema"),
 )
 
-# What PyTorch's own wrappers of modules put into the names, anywhere: torch.compile, FSDP, checkpointing.
+# What PyTorch's module wrappers (torch.compile, FSDP, checkpointing) insert anywhere into the names.
 WRAPPED_MODULE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-# The names that every VAN has, one for each code; what comes before it is the name of an outer module.
+# A name that every VAN has, one per code base; anything before it is the name of an outer module.
 FIRST_NAMES = re.compile(
     r"(.*?\.)??(?:(?:backbone\.)?patch_embed1\.proj|backbone\.patch_embed1\.projection"
     r"|(?:van\.)?encoder\.stages\.0\.embeddings\.convolution)\.weight"
 )
 
-# The official code has 1e-6 for classification and 1e-5 for segmentation, under the same names.
+# The official code uses 1e-6 for classification and 1e-5 for segmentation, under the same names.
 LAYER_NORM_EPSILONS = {"official": None, "Hugging Face": 1e-6, "mmpretrain": 1e-5, "mmsegmentation": 1e-5}
 
-# Those of the ImageNet classifier's last layer. Other things have a `head.` as well.
+# The ImageNet classifier's last layer. Other models have names that start with `head.` as well.
 CLASSIFIER_NAMES = ("head.weight", "head.bias")
 
 # Hugging Face's names -> the official ones. `pre_normomalization` is how the library spells it.
@@ -62,7 +62,7 @@ class StateDict(NamedTuple):
         format: who wrote it: "official", "Hugging Face", "mmpretrain" or "mmsegmentation".
         variant: the published size that the arrays have, "b0" .. "b6", or None.
         ignored: names of the file that no model has a use for.
-        layer_norm_epsilon: that of the code which wrote the file, or None where it may be either.
+        layer_norm_epsilon: the epsilon of the code that wrote the file, or None if it may be either.
     """
 
     arrays: dict
@@ -83,7 +83,7 @@ def read_state_dict(path):
         A `StateDict`.
 
     Raises:
-        ValueError: where the file is no such file or holds no VAN weights.
+        ValueError: if the file has another format or holds no VAN weights.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -221,7 +221,7 @@ def _read_shards(path):
 
 
 def _unwrap(content, path):
-    """Returns name -> array from what a training code saved around it."""
+    """Returns name -> array, without what a training code saved around the weights."""
     for _ in range(4):
         inner = [content[name] for name in WRAPPERS if isinstance(content, dict) and name in content]
         inner = [item for item in inner if isinstance(item, dict) and item]
@@ -241,7 +241,7 @@ def _unwrap(content, path):
 
 
 def _strip_prefix(arrays, path):
-    """Returns the arrays without an outer module's name, such as Lightning's `model.`, and what is outside.
+    """Returns the arrays without an outer module's prefix, such as `model.`, and the names outside of it.
 
     PyTorch's wrappers (DistributedDataParallel, torch.compile) put `module.` and `_orig_mod.` before the
     names, Lightning the attribute that holds the model.
@@ -264,7 +264,7 @@ def _strip_prefix(arrays, path):
 
 
 def add_prefix(arrays):
-    """Returns arrays with bare official names put behind `backbone.`; heads have names of their own."""
+    """Returns the arrays with `backbone.` put before bare official names; heads have their own names."""
     if any(name.startswith("backbone.") for name in arrays):
         return arrays
     return {_rename_official(name): array for name, array in arrays.items()}

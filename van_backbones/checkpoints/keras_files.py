@@ -1,4 +1,4 @@
-"""Keras's own files, `.weights.h5` and `.keras`, as arrays, without running anything that is in them."""
+"""Keras's own files, `.weights.h5` and `.keras`, as arrays, without running anything in them."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ class KerasFile:
 
     Attributes:
         datasets: path inside of the file -> `h5py.Dataset`, without an optimizer's state.
-        layer_norm_epsilon: that of the model in a `.keras` file, or None.
+        layer_norm_epsilon: the epsilon of the model in a `.keras` file, or None.
     """
 
     def __init__(self, file, config=None):
@@ -39,7 +39,7 @@ class KerasFile:
             self.datasets[name] = item
 
     def find_variant(self):
-        """Returns the published variant whose widths and depths the arrays have, or None."""
+        """Returns the published variant with the widths and depths of the arrays, or None."""
         embedding = re.compile(r"(?:.*/)?layers/overlap_patch_embedding(?:_\d)?/proj/vars/1")
         block = re.compile(r"(?:.*/)?layers/van_block(?:_\d+)?/norm1/vars/0")
         widths, depths = [], {}
@@ -85,7 +85,7 @@ def open_keras_file(path):
         ValueError: where the file is damaged.
     """
     with contextlib.ExitStack() as stack:
-        # HDF5 raises RuntimeError, OSError, KeyError, TypeError and others, as the damage lies.
+        # Depending on the damage, HDF5 raises RuntimeError, OSError, KeyError, TypeError and others.
         with name_damage(path):
             if not h5py.is_hdf5(path):
                 archive = stack.enter_context(zipfile.ZipFile(path))
@@ -99,10 +99,10 @@ def open_keras_file(path):
 
 @contextlib.contextmanager
 def _extract(archive, size):
-    """Gives the arrays of a `.keras` archive of `size` bytes as a temporary file.
+    """Yields the arrays of a `.keras` archive of `size` bytes as a temporary file.
 
-    HDF5 jumps to and fro, and inside of an archive each step back reads all from the start: half a minute for
-    a small Sparse R-CNN.
+    HDF5 seeks back and forth, and inside an archive each seek backwards reads from the start again: half a
+    minute for a small Sparse R-CNN.
     """
     limit = 8 * size + 2**28  # as for PyTorch's files; Keras does not compress
     if archive.getinfo(MEMBER).file_size > limit:
@@ -132,7 +132,7 @@ def read_array(dataset):
 
 
 class _PathRecorder(saving_lib.H5IOStore):
-    """Takes what Keras would write into a file, and keeps which variable goes where."""
+    """Records where Keras would write each variable in a file."""
 
     # Keras has no public way from a variable to its place in a file.
 
@@ -149,7 +149,7 @@ class _PathRecorder(saving_lib.H5IOStore):
 
 
 def name_keras_variables(model):
-    """Returns a model's weights by their places in Keras's files: path inside of the file -> variable.
+    """Returns a model's weights by their places in Keras's files: path inside the file -> variable.
 
     Args:
         model: a built Keras model.

@@ -14,7 +14,7 @@ ATTRIBUTES = (
     ("running_var", "moving_variance"),
 )
 
-# Where PyTorch's axes of a kernel are in Keras. All other arrays are laid out alike: vectors, tables.
+# How to transpose PyTorch's kernels for Keras. All other arrays (vectors, tables) have the same layout.
 KERNEL_AXES = (
     (keras.layers.Conv2D, (2, 3, 1, 0)),  # (out, in, height, width)
     (keras.layers.Conv2DTranspose, (2, 3, 1, 0)),  # (in, out, height, width)
@@ -58,7 +58,8 @@ def name_parts(model):
             dense layer, an embedding or a norm) or variable.
 
     Returns:
-        A dict; a backbone's names start with `backbone.`. A variable that is no layer's is its own.
+        A dict; a backbone's names start with `backbone.`. A variable without a layer stands for its own
+        layer.
 
     Raises:
         ValueError: if the model has no `reference_layers()`.

@@ -28,21 +28,21 @@ def load_checkpoint(model, path):
     """Fills a backbone, a classifier or a whole head model, completely or not at all.
 
     The format is recognised by the content: the official code, Hugging Face transformers, mmpretrain,
-    mmsegmentation (PyTorch or safetensors files, read without PyTorch), or our own `.weights.h5` and
-    `.keras`, whose configuration is not run. A backbone takes its part of a larger model's file. Where a file
+    mmsegmentation (PyTorch or safetensors files, read without PyTorch), or Keras's own `.weights.h5` and
+    `.keras`, whose configuration is not run. A backbone takes its part of a larger model's file. If a file
     has another number of classes than the model, the layers that depend on it are left as they are, with a
-    warning. Files of mmsegmentation and mmpretrain set the backbone's layer norm epsilon to theirs, 1e-5, a
-    `.keras` file to that of its model.
+    warning. The backbone's layer norm epsilon is set to that of the file: 1e-5 for mmsegmentation and
+    mmpretrain, the saved model's for `.keras`.
 
     Args:
         model: a built Keras model: ours with `reference_layers()`, or any for Keras's own files.
         path: a release's name (`van_backbones.checkpoints.RELEASES`), "imagenet" (b0 .. b3) or "imagenet22k"
             (b4 .. b6) for the release of the model's variant, a file, or a folder of Hugging Face's library.
-            A file or folder that is called like a release is "./imagenet".
+            Write "./imagenet" for a file or folder with the name of a release.
 
     Raises:
-        ValueError: for a file that does not fit, is damaged, is none or holds values that are not finite;
-            lists missing, unexpected and wrong-shaped names.
+        ValueError: for a file that does not fit, is damaged, is not a checkpoint or holds values that are not
+            finite; lists missing, unexpected and wrong-shaped names.
         van_backbones.checkpoints.DownloadError: where a release cannot be fetched.
     """
     path = os.fspath(path)
@@ -170,10 +170,10 @@ def _check_variant(variant, backbone, path):
 
 
 def _find_other_classes(model, variables, arrays):
-    """Returns the names of the layers that differ from the file in nothing but the number of classes.
+    """Returns the names of the layers that differ from the file only in the number of classes.
 
     Args:
-        model: has `class_layers`, or nothing is found.
+        model: a model; without the attribute `class_layers` nothing is found.
         variables: reference name -> variable.
         arrays: reference name -> anything with the shape in the file, in Keras's layout.
     """
@@ -195,7 +195,7 @@ def _convert_all(variables, arrays, fresh, read, stored=None):
         arrays: name -> anything with a shape, in Keras's layout.
         fresh: names to leave out.
         read: turns one of `arrays` into a NumPy array.
-        stored: name -> the same in the file's layout, for the messages. Default: `arrays`.
+        stored: name -> the array in the file's layout, for the messages. Default: `arrays`.
     """
     problems = [f"missing: {name}" for name in variables if name not in arrays]
     problems += [f"unexpected: {name}" for name in arrays if name not in variables]
@@ -213,7 +213,7 @@ def _convert_all(variables, arrays, fresh, read, stored=None):
         elif _is_float(variables[name].dtype) and not np.isfinite(array).all():
             problems.append(f"not finite: {name} holds NaN or infinite values: the training diverged")
         converted[name] = array
-    # Shapes first: of another variant's thousand differences they tell the most.
+    # Wrong shapes first: of the thousand differences to another variant they say the most.
     return converted, sorted(problems, key=lambda problem: (not problem.startswith("wrong shape"), problem))
 
 
@@ -236,7 +236,7 @@ def _assign(variables, converted, fresh):
 
 
 def _load_keras_file(model, path):
-    """Fills a model from a `.weights.h5` or `.keras` file; gives the layer norm epsilon, or None."""
+    """Fills a model from a `.weights.h5` or `.keras` file; returns the layer norm epsilon, or None."""
     variables = name_keras_variables(model)
     if len(variables) != len(model.weights) or not variables:
         raise ValueError(

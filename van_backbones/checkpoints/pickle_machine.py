@@ -1,8 +1,8 @@
 """A stack machine for the pickles in PyTorch checkpoints: arrays and plain values come out, nothing is run.
 
 A pickle is a program. Python's own unpickler imports and calls whatever the program names; this machine knows
-the opcodes of pickle protocol 2, which `torch.save` writes, and `_call` lists all that it does beyond them.
-What the opcodes mean: the source of Python's `pickletools`. What PyTorch puts in: its `torch/_utils.py`.
+the opcodes of pickle protocol 2, which `torch.save` writes, and `_call` lists everything it does beyond them.
+The source of Python's `pickletools` explains the opcodes, `torch/_utils.py` what PyTorch writes with them.
 """
 
 import math
@@ -15,12 +15,12 @@ import numpy as np
 
 
 class CheckpointError(ValueError):
-    """A file that is no PyTorch checkpoint, is damaged, or asks for more than tensors and plain values."""
+    """A file that is not a PyTorch checkpoint, is damaged, or asks for more than tensors and plain values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What stands for an object that is neither a tensor nor a plain value: a name without any content."""
+    """Stands for an object that is neither a tensor nor a plain value: a name without any content."""
 
     name: str
 
@@ -43,8 +43,8 @@ class _Function:
 class PickleMachine:
     """Runs one pickle on plain values.
 
-    Every step reads at least one byte, no step works longer than what it reads or a budget allows, and none
-    recurses: a file can make this neither slow nor large.
+    Every step reads at least one byte, takes no longer than what it reads or a budget allows, and never
+    recurses: no file can make this slow or use much memory.
 
     Args:
         file: a binary file object at the start of a pickle. After `run` it is at its end.
@@ -132,7 +132,7 @@ class PickleMachine:
                 raise CheckpointError(f"the pickle has an opcode {known.name if known else code}: not read")
 
     def _take(self, count):
-        # Python sets aside the memory that one asks for: do not ask for more than the file can have.
+        # Python allocates as much as is asked for: do not ask for more than the file can have.
         data = self._file.read(count) if 0 <= count <= self._file_size else b""
         if len(data) != count:
             raise CheckpointError("the pickle is damaged or cut off")
@@ -192,7 +192,7 @@ class PickleMachine:
             raise CheckpointError(f"the pickle sets {len(items)} keys and values of {describe(target)}")
 
     def _set_state(self, state):
-        """Drops what an object's `__setstate__` would get, but looks at the byte order of a NumPy dtype."""
+        """Drops what an object's `__setstate__` would get, after checking the byte order of a NumPy dtype."""
         target = self._get_top()
         if isinstance(target, np.dtype):
             order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
@@ -202,7 +202,7 @@ class PickleMachine:
             raise CheckpointError(f"the pickle sets the state of {describe(target)}")
 
     def _call(self, function, arguments):
-        """Returns what a known function gives: all that a pickle can do but put values into containers."""
+        """Returns the result of a known function: all that a pickle can do besides filling containers."""
         if not isinstance(function, _Function | Placeholder) or not isinstance(arguments, tuple):
             raise CheckpointError(f"the pickle calls {describe(function)}")
         if isinstance(function, Placeholder):
@@ -293,11 +293,11 @@ class PickleMachine:
         last = offset + sum((count - 1) * step for count, step in zip(shape, strides, strict=True))
         if not is_empty and last >= storage.buffer.nbytes // size:
             raise CheckpointError("a tensor reaches past the end of its storage")
-        # A step of zero repeats elements without end. The view is free, but nobody could afford to copy it.
+        # A stride of zero repeats elements without end. The view is free, but a copy could fill the memory.
         self._tensor_budget -= size * math.prod(max(count, 1) for count in shape)
         if self._tensor_budget < 0:
             raise CheckpointError("the tensors repeat the elements of their storages too often")
-        # PyTorch allows any step where it is never taken, NumPy does not.
+        # PyTorch allows any stride on an axis of length 1, NumPy does not.
         steps = [0 if is_empty or n == 1 else step * size for n, step in zip(shape, strides, strict=True)]
         array = np.ndarray(shape, storage.dtype, storage.buffer, 0 if is_empty else offset * size, steps)
         array.flags.writeable = False
@@ -338,7 +338,7 @@ def _cut(buffer, dtype, part):
 def _check_value(value):
     """Refuses a value that is too deep or too large, holds itself, or has a storage or a function in it.
 
-    A pickle may use a container twice: a few bytes can make a tree that one would walk for ever.
+    A pickle may use a container twice, so a few bytes can describe a tree that takes forever to walk.
     """
     count, todo = 0, [(value, 0)]
     while todo:
@@ -380,7 +380,7 @@ _DTYPES = {f"{module}.{name}Storage": dtype for module in _MODULES for name, dty
 _DTYPES |= {f"torch.float{8 * n}": f"<f{n}" for n in (2, 4, 8)}
 _DTYPES |= {f"torch.{s}int{8 * n}": f"<{s or 'i'}{n}" for s in ("", "u") for n in (1, 2, 4, 8)}
 _DTYPES |= {"torch.bool": "?", "torch.bfloat16": "bfloat16"}
-# Beside tensors: schedulers have counters and getattr (a method of its class), metrics are NumPy scalars.
+# Besides tensors: schedulers contain counters and getattr (a method of a class), metrics NumPy scalars.
 _FUNCTIONS = frozenset(
     """
     torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3

@@ -13,7 +13,7 @@ class DownloadError(OSError):
 
 
 class Release(NamedTuple):
-    """Where one published checkpoint lies, and what it is.
+    """One published checkpoint: where it is stored, and what it is.
 
     Attributes:
         name: its name here.
@@ -21,7 +21,7 @@ class Release(NamedTuple):
         repository: its repository on the Hugging Face hub, or its folder on OpenMMLab's server.
         file: its name in that repository or folder.
         revision: branch or pull request of the repository; None on OpenMMLab's server.
-        top_1: ImageNet-1k top-1 accuracy in percent, as published by the authors; None where there is none.
+        top_1: ImageNet-1k top-1 accuracy in percent, as published by the authors; None if unknown.
         data: what it was trained on.
         licence: SPDX name of the licence that its repository states.
         sha256: the first digits of the file's SHA-256, as published; "" where only the hub announces it.
@@ -62,7 +62,7 @@ def find_openmmlab() -> str:
 
 
 def find_release(name: str, variant: str | None = None) -> Release:
-    """Returns the release of a name.
+    """Returns the release with a name.
 
     Args:
         name: a key of `RELEASES`, or one of `SHORTHANDS` for the release of `variant`.
@@ -93,17 +93,17 @@ def find_release(name: str, variant: str | None = None) -> Release:
 
 
 def download(release: Release) -> str:
-    """Returns the path of a release in the cache, after downloading it where it is not there yet.
+    """Returns the path of a release in the cache, after downloading it if it is not there yet.
 
-    The hub's client downloads from OpenMMLab's server as well: it shows the progress, resumes, and reads its
-    own environment variables: HF_HOME (where the cache lies), HF_HUB_OFFLINE (the cache alone) and, for the
-    hub, HF_ENDPOINT (a mirror). OPENMMLAB_ENDPOINT is a mirror of OpenMMLab's server.
+    The hub's client downloads from OpenMMLab's server as well. It shows the progress, resumes, and reads its
+    own environment variables: HF_HOME (the cache's folder), HF_HUB_OFFLINE (use nothing but the cache) and,
+    for the hub, HF_ENDPOINT (a mirror). OPENMMLAB_ENDPOINT is a mirror of OpenMMLab's server.
 
     Args:
         release: a row of `RELEASES`.
 
     Returns:
-        The path of the whole file. Its content was compared with the release's SHA-256, or with that which
+        The path of the complete file, whose content was compared with the release's SHA-256 or the one that
         the hub announced.
 
     Raises:
@@ -203,7 +203,7 @@ def _list_releases():
 
 
 RELEASES = {release.name: release for release in _list_releases()}
-# What stands for the release of a variant: f"{variant}_{shorthand}".
+# Short names for a variant's release, f"{variant}_{shorthand}".
 SHORTHANDS = ("imagenet", "imagenet22k")
 
 
@@ -239,7 +239,7 @@ def _fetch_from_openmmlab(release):
                 try:
                     http_get(release.address, file, resume_size=file.tell(), displayed_filename=release.name)
                 except HfHubHTTPError as error:
-                    # 416: nothing is left to send, for a kill came when all was there. The checksum decides.
+                    # 416: nothing is left to send, since all was there before a kill. The checksum decides.
                     if error.response is None or error.response.status_code != 416:
                         raise
             os.replace(unfinished, path)
@@ -262,7 +262,7 @@ def _follow_links(path):
 
 def _read_announced(path):
     """Returns the SHA-256 that the hub announced for a cached file, or ""."""
-    # A cached file links to a blob that is named by its ETag: the SHA-256, for files as large as ours. Only
+    # A cached file links to a blob named by its ETag, which for files as large as ours is the SHA-256. Only
     # the first link counts: the newest client's blobs may link on, to a file that is named by its Xet hash.
     # Without links (Windows) or with a Git hash there is nothing to compare; the client checked the size.
     announced = os.path.basename(_follow_links(path)[:2][-1])
@@ -270,8 +270,8 @@ def _read_announced(path):
 
 
 def _discard(path):
-    """Deletes a cached file with all that it links to; gives what came of it, for an error."""
-    # A damaged blob that stays would be taken again at the next call.
+    """Deletes a cached file and everything it links to; returns the outcome as a text for an error."""
+    # A damaged blob that is left there would be used again in the next call.
     try:
         for link in _follow_links(path):
             pathlib.Path(link).unlink(missing_ok=True)  # another process may be at it too
@@ -284,7 +284,7 @@ def _explain(release, error):
     """Returns the message for a failed download: what was asked, what happened, the ways out."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # This one says only that the file is not in the cache either; its cause is what happened.
+    # This error says only that the file is not in the cache either; its cause tells what happened.
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -296,7 +296,7 @@ def _explain(release, error):
 
 
 def _ways_out(release):
-    """Returns what a user can do where a download fails."""
+    """Returns what a user can do when a download fails."""
     from huggingface_hub import constants
 
     if release.revision:

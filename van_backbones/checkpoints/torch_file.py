@@ -1,8 +1,9 @@
-"""PyTorch checkpoint files as NumPy arrays, without PyTorch, and without running anything that is in them.
+"""PyTorch checkpoint files as NumPy arrays, without PyTorch, and without running anything in them.
 
-The formats: https://docs.pytorch.org/docs/stable/notes/serialization.html. Since PyTorch 1.6 a zip file with
-`<name>/data.pkl`, `<name>/data/<key>` and sometimes `<name>/byteorder`. Before that ("legacy") five pickles
-in a row (magic number, version, machine, the object, storage keys), then the storages, each after its length.
+The formats: https://docs.pytorch.org/docs/stable/notes/serialization.html. Since PyTorch 1.6 it is a zip file
+with `<name>/data.pkl`, `<name>/data/<key>` and sometimes `<name>/byteorder`. Before that ("legacy"), it was
+five pickles in a row (magic number, version, machine, the object, storage keys), then the storages, each
+after its length.
 """
 
 import io
@@ -19,8 +20,8 @@ __all__ = ["CheckpointError", "Placeholder", "is_torch_file", "load_torch_file"]
 def load_torch_file(path):
     """Returns what a PyTorch checkpoint file holds, with NumPy arrays for its tensors.
 
-    Not read: complex, quantized and sparse tensors, whole modules, big-endian files, what Python 2 saved, and
-    other pickle protocols than 2, the default of `torch.save`.
+    Does not read complex, quantized and sparse tensors, whole modules, big-endian files, files from Python 2,
+    and pickle protocols other than 2, the default of `torch.save`.
 
     Args:
         path: a file that `torch.save` wrote, in the zip or in the legacy format.
@@ -33,7 +34,7 @@ def load_torch_file(path):
         the size of the file, and copies of all arrays would take at most 8 times as much and 256 MiB.
 
     Raises:
-        CheckpointError: for a file that is none, is damaged, or asks for anything else; it says what.
+        CheckpointError: for a file that is not a checkpoint, is damaged, or asks for anything else.
         OSError: where the file cannot be opened.
     """
     with open(path, "rb") as file:
@@ -50,7 +51,7 @@ def load_torch_stream(file):
         file: a binary file object that can seek.
 
     Raises:
-        CheckpointError: for anything that is no checkpoint of tensors and plain values.
+        CheckpointError: for anything but a checkpoint of tensors and plain values.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -63,7 +64,7 @@ def load_torch_stream(file):
 
 
 def is_torch_file(path):
-    """Returns, from a file's first bytes, whether `torch.save` wrote it.
+    """Returns whether `torch.save` wrote a file, judging by its first bytes.
 
     Args:
         path: any file.

@@ -1,4 +1,4 @@
-"""What an export computes, and how each format is written: beside its place, and moved there when whole."""
+"""What an export computes, and how each format is written: beside its place, then moved there."""
 
 import contextlib
 import importlib.util
@@ -28,20 +28,20 @@ FORMATS = {
     "openvino": (".xml", ("openvino",)),
     "litert": (".tflite", ()),
 }
-# Names of files, which nobody means for a folder.
+# Suffixes of files: a path with one of them is not meant for a folder.
 FILE_SUFFIXES = (".onnx", ".xml", ".bin", ".tflite", ".pb", ".keras", ".h5")
 # What TensorFlow writes into a SavedModel's folder; "assets.extra" is for its users.
 SAVED_MODEL_PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
 
 
 class ServedModel(keras.Model):
-    """What an export does: images -> decoded results by name.
+    """What an export computes: images -> decoded results by name.
 
     Args:
         model: a deployed model.
 
     Raises:
-        ValueError: if the model takes anything else than images of known channels.
+        ValueError: if the model takes anything but images with a known number of channels.
     """
 
     def __init__(self, model):
@@ -98,7 +98,7 @@ def _are_lengths(*values):
 
 
 def name_outputs(outputs):
-    """Returns a model's outputs by name: a dict's own, "output_0", ... of a list, "outputs" of one alone."""
+    """Returns outputs by name: the keys of a dict, "output_0", ... for a list, "outputs" for a single one."""
     if not isinstance(outputs, dict):
         outputs = {"output" if isinstance(outputs, (list, tuple)) else "outputs": outputs}
     return {"_".join(map(str, path)): value for path, value in keras.tree.flatten_with_path(outputs)}
@@ -108,8 +108,8 @@ def check_path(path, format):
     """Refuses an unknown format, and a path where a format cannot be written.
 
     Raises:
-        ValueError: at an unknown format, a suffix of another one, a file where a folder is written or a
-            folder where a file is, and a folder that holds anything else than an earlier SavedModel.
+        ValueError: for an unknown format, a suffix of another format, a file where a folder is written or the
+            reverse, and a folder that holds anything but an earlier SavedModel.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {list(FORMATS)}. Received: {format!r}")
@@ -135,18 +135,18 @@ def check_path(path, format):
 
 
 def write_export(served, path, format, signature, freeze_weights=False, calibration=None):
-    """Writes a `ServedModel`. What fails or is killed leaves what was at the path before.
+    """Writes a `ServedModel`. A failure or a kill leaves the path as it was before.
 
     Args:
         served: the model.
-        path: where to, as a `pathlib.Path` that `check_path` passes.
+        path: where to write, a `pathlib.Path` that `check_path` accepts.
         format: one of `FORMATS`.
-        signature: the images, of `ServedModel.make_signature`.
+        signature: what `ServedModel.make_signature` returned.
         freeze_weights: whether a SavedModel holds its weights as constants.
         calibration: a `Calibration`, for int8.
 
     Returns:
-        What `quantize_export` does; None without a calibration.
+        What `quantize_export` returns; None without a calibration.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def write_export(served, path, format, signature, freeze_weights=False, calibrat
 
 
 def _replace_folder(written, path, earlier):
-    """Moves a SavedModel to its place; what others added to the folder stays there."""
+    """Moves a SavedModel to its place; other files in the folder stay there."""
     if path.exists():
         path.rename(earlier)
     try:
@@ -187,7 +187,7 @@ def _convert(served, path, format, signature):
     if format == "litert":
         import tensorflow as tf
 
-        # Else what LiteRT does not know would be left to TensorFlow, which its own runtime lacks.
+        # Otherwise, operations unknown to LiteRT would be left to TensorFlow, which LiteRT's runtime lacks.
         options["target_spec"] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     warnings.simplefilter("ignore", FutureWarning)  # Keras asks NumPy for a name on tf2onnx's behalf
     with mended_converter() if format == "openvino" else contextlib.nullcontext():
@@ -203,7 +203,7 @@ def _write_saved_model(served, path, signature, freeze_weights):
     run = tf.function(call, input_signature=[signature], autograph=False)  # one graph for both signatures
 
     def serve(images):
-        # TensorFlow checks no shapes when it serves: a missing axis would end its process.
+        # TensorFlow checks no shapes when it serves: a missing axis would crash its process.
         return run(tf.ensure_shape(images, signature.shape))
 
     archive = keras.export.ExportArchive()
@@ -225,7 +225,7 @@ def _decode_picture(encoded):
     import tensorflow as tf
 
     def decode_jpeg():
-        # As Pillow does; TensorFlow's own choice is quicker, and its pixels differ.
+        # As Pillow does; TensorFlow's default is quicker, but its pixels differ.
         return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
     def decode_others():
@@ -241,7 +241,7 @@ def _freeze(served):
     weights = [(variable, variable.numpy()) for variable in served.variables]
 
     def call(images):
-        # oneDNN reorders constants once, and variables in every call. Made outside, tensors would be inputs.
+        # oneDNN reorders constants once, but variables in every call. Constants made outside would be inputs.
         constants = [(variable, tf.constant(value)) for variable, value in weights]
         with keras.StatelessScope(state_mapping=constants):
             return served.call(images)
@@ -288,46 +288,46 @@ def export(
     """Writes a model for another runtime: images in, decoded results out, nothing of Keras needed.
 
     The model is deployed first (`deploy`). The export takes "images", uint8 (batch, height, width, 3), RGB,
-    or float32 (batch, height, width, channels) where the backbone has `normalization=None`. What it gives has
+    or float32 (batch, height, width, channels) where the backbone has `normalization=None`. The outputs have
     names: the levels of a backbone; "boxes", "scores", "labels" and "masks" of a detector; "outputs" where
     there is only one, such as a segmenter's label maps or a classifier's logits; "output_0", "output_1", ...
-    of a model with a list of outputs. All formats allow any height and width; fixed ones run faster in
+    of a model with a list of outputs. All formats allow any height and width; fixed sizes run faster in
     OpenVINO and TensorFlow.
 
-    A SavedModel has one more signature, "serve_encoded": "images" are then strings (batch,), files whose
-    pictures share one size: JPEG, PNG, BMP, or the first frame of a GIF. Their pixels are taken as they are
-    stored: grey is repeated, an alpha channel ignored, 16 bits cut to their upper 8, and the EXIF orientation
-    is not applied, so turn such pictures before. Other pixels than Pillow's come of CMYK files only.
+    A SavedModel has one more signature, "serve_encoded": its "images" are strings (batch,), the contents of
+    files whose pictures share one size: JPEG, PNG, BMP, or the first frame of a GIF. Pixels are used as they
+    are stored: grey is repeated, an alpha channel is ignored, 16 bits are cut to their upper 8, and the EXIF
+    orientation is not applied, so turn such pictures first. Only CMYK files give other pixels than Pillow.
 
     Images of another shape or dtype than the export takes are an error in a SavedModel, ONNX Runtime and
     OpenVINO. LiteRT itself checks nothing; `van_backbones.exporting.load_export` does.
 
-    What fails or is killed leaves an earlier export at the path as it was: files are written beside it and
-    moved when they are whole. TensorFlow keeps some of what it traces for as long as the process lives.
+    A failure or a kill leaves an earlier export at the path as it was: files are written beside it and moved
+    when they are complete. TensorFlow keeps some of what it traces for as long as the process lives.
 
-    With `calibration` the export is in int8: the weights and inputs of convolutions and dense layers. All
-    else stays in float. See docs/deployment.md for what that brings.
+    With `calibration` the weights and inputs of convolutions and dense layers are int8. Everything else stays
+    in float. See docs/deployment.md for what that brings.
 
     Args:
-        model: what `deploy` takes, or gave.
+        model: what `deploy` takes or returns.
         path: a folder for "saved_model": a new one, an empty one, or that of an earlier SavedModel; else a
             file, which must end in ".onnx" for "onnx", ".xml" for "openvino" (weights go beside it, into
             ".bin") and ".tflite" for "litert".
         format: "saved_model", "onnx", "openvino" or "litert". All but the first are exported in float32;
-            OpenVINO computes in bfloat16 where its runtime is told so.
-        image_size: (height, width) of the images, either or both None for any. None gives what the model was
-            built for, which is any as a rule.
+            OpenVINO computes in bfloat16 if its runtime is told so.
+        image_size: (height, width) of the images, either or both None for any. Default: what the model was
+            built for, usually any size.
         batch_size: number of images; None for any.
         freeze_weights: whether a SavedModel holds its weights as constants; those of the other formats
             always are. TensorFlow runs them faster, the more so the smaller the images (not at 800 x 1280),
             but takes about 20 times their size in memory, and 30 times to write them: for small models.
         calibration: pictures that show which values occur, for int8: an iterable of batches as the export
             takes them (float32 0 .. 255, too, and the first element of tuples, "images" of dicts: pipelines
-            of `heads.data` fit), or a path, whose pictures a head reads as in `predict_pictures`. Some 100
-            are good, the first 300 are used. None for float32.
+            of `heads.data` fit), or a path, whose pictures a head reads as in `predict_pictures`. About 100
+            are enough, at most the first 300 are used. None for float32.
         max_drop: how many percentage points the score may drop in "openvino"; layers that cost more stay in
-            float. Each try scores once. None for no limit, without `evaluate`.
-        evaluate: a function that scores in percent, higher is better. It is given a function like those of
+            float. Each attempt computes the score once. None for no limit, without `evaluate`.
+        evaluate: a function that scores in percent, higher is better. It gets a function like that of
             `load_export`: images -> outputs by name.
 
     Returns:
@@ -336,10 +336,10 @@ def export(
 
     Raises:
         TypeError: if `deploy` does not take the model.
-        ValueError: at an unknown format, a path that is not for it, an image size that the model does not
-            take, a model with other inputs than one of images, a model that is quantized or was deployed in
-            half precision for a format other than "saved_model", or on another backend than TensorFlow; at a
-            format without int8, no pictures for it, or some that the export would not take.
+        ValueError: for an unknown format, a path that does not fit it, an image size that the model does not
+            take, a model with inputs other than one of images, a model that is quantized or was deployed in
+            half precision for a format other than "saved_model", or a backend other than TensorFlow; for int8
+            in a format without it, without pictures, or with pictures that the export would not take.
         ImportError: if the format's converter is not installed: `pip install 'van-backbones[export]'`, and
             "[int8]" for int8.
     """

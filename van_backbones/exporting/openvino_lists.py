@@ -1,8 +1,9 @@
-"""Loops in OpenVINO that fill a list, as `keras.ops.map` does: an item is written once, and not the list.
+"""Loops in OpenVINO that fill a list, as `keras.ops.map` does: each item is written once, not the list.
 
-OpenVINO makes a tensor of TensorFlow's list, which the loop carries along: each step spreads it to its full
-size, writes an item and hands it on, and copies it two or three times. With 32 groups of regions, 50 MB
-together, that was a third of a two-stage detector's time. A loop of OpenVINO can join what its steps give.
+OpenVINO turns TensorFlow's list into a tensor that the loop carries along: each step expands it to its full
+size, writes an item and passes it on, which copies it two or three times. With 32 groups of regions, 50 MB
+together, that was a third of a two-stage detector's time. OpenVINO's own loops can concatenate the outputs of
+their steps instead.
 """
 
 import numpy as np
@@ -70,7 +71,7 @@ def _holds(node, number):
 
 
 def _find_sources(nodes):
-    """Returns all nodes that some are made of, themselves included."""
+    """Returns all nodes that the given ones depend on, themselves included."""
     found, waiting = {}, list(nodes)
     while waiting:
         node = waiting.pop()
@@ -128,7 +129,7 @@ def _rebuild(loop, filled):
 
 
 def _check_length(items, before, after):
-    """Returns joined items in the shape of the list; running fails where there are not as many."""
+    """Returns joined items in the shape of the list; the model fails if their number differs."""
     from openvino import opset13 as op
 
     shape = after.get_partial_shape()

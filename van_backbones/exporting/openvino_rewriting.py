@@ -1,4 +1,4 @@
-"""OpenVINO's converter, and its graphs, rewritten where they would run slowly; results stay equal."""
+"""Repairs OpenVINO's converter and rewrites slow parts of its graphs; results stay equal."""
 
 import contextlib
 
@@ -25,9 +25,9 @@ def rewrite_openvino(path):
 def mended_converter():
     """Lets OpenVINO convert models on Python 3.13 and later.
 
-    Its version 2026.4 asks for TensorFlow's version between `exec("import tensorflow")` and `exec("del
-    tensorflow")`, in a function, where the second no longer sees the first one's name. Both do nothing here:
-    TensorFlow is imported.
+    Version 2026.4 looks up TensorFlow's version between `exec("import tensorflow")` and `exec("del
+    tensorflow")`, in a function, where the second no longer sees the name from the first. Both do nothing
+    here, since TensorFlow is imported already.
     """
     from openvino.frontend.tensorflow import utils
 

@@ -1,8 +1,8 @@
-"""The best k of many in OpenVINO: the same result, hundreds of times as fast where k is large.
+"""Top-k in OpenVINO: the same result, hundreds of times as fast for large k.
 
-TensorFlow's top-k gives equal values by index. OpenVINO's `TopK` is told so, and then takes a bubble sort,
+TensorFlow's top-k orders equal values by index. OpenVINO's `TopK` can do the same, but with a bubble sort,
 whose time grows with the product of both lengths: 0.3 s for 1,000 of 80,000. Its heap sort takes a
-millisecond, but of equal values any are chosen, in any order. So here it sorts what is unique:
+millisecond, but chooses any of equal values, in any order. So here it sorts unique values:
 
     the k-th value        from a heap sort, which is right about values
     who is chosen         what is above it, then what equals it, from the left
@@ -11,7 +11,7 @@ millisecond, but of equal values any are chosen, in any order. So here it sorts 
 
 import numpy as np
 
-# Fewer than that a bubble sort finds as quickly. With more, the last keys would not fit into 32 bits.
+# For a smaller k, a bubble sort is as quick. For a larger one, the last keys would not fit into 32 bits.
 LEAST_COUNT, MOST_COUNT = 16, 46_340
 
 
@@ -42,7 +42,7 @@ def _is_slow(node):
 
 
 def _find_bound(count):
-    """Returns what a number is at most, of the node that gives it; None where the graph does not say."""
+    """Returns an upper bound of the number that a node gives; None if the graph does not say."""
     kind, parts = count.get_type_name(), [value.get_node() for value in count.input_values()]
     if kind == "Constant":
         return int(count.get_data().max())
@@ -53,7 +53,7 @@ def _find_bound(count):
 
 
 def find_best(values, count):
-    """Returns the best of the last axis, equal ones by index: (values, int32 indices), outputs of nodes.
+    """Returns the top k of the last axis, equal ones by index: (values, int32 indices), outputs of nodes.
 
     Args:
         values: output of a node, (..., n).
@@ -65,7 +65,7 @@ def find_best(values, count):
     last, axes = _make_constant(-1), _make_constant([-1])
     length = op.gather(op.shape_of(values, "i32"), last, _make_constant(0))
 
-    # Who is chosen: of those that equal the k-th value, as many as are missing.
+    # Who is chosen: all above the k-th value, and as many equal to it as are still missing.
     least = op.reduce_min(_sort(values, count)[0], axes, keep_dims=True)
     above, equal = op.greater(values, least), op.equal(values, least)
     missing = op.subtract(count, op.reduce_sum(op.convert(above, "i32"), axes, keep_dims=True))
@@ -75,8 +75,8 @@ def find_best(values, count):
     keys = op.select(chosen, op.subtract(length, numbers), op.negative(numbers))
     indices = _sort(keys, count)[1]  # rising
 
-    # In which order: by the number of a value among the different ones, then by index. The first value is
-    # compared with the last, which counts for all alike.
+    # In which order: by the rank among the distinct values, then by index. The first value is compared with
+    # the last one, which shifts all ranks alike.
     ranked, places = _sort(op.gather_elements(values, indices, -1), count)
     changes = op.not_equal(ranked, op.roll(ranked, _make_constant([1]), axes))
     groups = op.cum_sum(op.convert(changes, "i32"), last)

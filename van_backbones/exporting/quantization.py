@@ -1,4 +1,4 @@
-"""Exports in int8: what calibrates them, and how each format's own tool quantises the network's layers."""
+"""Exports in int8: their calibration, and how each format's own tool quantises the network's layers."""
 
 import importlib.util
 import itertools
@@ -10,19 +10,19 @@ import numpy as np
 
 # format -> packages that quantise it
 TOOLS = {"openvino": ("nncf",), "onnx": ("onnxruntime",)}
-# Enough for the ranges of activations, and an end for pipelines that have none.
+# Enough for the ranges of activations; endless pipelines need a limit.
 MOST_PICTURES = 300
 # Batches by which accuracy control ranks the layers: each layer is tried on them.
 MOST_RANKED = 16
-# Kinds of operations, as OpenVINO calls them. Matrix products are layers only with a dense layer's weights:
-# attention, pooling and the pasting of masks multiply, too.
+# Kinds of operations, as OpenVINO calls them. A matrix product counts as a layer only with a dense layer's
+# weights: attention, pooling and the pasting of masks multiply matrices, too.
 CONVOLUTIONS = (
     "Convolution",
     "GroupConvolution",
     "ConvolutionBackpropData",
     "GroupConvolutionBackpropData",
 )
-# What moves values without computing: int8 may pass through.
+# Operations that move values without computing: int8 may pass through them.
 MOVES = ("Concat", "MaxPool", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
@@ -43,10 +43,10 @@ class Calibration(NamedTuple):
 
 
 def check_calibration(format, calibration, max_drop, evaluate):
-    """Refuses what cannot be quantised, before anything is computed.
+    """Raises an error for what cannot be quantised, before anything is computed.
 
     Raises:
-        ValueError: at a format without int8, and where `calibration`, `max_drop` and `evaluate` do not fit.
+        ValueError: for a format without int8, or if `calibration`, `max_drop` and `evaluate` do not fit.
         ImportError: if the format's tool is not installed.
     """
     if calibration is None:
@@ -85,15 +85,15 @@ def check_calibration(format, calibration, max_drop, evaluate):
 
 
 def read_calibration(calibration, model, signature):
-    """Returns batches of images, as an export takes them, from what `export` is given.
+    """Returns batches of images, as an export takes them, from the argument of `export`.
 
     Args:
         calibration: an iterable of batches, or a path of pictures.
         model: the model, which reads the pictures of a path.
-        signature: what the export takes, of `ServedModel.make_signature`.
+        signature: what `ServedModel.make_signature` returned.
 
     Raises:
-        ValueError: if there are no pictures, or of another shape or dtype than the export takes.
+        ValueError: if there are no pictures, or their shape or dtype is not what the export takes.
     """
     batch_size, *image_shape = signature.shape
     if isinstance(calibration, (str, os.PathLike)):
@@ -127,7 +127,7 @@ def read_calibration(calibration, model, signature):
 
 
 def _read_batch(element, image_shape, dtype):
-    """Returns the images of a batch, which may be part of tuples and dicts as in pipelines for training."""
+    """Returns the images of a batch, which may be inside tuples and dicts, as in pipelines for training."""
     while isinstance(element, (tuple, list, dict)):
         if isinstance(element, dict):
             if "images" not in element:
@@ -165,7 +165,7 @@ def find_kernel_sizes(model):
 
 
 def quantize_export(path, format, calibration):
-    """Quantises what `export` wrote, in its place.
+    """Quantises an export in place.
 
     Args:
         path: the export in float32.
@@ -173,7 +173,7 @@ def quantize_export(path, format, calibration):
         calibration: a `Calibration`.
 
     Returns:
-        With a `max_drop`, texts: the layers that stayed in float to keep the score. Else an empty list.
+        With a `max_drop`, a list of texts: the layers that stayed in float. Otherwise an empty list.
     """
     return {"openvino": _quantize_openvino, "onnx": _quantize_onnx}[format](path, calibration)
 
@@ -188,10 +188,10 @@ def _quantize_openvino(path, calibration):
     others = [node for node in model.get_ordered_ops() if node.get_friendly_name() not in names]
     kinds = {*CONVOLUTIONS, "MatMul"}
     options = {
-        # GELU has a short negative side, which asymmetric ranges leave more numbers to.
+        # GELU has a short negative side; asymmetric ranges waste fewer numbers on it.
         "preset": nncf.QuantizationPreset.MIXED,
         "subset_size": len(calibration.batches),
-        # Norms, softmaxes, resizing, sums and all of decoding are precise in float, and no slower.
+        # Norms, softmaxes, resizing, sums and all of decoding stay precise in float, and are no slower.
         "ignored_scope": nncf.IgnoredScope(
             names=[node.get_friendly_name() for node in others if node.get_type_name() in kinds],
             types=sorted({node.get_type_name() for node in others} - kinds - {*MOVES}),
@@ -212,7 +212,7 @@ def _quantize_openvino(path, calibration):
                 f"max_drop must be larger, or the export in float32: int8 costs {lost:.3g} points even with "
                 f"{len(kept)} of {len(layers)} layers in float. Received: {calibration.max_drop}"
             )
-    # Beside the file in float32, whose weights are read from the disk until the last moment.
+    # Beside the float32 file, whose weights are read from the disk until the end.
     written = path.with_name(f"int8-{path.name}")
     openvino.save_model(quantized, written, compress_to_fp16=False)
     for suffix in (".xml", ".bin"):
@@ -221,12 +221,12 @@ def _quantize_openvino(path, calibration):
 
 
 def _is_news(record):
-    """Returns whether a line of NNCF's is about more than one of the thousand operations left in float."""
+    """Returns whether a log line of NNCF says more than that one of a thousand operations stays in float."""
     return "Not adding activation input quantizer" not in record.getMessage()
 
 
 def _limit_drop(model, dataset, calibration, options):
-    """Returns the quantised model with as many layers in float as its score needs, and the points lost."""
+    """Returns the quantised model with as many layers in float as its score needs, and the lost points."""
     import nncf
     import openvino
 
@@ -238,7 +238,7 @@ def _limit_drop(model, dataset, calibration, options):
             return {output.get_any_name(): values[output] for output in compiled.outputs}
 
         scores.append(float(calibration.evaluate(run)))
-        # By the outputs for each picture the tool ranks the layers: as numbers, for it subtracts them.
+        # The tool ranks the layers by the outputs for each picture, which it subtracts: hence floats.
         return scores[-1], [
             [values.astype("float32") for values in run(images).values()] for images in batches
         ]
@@ -309,7 +309,7 @@ def _quantize_onnx(path, calibration):
 
 
 class _ProgressReader:
-    """Gives ONNX Runtime a batch after the other, with a progress bar."""
+    """Gives ONNX Runtime one batch after the other, with a progress bar."""
 
     def __init__(self, batches, name):
         from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Exports at work: what `van_backbones.exporting.export` wrote, run by the format's own runtime."""
+"""Runs what `van_backbones.exporting.export` wrote in the format's own runtime."""
 
 import importlib
 import pathlib
@@ -15,21 +15,22 @@ def load_export(path, num_threads=None, precision="float32"):
     """Returns a function: images -> outputs by name, NumPy arrays both, from what `export` wrote.
 
     The path tells the runtime: a folder is TensorFlow's, ".onnx" ONNX Runtime's, ".xml" OpenVINO's and
-    ".tflite" LiteRT's, on the CPU (TensorFlow: where it likes). Nothing of Keras is at work in the function.
-    It takes images as the export does, uint8 (batch, height, width, 3) by default. Several threads may call
-    it: TensorFlow and ONNX Runtime then answer side by side, OpenVINO and LiteRT one call after the other.
+    ".tflite" LiteRT's. All run on the CPU, except that TensorFlow chooses the device itself. The function
+    does not use Keras. It takes images as the export does, uint8 (batch, height, width, 3) by default.
+    Several threads may call it: TensorFlow and ONNX Runtime then run in parallel, OpenVINO and LiteRT one
+    call after the other.
 
     Args:
         path: what `export` wrote.
-        num_threads: how many threads the runtime may use; None for as many as it likes (LiteRT: one).
-            TensorFlow's belong to the process: they must have been set before anything ran.
+        num_threads: how many threads the runtime may use; None for the runtime's default (LiteRT: one).
+            TensorFlow's threads belong to the process: set them before anything has run.
         precision: what OpenVINO computes in, "float32" or "bfloat16"; the others know "float32" only.
 
     Raises:
         FileNotFoundError: if there is nothing at the path, or a part is missing.
         ImportError: if the runtime is not installed: `pip install "van-backbones[export]"`.
-        ValueError: at an unknown suffix, a precision that the runtime lacks, or less than one thread; in the
-            function, at images of another shape or dtype than the export takes.
+        ValueError: for an unknown suffix, a precision that the runtime lacks, or less than one thread; in the
+            function, for images of another shape or dtype than the export takes.
     """
     path = pathlib.Path(path)
     format = _find_format(path)
@@ -49,7 +50,7 @@ def load_export(path, num_threads=None, precision="float32"):
     def run_export(images):
         images = np.ascontiguousarray(images)
         fits = [side in (None, given) for side, given in zip(shape, images.shape, strict=False)]
-        # LiteRT would take any size, and OpenVINO any dtype, and give something.
+        # LiteRT would accept any size, and OpenVINO any dtype, and return wrong results.
         if len(images.shape) != len(shape) or not all(fits) or images.dtype != dtype:
             raise ValueError(
                 f"images must be {dtype} of shape {shape}, as {path.name} was exported. "
@@ -61,7 +62,7 @@ def load_export(path, num_threads=None, precision="float32"):
 
 
 def measure_export(path):
-    """Returns the bytes that an export takes on the disk, all of its files."""
+    """Returns how many bytes all files of an export take on the disk."""
     path = pathlib.Path(path)
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
@@ -70,7 +71,7 @@ def measure_export(path):
 
 
 def _find_format(path):
-    """Returns the key of `FORMATS` of what lies at a path."""
+    """Returns the key of `FORMATS` of the export at a path."""
     formats = {suffix: format for format, (suffix, _) in FORMATS.items()}
     suffix = "" if path.is_dir() else path.suffix
     if suffix not in formats:
@@ -132,7 +133,7 @@ def _load_onnx(path, num_threads):
 
 def _load_openvino(path, num_threads, precision):
     openvino = _import_runtime("openvino")
-    # Without the first hint it computes in half precision wherever the CPU can.
+    # Without the first hint, OpenVINO computes in half precision wherever the CPU can.
     options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if num_threads is not None:
         options["INFERENCE_NUM_THREADS"] = num_threads
@@ -140,10 +141,10 @@ def _load_openvino(path, num_threads, precision):
     given = compiled.input(0)
     shape = tuple(side.get_length() if side.is_static else None for side in given.get_partial_shape())
 
-    lock = threading.Lock()  # all calls are one infer request's, whose memory they would share
+    lock = threading.Lock()  # all calls share the memory of one infer request
 
     def run(images):
-        # The runtime may write into arrays that are shared with it.
+        # Copied, because the runtime may write into arrays that are shared with it.
         with lock:
             values = compiled(images, share_inputs=False, share_outputs=False)
         return {output.get_any_name(): values[output] for output in compiled.outputs}

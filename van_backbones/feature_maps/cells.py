@@ -9,7 +9,7 @@ MARGIN = 6
 TEXT_SIZE = 13
 LINE_HEIGHT = TEXT_SIZE + 8
 BAR_HEIGHT = LINE_HEIGHT + 10
-# Images with a longer side below the first are drawn larger, by a whole factor, above the second smaller.
+# Images with a longer side below the first are enlarged by a whole factor, above the second shrunk.
 COMFORTABLE_SIDE, MOST_SIDE = 192, 320
 OVERLAY_SHARE = 0.6
 WARNING_COLOUR = (200, 0, 0)
@@ -63,7 +63,7 @@ def mark_point(picture, point, image_size):
 
 
 def draw_bar(colours, width, ends, is_overlay=False):
-    """Returns a colour map from left to right, as it is or over grey, with what its ends stand for below."""
+    """Returns a colour map from left to right, as it is or over grey, with labels below its ends."""
     page = Image.new("RGB", (width, BAR_HEIGHT), "white")
     strip = tint(np.linspace(0, 1, width)[None].repeat(10, axis=0), colours, (0.0, 1.0))
     strip = overlay(np.full_like(strip, 128), strip) if is_overlay else strip

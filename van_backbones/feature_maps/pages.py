@@ -65,22 +65,23 @@ def draw_feature_maps(backbone, image, num_channels: int = 3, class_maps=None, p
 
     The columns are `project_to_rgb`, `strongest_channels`, `attention_maps`, and, where they are asked for,
     `grad_cam` and `similarity_to_point`. All maps of a column have one scale, whose colours stand below. Each
-    map is enlarged to the size of the image; its cells stay visible. A backbone that was neither trained nor
-    loaded is called so in the picture.
+    map is enlarged to the size of the image; its cells stay visible. The picture says so if a backbone was
+    neither trained nor loaded.
 
     Args:
-        backbone: a `VANBackbone`, or what `deploy` made of one; of a classifier or a head `model.backbone`.
+        backbone: a `VANBackbone`, or what `deploy` made of one; for a classifier or a head, pass
+            `model.backbone`.
         image: (height, width, 3), RGB, uint8 or float 0 .. 255, any size.
         num_channels: how many of the strongest channels to draw.
-        class_maps: name of an answer -> what `grad_cam` returned for it.
+        class_maps: name of a class -> what `grad_cam` returned for it.
         point: (x, y) in pixels of the image, to which all positions are compared.
 
     Returns:
         One picture, uint8 (height, width, 3).
 
     Raises:
-        ValueError: if `backbone` is none, `image` is not (height, width, 3) or not finite, `num_channels` is
-            more than a level has, `point` is outside, or the features are not finite.
+        ValueError: if `backbone` is not a backbone, `image` is not (height, width, 3) or not finite,
+            `num_channels` is more than a level has, `point` is outside, or the features are not finite.
     """
     image = _check_image(image)
     if point is not None and not (0 <= point[0] < image.shape[1] and 0 <= point[1] < image.shape[0]):
@@ -106,8 +107,8 @@ def draw_feature_maps(backbone, image, num_channels: int = 3, class_maps=None, p
 def draw_feature_comparison(backbones: dict, image) -> np.ndarray:
     """Draws the features of one image in two backbones side by side, such as before and after fine-tuning.
 
-    The principal components are those of both together (`project_together`), so that equal colours are equal
-    features. The last column is `compare_features`.
+    The principal components are computed from both together (`project_together`), so that equal colours mean
+    equal features. The last column is `compare_features`.
 
     Args:
         backbones: two names -> their `VANBackbone`, or another functional model that returns a pyramid.
@@ -155,7 +156,7 @@ def draw_receptive_fields(fields: dict, num_pictures: int, backbone=None) -> np.
     Args:
         fields: level -> what `receptive_field` returned.
         num_pictures: how many pictures they are averaged over, for the caption.
-        backbone: which they are of; one that was neither trained nor loaded is called so in the picture.
+        backbone: the backbone; the picture says so if it was neither trained nor loaded.
 
     Returns:
         One picture, uint8 (height, width, 3).

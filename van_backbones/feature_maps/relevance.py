@@ -1,4 +1,4 @@
-"""Where in a picture the reasons are: Grad-CAM for a class, and the effective receptive field."""
+"""Which parts of a picture matter: Grad-CAM for a class, and the effective receptive field."""
 
 import keras
 import numpy as np
@@ -10,17 +10,17 @@ from van_backbones.layer_calls import watch_calls
 
 
 def grad_cam(model, image, score) -> dict[str, np.ndarray]:
-    """Returns where each level of the pyramid speaks for a score of the model.
+    """Returns where the features of each level of the pyramid raise a score of the model (Grad-CAM).
 
-    The features of a level are weighed by how much more of each channel would raise the score, on average
-    over the positions, and summed; what speaks against it is left out (Selvaraju et al., arXiv 1610.02391,
-    equations 1 and 2).
+    Each channel of a level is weighted by its gradient of the score, averaged over the positions; the
+    weighted channels are summed, and negative values become 0 (Selvaraju et al., arXiv 1610.02391, equations
+    1 and 2).
 
     Args:
         model: a `VANClassifier`, or a head with a `backbone` and a `pyramid`.
         image: (height, width, 3), RGB, 0 .. 255, as the model takes it.
         score: a function of what `model(images)` returns, of one image, to a scalar, such as the logit of a
-            class before the softmax: `lambda logits: logits[0, 207]`. `heads.class_scores.score_class` is one
+            class before the softmax: `lambda logits: logits[0, 207]`. `heads.class_scores.score_class` works
             for each head.
 
     Returns:
@@ -67,11 +67,11 @@ def grad_cam(model, image, score) -> dict[str, np.ndarray]:
 
 
 def receptive_field(backbone, images, level: str = "P5") -> np.ndarray:
-    """Returns how strongly each pixel moves the features in the middle of a level: what it really looks at.
+    """Returns how strongly each pixel influences the features in the middle of a level.
 
-    The gradient of the middle position's positive features is averaged over pictures; of each pixel, what
-    raises them counts (Luo et al., arXiv 1701.04128, as measured by Ding et al., arXiv 2203.06717). The paper
-    of VAN shows it in figure 8, for pictures of 1120 x 1120.
+    The gradient of the middle position's positive features is averaged over pictures; only its positive part
+    counts (Luo et al., arXiv 1701.04128, as measured by Ding et al., arXiv 2203.06717). The paper of VAN
+    shows it in figure 8, for pictures of 1120 x 1120.
 
     Args:
         backbone: a `VANBackbone`, or another functional model with `pyramid_outputs`.

@@ -11,8 +11,8 @@ from van_backbones.layers import VANBlock
 def project_to_rgb(features) -> np.ndarray:
     """Returns the first three principal components of the positions' features as a colour picture.
 
-    Each component is stretched so that its 2nd and 98th percentiles become 0 and 255. Its sign is such that
-    the channel with the largest weight has a positive one. A component without variance is 128.
+    Each component is stretched so that its 2nd and 98th percentiles become 0 and 255. Its sign is chosen so
+    that the channel with the largest weight has a positive one. A component without variance becomes 128.
 
     Args:
         features: (height, width, channels).
@@ -28,7 +28,7 @@ def project_together(maps) -> list[np.ndarray]:
 
     Args:
         maps: feature maps (height, width, channels) with equal channels, such as those of a model before and
-            after its fine-tuning. The components are those of all their positions together.
+            after its fine-tuning. The components are computed from all their positions together.
 
     Returns:
         A uint8 picture (height, width, 3) for each, as of `project_to_rgb`.
@@ -62,7 +62,7 @@ def strongest_channels(features, num_channels: int = 4) -> tuple[np.ndarray, np.
 
     Args:
         features: (height, width, channels).
-        num_channels: How many.
+        num_channels: how many channels.
 
     Returns:
         The channels' indices, int (num_channels,), and their maps, float32 (num_channels, height, width).
@@ -84,9 +84,9 @@ def attention_maps(backbone, images) -> dict[str, np.ndarray]:
     The attention multiplies the block's features channel by channel (arXiv 2202.09741, equation 2). Its sign
     differs between channels and cancels in a plain mean, so its absolute value is averaged.
 
-    Near the borders of the picture it is no measure of what is there: its kernels reach 11 positions far,
-    over the border into zeros, and the fewer of them lie in the picture, the smaller (or larger, where they
-    cancel inside) their sum becomes. A constant picture shows it alone.
+    Near the borders of the picture it says little about the content: the kernels reach 11 positions far, over
+    the border into zeros, and the fewer of their positions lie in the picture, the smaller (or larger, where
+    values cancel inside) their sum becomes. A constant picture shows this effect alone.
 
     Args:
         backbone: A `VANBackbone`, or what `deploy` made of one.
@@ -96,7 +96,7 @@ def attention_maps(backbone, images) -> dict[str, np.ndarray]:
         A dict "P2" .. "P5" -> float32 (batch, height / stride, width / stride), rounded up.
 
     Raises:
-        ValueError: If the model has no VAN blocks itself: of a classifier or a head, give the backbone.
+        ValueError: if the model has no VAN blocks itself: for a classifier or a head, pass the backbone.
     """
     last_blocks = {}
     for layer in getattr(backbone, "layers", ()):
@@ -118,13 +118,13 @@ def attention_maps(backbone, images) -> dict[str, np.ndarray]:
 
 
 def similarity_to_point(features, position) -> np.ndarray:
-    """Returns how similar each position is to one of them: the cosine between their features.
+    """Returns how similar each position is to a given one: the cosine between their features.
 
-    The features' mean over the positions is left out, which all positions have in common.
+    The mean over the positions, which all features have in common, is subtracted first.
 
     Args:
         features: (height, width, channels).
-        position: (row, column) of the one.
+        position: (row, column) of the given position.
 
     Returns:
         float32 (height, width), -1 .. 1; 1 at the position itself.
@@ -170,8 +170,8 @@ def compare_features(features, others) -> np.ndarray:
 def has_random_weights(backbone) -> bool:
     """Returns whether a backbone is as it was built: neither trained nor loaded.
 
-    It tells by the statistics of the batch norms and by the layer scales, which all have other values then.
-    Of a backbone that `deploy` made it cannot be told.
+    Judges by the statistics of the batch norms and the layer scales, which training and loading change. For a
+    backbone from `deploy` this is unknown, and the result False.
     """
     parts = list(backbone._flatten_layers())
     norms = [part for part in parts if isinstance(part, keras.layers.BatchNormalization)]

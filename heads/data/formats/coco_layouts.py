@@ -20,7 +20,7 @@ PREFIX = "instances_"
 
 
 def list_splits(path: pathlib.Path) -> dict:
-    """(JSON file, folder of the pictures) of each split, None for the only one; empty if there is none."""
+    """Split (None for the only one) -> (JSON file, folder of the pictures); empty if there is none."""
     files = sorted((path / "annotations").glob(f"{PREFIX}*.json"))
     if files:
         return {
@@ -48,7 +48,7 @@ def _find_alone(folder):
         try:
             content = read_json(file, "annotations")
         except ValueError:
-            return file, folder  # who opens it says what is wrong
+            return file, folder  # whatever opens it says what is wrong
         if isinstance(content, dict) and "images" in content and "categories" in content:
             return file, _find_pictures(folder, content["images"])
     return None

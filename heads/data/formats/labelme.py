@@ -1,4 +1,4 @@
-"""labelme's JSON files, one a picture: polygons, rectangles, circles and masks."""
+"""labelme's JSON files, one for each picture: polygons, rectangles, circles and masks."""
 
 import base64
 import binascii
@@ -25,16 +25,16 @@ from heads.pictures import show_path
 
 FORMAT = "labelme"
 LAYOUTS = ("labelme's .json files beside their pictures, in <split>/ or in the folder itself",)
-# What is drawn as a polygon of so many corners.
+# Circles become polygons with this many corners.
 CIRCLE_CORNERS = 64
-# Other tools' JSON may lie in the folder too.
+# At most so many files are checked: other tools' JSON may lie in the folder too.
 MOST_LOOKED_AT = 10
-# Shapes without an area are no objects.
+# Shapes without an area are not objects.
 FLAT_SHAPES = ("point", "points", "line", "linestrip")
 
 
 def list_splits(path: pathlib.Path) -> dict:
-    """The folder of each split of a folder, None for the only one; empty if it is not labelme's."""
+    """Split (None for the only one) -> its folder; empty if the folder is not labelme's."""
     files = itertools.islice(walk_files(path, [".json"]), MOST_LOOKED_AT)
     if not any(map(is_labelme, files)):
         return {}
@@ -46,13 +46,13 @@ def read_split(path: pathlib.Path, place: pathlib.Path, with_masks: bool = False
     """The pictures and objects of a split.
 
     Shapes of one label and one "group_id" are one object. Points and lines are left out, as are pictures
-    without a JSON file. A picture that is not where "imagePath" leads or beside its file is read from the
+    without a JSON file. A picture that is neither at "imagePath" nor beside its JSON file is read from that
     file's "imageData". The classes are those of classes.txt or labels.txt, or all labels of the folder.
 
     Args:
         path: The folder.
         place: From `list_splits`.
-        with_masks: Of no matter here: the outlines are read anyway.
+        with_masks: Not used: the outlines are read anyway.
     """
     contents, problems, others = {}, {}, []
     for file in walk_files(path, [".json"]):
@@ -98,7 +98,7 @@ def is_labelme(path: pathlib.Path) -> bool:
 
 
 def trace_shape(shape: dict) -> np.ndarray | dict | None:
-    """The outline of a shape: the corners of a polygon (n, 2), a mask with its place, or None without area.
+    """The outline of a shape: a polygon's corners (n, 2), a mask with its position, or None without area.
 
     Raises:
         ValueError: If it is malformed, or of an unknown type.
@@ -125,7 +125,7 @@ def trace_shape(shape: dict) -> np.ndarray | dict | None:
 
 
 def _read_file(file):
-    """Returns the content of a file, its shapes a list of dicts; None of other tools' JSON."""
+    """Returns the content of a file, its shapes a list of dicts; None for other tools' JSON."""
     content = read_json(file, "labelme's file")
     if not isinstance(content, dict) or "shapes" not in content:
         return None
@@ -196,7 +196,7 @@ def join_outlines(outlines: list, image_size: tuple[int, int]) -> tuple[list[flo
 
 
 def _find_picture(file, content):
-    """Returns the path of a picture; that of the file itself where the picture is in it alone."""
+    """Returns the path of a picture, or of the JSON file itself if only that holds the picture."""
     name = content.get("imagePath")
     places = [file.parent / name.replace("\\", "/")] if isinstance(name, str) and name else []
     places += [file.parent / place.name for place in places]  # a folder of another machine

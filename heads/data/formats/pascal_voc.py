@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file of boxes a picture, and pictures of the objects' masks."""
+"""Pascal VOC: an XML file with the boxes of each picture, and pictures of the objects' masks."""
 
 import pathlib
 from xml.etree import ElementTree
@@ -31,7 +31,7 @@ FLAGS = {"0": False, "1": True, "": False, "Unspecified": False}
 
 
 def list_splits(path: pathlib.Path) -> dict:
-    """What each split of a folder consists of, None for the only one; empty if it is not Pascal VOC's.
+    """Split (None for the only one) -> what it consists of; empty if the folder is not Pascal VOC's.
 
     A split is (folder of the XML files, folder of the pictures, folder of the masks or None, name or None of
     the lists in ImageSets).
@@ -58,9 +58,9 @@ def list_splits(path: pathlib.Path) -> dict:
 def read_split(path: pathlib.Path, place, with_masks: bool = False) -> Reading:
     """The pictures and objects of a split.
 
-    Pixels count from 1 and boxes hold both ends, as in Pascal VOC: a box spans xmin - 1 .. xmax. Objects that
-    are marked as difficult are regions like crowds: neither objects nor background in training, neither right
-    nor wrong in scores. The classes are those of classes.txt or labels.txt, or all names of the folder.
+    Pixels count from 1 and boxes include both ends, as in Pascal VOC: a box spans xmin - 1 .. xmax. Objects
+    marked as difficult are regions like crowds: neither objects nor background in training, neither right nor
+    wrong in scores. The classes are those of classes.txt or labels.txt, or all names of the folder.
 
     Args:
         path: The folder.
@@ -107,7 +107,7 @@ def read_split(path: pathlib.Path, place, with_masks: bool = False) -> Reading:
 
 
 def find_year(path: pathlib.Path) -> pathlib.Path:
-    """The folder of the year, such as VOC2012, where that of the development kit is given."""
+    """The folder of the year, such as VOC2012, if the development kit's folder is given."""
     for parent in (path / "VOCdevkit", path):
         years = sorted(each for each in parent.glob("VOC2*") if (each / "Annotations").is_dir())
         if len(years) == 1:
@@ -116,7 +116,7 @@ def find_year(path: pathlib.Path) -> pathlib.Path:
 
 
 def find_top(path: pathlib.Path, files: pathlib.Path) -> pathlib.Path:
-    """The folder with the XML files of all splits: of one the class names would not be all."""
+    """The folder with the XML files of all splits: one split might lack some of the classes."""
     return next((path / name for name in XML_FOLDERS if files.is_relative_to(path / name)), path)
 
 
@@ -124,9 +124,9 @@ def read_box(element: ElementTree.Element) -> tuple[float, float, float, float]:
     """The box of an object, xyxy in continuous pixels.
 
     Raises:
-        ValueError: If it is missing, no numbers, or its ends are exchanged.
+        ValueError: If it is missing, not numbers, or its ends are exchanged.
     """
-    box = element.find("bndbox")  # that of a part (head, hands) lies deeper
+    box = element.find("bndbox")  # the box of a part (head, hands) lies deeper
     texts = [None if box is None else box.findtext(name) for name in CORNERS]
     try:
         x1, y1, x2, y2 = map(float, texts)
@@ -151,7 +151,7 @@ def _holds_annotations(folder):
 
 
 def _list_stems(path, files, masks, split):
-    """Returns the names of the pictures of a split, without suffix, as places in the folder of XML files."""
+    """Returns the pictures of a split as paths within the folder of XML files, without suffix."""
     if split is None:
         stems = [each.relative_to(files).with_suffix("").as_posix() for each in walk_files(files, [".xml"])]
         return [stem for stem in stems if masks is None or (masks / f"{stem}.png").is_file()]
@@ -179,7 +179,7 @@ def _parse(file):
 
 
 def _index_pictures(folder):
-    """Returns the pictures by their places in a folder, without suffix."""
+    """Returns the pictures by their paths within a folder, without suffix."""
     found = {}
     for each in walk_files(folder, PICTURE_SUFFIXES):
         found.setdefault(each.relative_to(folder).with_suffix("").as_posix(), each)
@@ -217,7 +217,7 @@ def _read_picture(reading, file, tree, known, stem, mask_path):
 
 
 def _read_object(element, number, numbers, labels):
-    """Returns the label, the box, the mask where there are numbers of objects, and if it is difficult."""
+    """Returns the label, the box, the mask if there are numbers of objects, and whether it is difficult."""
     class_name = element.findtext("name", "").strip()
     if class_name not in labels:
         known = ", ".join(labels)

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: where pictures and splits are, and what is made of the objects."""
+"""What the readers of all formats share: finding pictures and splits, and collecting the objects."""
 
 import os
 import pathlib
@@ -10,26 +10,26 @@ from heads.pictures import read_upright_size, show_path
 # `check` names those that are no JPEG or PNG.
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)
 CLASS_FILES = ("classes.txt", "labels.txt", "obj.names", "_darknet.labels", "class_names.txt")
-# Lines of labelme's lists that are no class of objects.
+# Lines of labelme's lists that are not classes of objects.
 NO_OBJECTS = ("__ignore__", "_background_")
 
 
 class Reading:
     """The pictures and objects of a folder, as COCO's entries.
 
-    Ids are texts that a reader can find: of a picture its place in the folder, of an object the file and the
-    line. The id of a category is the number of the class, from 0.
+    Ids are texts that people can look up: a picture's path within the folder, an object's file and line. The
+    id of a category is the number of the class, from 0.
 
     Args:
         format_name: Name of the format.
         path: What was read, for messages.
-        folder: The folder that the pictures' places start from.
+        folder: The folder that the pictures' paths start from.
         class_names: Names of the classes.
 
     Attributes:
         images, annotations: The entries.
         problems: What could not be read, with its file and line.
-        remarks: What is right but may surprise.
+        remarks: What is valid but may surprise.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class Reading:
         self.images, self.annotations, self.problems, self.remarks = [], [], [], []
 
     def name(self, path: pathlib.Path) -> str:
-        """The place of a file in the folder, as text that can be printed."""
+        """The path of a file within the folder, as text that can be printed."""
         return show_path(self.find_place(path))
 
     def find_place(self, path: pathlib.Path) -> str:
-        """The place of a file in the folder, with slashes; the whole path of one that lies elsewhere."""
+        """The path of a file within the folder, with slashes; the whole path if it lies elsewhere."""
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def add_picture(self, path: pathlib.Path, size: tuple[int, int] | None = None) -> dict:
         """Adds a picture.
 
         Args:
-            path: Of its file.
+            path: Path of its file.
             size: (height, width), or None to look it up in the file: upright, as tools show it.
 
         Returns:
@@ -90,7 +90,7 @@ class Reading:
         self.annotations.append(entry)
 
     def remark_files(self, paths: Sequence[pathlib.Path], text: str):
-        """Adds a remark about a number of files, with the first as an example; none about no files."""
+        """Adds a remark about files, with their number and the first as an example, if there are any."""
         if paths:
             self.remarks.append(f"{len(paths)} {text}, such as {self.name(paths[0])}")
 
@@ -112,7 +112,7 @@ def list_names(path: pathlib.Path, limit: int = 10) -> str:
 
 
 def walk_files(path: pathlib.Path, suffixes: Iterable[str]) -> Iterable[pathlib.Path]:
-    """The files with one of the suffixes in a folder and its sub-folders, sorted, but for hidden ones."""
+    """The files with one of the suffixes in a folder and its sub-folders, sorted, without hidden ones."""
     suffixes = tuple(suffixes)
     for parent, subfolders, names in os.walk(path, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))

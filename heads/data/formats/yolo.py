@@ -1,4 +1,4 @@
-"""YOLO's label files: a line per object, its class and a box or a polygon in shares of the sides."""
+"""YOLO's label files: a line per object, with its class and a box or a polygon as shares of the sides."""
 
 import math
 import os
@@ -28,12 +28,12 @@ LAYOUTS = (
     "images/ and labels/*.txt, or pictures with .txt files beside them, in <split>/ or not, with classes.txt",
     "obj.names and obj_<split>_data/ with pictures and .txt files",
 )
-# Rounded places may be this far outside of a picture, in shares of its side.
+# Rounded positions may be this far outside of a picture, as a share of its side.
 LARGEST_EXCESS = 0.01
 
 
 def list_splits(path: pathlib.Path) -> dict:
-    """What holds the pictures of each split of a folder, None for the only one; empty if it is not YOLO's."""
+    """Split (None for the only one) -> what holds its pictures; empty if the folder is not YOLO's."""
     settings = find_settings(path)
     if settings is not None:
         yaml_path, content = settings
@@ -59,15 +59,15 @@ def list_splits(path: pathlib.Path) -> dict:
 def read_split(path: pathlib.Path, place, with_masks: bool = False) -> Reading:
     """The pictures and objects of a split.
 
-    A picture's labels are in the file of its name with .txt, in the folder where `images` in its path is
-    `labels`, or beside it. A picture without this file has no objects. A line is "class x y width height",
-    the centre and the size, or "class x y x y x y ..."; all in shares of the picture upright by its EXIF
-    orientation. With "kpt_shape" in the settings, only the boxes are read.
+    A picture's labels are in a .txt file of the same name, in the folder with `labels` instead of `images` in
+    the path, or beside it. A picture without this file has no objects. A line is "class x y width height",
+    the centre and the size, or "class x y x y x y ...", all as shares of the sides of the picture, upright by
+    its EXIF orientation. With "kpt_shape" in the settings, only the boxes are read.
 
     Args:
         path: The folder.
         place: From `list_splits`.
-        with_masks: Of no matter here: polygons are read anyway.
+        with_masks: Not used: polygons are read anyway.
 
     Raises:
         ValueError: If there are no names of the classes, or no pictures or labels at all.
@@ -108,10 +108,10 @@ def read_split(path: pathlib.Path, place, with_masks: bool = False) -> Reading:
 
 
 def find_settings(path: pathlib.Path) -> tuple[pathlib.Path, dict] | None:
-    """The YAML file in a folder that has names and a training split, and its content; None without one.
+    """The YAML file in a folder that has class names and a training split, and its content, or None.
 
     Raises:
-        ValueError: If data.yaml is no YAML.
+        ValueError: If data.yaml is not YAML.
     """
     for file in (each for each in list_folder(path) if each.suffix.lower() in (".yaml", ".yml")):
         try:
@@ -134,10 +134,10 @@ def find_label_path(picture: pathlib.Path) -> pathlib.Path:
 
 
 def read_line(line: str, num_classes: int, has_keypoints: bool = False) -> tuple[int, np.ndarray]:
-    """The class of an object and its numbers in shares: a box as (4,), a polygon as (points, 2).
+    """The class of an object and its shape in shares: a box as (4,), a polygon as (points, 2).
 
     Raises:
-        ValueError: If it is no such line.
+        ValueError: If the line has another form.
     """
     words = line.split()
     try:
@@ -200,10 +200,10 @@ def _add_picture(reading, picture):
 
 
 def _find_listed(path, yaml_path, root, entries):
-    """Returns the pictures of a split of data.yaml, and what is missing of them.
+    """Returns the pictures of a split of data.yaml, and a list of what is missing.
 
-    Entries are folders, text files with a picture a line, or pictures. They may start from "path", which is
-    often a folder of another machine, and exported files write "../train/images" for "train/images".
+    Entries are folders, text files with a picture per line, or pictures. They may start from "path", which is
+    often a folder on another machine, and exported files have "../train/images" for "train/images".
     """
     pictures, problems = [], []
     starts = [path / str(root), path] if root else [path]
@@ -246,7 +246,7 @@ def _read_names(names, yaml_path):
 
 
 def _is_flat(folder):
-    """Whether a folder holds a list of classes, or its parent does, and a picture with labels beside it."""
+    """Whether a folder holds a picture with labels beside it, and it or its parent a list of classes."""
     pictures = (each for each in list_folder(folder) if _is_picture(each))
     has_labels = any(each.with_suffix(".txt").is_file() for each in pictures)
     return has_labels and find_class_list([folder, folder.parent]) is not None

@@ -10,7 +10,7 @@ from heads.data.shapes.semantic import MAX_CHECKED_SCENES, SemanticShapes
 
 
 class DetectionShapes:
-    """The scenes of `SemanticShapes` as a source of boxes, labels and masks (see `detection.py`).
+    """The scenes of `SemanticShapes` as a source for `heads.data.detection_batches`.
 
     Args:
         num_images: The number of scenes.
@@ -83,7 +83,7 @@ class DetectionShapes:
         return self._segmentations[index]
 
     def check(self) -> np.ndarray:
-        """Returns the things of each class over the first 64 scenes (or fewer), int64 (num_classes,)."""
+        """Returns how many things of each class the first 64 scenes have, int64 (num_classes,)."""
         labels = [self.scenes[index]["labels"] for index in range(min(len(self), MAX_CHECKED_SCENES))]
         return np.bincount(np.concatenate(labels), minlength=self.num_classes).astype(np.int64)
 

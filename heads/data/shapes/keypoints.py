@@ -15,7 +15,7 @@ CATEGORY_ID = 1
 
 
 class KeypointShapes:
-    """The people in the scenes of `SemanticShapes`, one by one, as a source of `pose_batches.py`.
+    """The people in the scenes of `SemanticShapes`, one by one, as a source for `heads.data.pose_batches`.
 
     Every scene is drawn once, when the data set is made, to find the people; the scenes with people stay in
     memory.
@@ -29,7 +29,7 @@ class KeypointShapes:
         category_id: The id of the category in `to_coco`.
         keypoint_names: "head", "neck", "left_hand", ...
         num_keypoints: Their number.
-        skeleton, flip_pairs, sigmas: As those of `CocoKeypoints`.
+        skeleton, flip_pairs, sigmas: See `CocoKeypoints`.
         upper_body: Empty: no half bodies.
         image_ids: The image id of each person in `to_coco`, from 1.
         image_sizes: int32 (people, 2), (height, width).
@@ -70,7 +70,7 @@ class KeypointShapes:
         return len(self.image_ids)
 
     def check(self) -> np.ndarray:
-        """Returns the labels of each keypoint, int64 (keypoints,)."""
+        """Returns how many labels each keypoint has, int64 (keypoints,)."""
         return (self.keypoints[..., 2] > 0).sum(axis=0).astype(np.int64)
 
     def load(self, indices: tf.data.Dataset | None = None) -> tf.data.Dataset:

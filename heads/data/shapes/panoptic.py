@@ -62,12 +62,12 @@ class PanopticShapes:
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def check(self) -> np.ndarray:
-        """Returns the segments of each class over the first 64 scenes (or fewer), int64 (num_classes,)."""
+        """Returns how many segments of each class the first 64 scenes have, int64 (num_classes,)."""
         labels = [self._draw(index)[2] for index in range(min(len(self), MAX_CHECKED_SCENES))]
         return np.bincount(np.concatenate(labels), minlength=self.num_classes).astype(np.int64)
 
     def _draw(self, index):
-        """Returns image, segments and labels: the things front to back, then the stuff that is left."""
+        """Returns image, segments and labels: the things front to back, then the stuff that is visible."""
         scene = self.scenes[index]
         segments = np.full(self.scenes.image_size, VOID_SEGMENT, np.int32)
         for row, mask in enumerate(scene["masks"]):

@@ -60,7 +60,7 @@ class SemanticShapes:
         return indices.map(map_index, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def check(self):
-        """Returns the pixels of each class over the first 64 scenes (or fewer), int64 (num_classes,)."""
+        """Returns how many pixels of each class the first 64 scenes have, int64 (num_classes,)."""
         counts = np.zeros(self.num_classes, np.int64)
         for index in range(min(len(self), MAX_CHECKED_SCENES)):
             counts += np.bincount(self[index]["semantic"].ravel(), minlength=self.num_classes)

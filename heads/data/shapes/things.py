@@ -1,9 +1,9 @@
-"""How the things of the embedded data set look; `shapes.py` places them in scenes.
+"""How the things of the embedded data set look; `scenes.py` places them.
 
 A drawing function gets `(random, x, y, first, second)`: a NumPy generator, the local coordinates of each
-pixel centre, float32 (h, w), with the thing inside of -1 .. 1, x to the right and y down, and two colours. It
-gives the mask, bool (h, w), the colours, float32 (h, w, 3), and the local keypoints, a tuple of (x, y) that
-is empty for all but people.
+pixel centre, float32 (h, w), with the thing within -1 .. 1, x to the right and y down, and two colours. It
+returns the mask, bool (h, w), the colours, float32 (h, w, 3), and the local keypoints, a tuple of (x, y) that
+is empty for all things but people.
 """
 
 import colorsys
