@@ -153,7 +153,9 @@ def main(argv=None):
         shares = {part: 100 * value / sum(milliseconds.values()) for part, value in milliseconds.items()}
         print(f"{head:16}", *(f"{shares.get(column, 0.0):9.1f}" for column in columns), flush=True)
         numbers += [
-            (case, f"{head}, {part}", "float32", "percent", round(value, 1)) for part, value in shares.items()
+            (case, f"{head}, {part}", "float32", "percent", round(value, 1))
+            for part, value in shares.items()
+            if value >= 0.05
         ]
     write_results(arguments.output, "shares", numbers)
 
