@@ -1,5 +1,6 @@
 """What is compared takes turns, each thing in a process of its own; and the tables that come of it."""
 
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -7,6 +8,8 @@ import statistics
 import time
 import traceback
 from typing import NamedTuple
+
+import psutil
 
 QUIET = 0.1  # the share of the machine that other processes may take in a turn that counts
 
@@ -129,14 +132,18 @@ def time_calls(function, least=0.1, count=1):
 
 
 def _read_clocks():
-    """Returns seconds: the wall's, those that all cores were busy or stolen, and those of this process."""
+    """Returns seconds: the wall's, those of all cores (busy or stolen), of this process and its children."""
     busy = 0.0
     if os.path.exists("/proc/stat"):
         with open("/proc/stat") as file:
             user, nice, system, _, _, interrupts, soft_interrupts, stolen, *_ = file.readline().split()[1:]
         counts = map(int, (user, nice, system, interrupts, soft_interrupts, stolen))
         busy = sum(counts) / os.sysconf("SC_CLK_TCK")
-    return time.perf_counter(), busy, time.process_time()
+    own = time.process_time()
+    for child in psutil.Process().children(recursive=True):  # a DataLoader's workers, for instance
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own += sum(child.cpu_times()[:2])
+    return time.perf_counter(), busy, own
 
 
 def take_turns(turns, num_rounds, budget=float("inf"), least=4):
