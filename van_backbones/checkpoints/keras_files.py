@@ -89,7 +89,8 @@ def open_keras_file(path):
         with name_damage(path):
             if not h5py.is_hdf5(path):
                 archive = stack.enter_context(zipfile.ZipFile(path))
-                config = json.loads(archive.open("config.json").read(2**26))
+                with archive.open("config.json") as member:
+                    config = json.loads(member.read(2**26))
                 extracted = stack.enter_context(_extract(archive, os.path.getsize(path)))
                 opened = KerasFile(stack.enter_context(h5py.File(extracted)), config)
             else:
