@@ -18,6 +18,7 @@ from heads import (
     EDN,
     GFL,
     CascadeMaskRCNN,
+    FasterRCNN,
     Mask2Former,
     MaskRCNN,
     RetinaNet,
@@ -134,6 +135,22 @@ def test_export_of_mask2former(format, task, tmp_path):
                 np.testing.assert_allclose(answers[name], values, atol=1e-4)
             else:
                 assert np.mean(answers[name] != values) < 1e-2, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"image_size": (64, 96), "batch_size": 2}], ids=["any", "fixed"])
+def test_groups_of_regions_are_joined_in_openvino(options, tmp_path):
+    model = build(FasterRCNN, num_classes=3, channels=8, num_proposals=100, score_threshold=0.001)
+    run = export_to(tmp_path, model, "openvino", **options)  # 7 groups of 32
+    images = draw_images((64, 96), 2)
+    answers, expected = run(images), model.predict_on_batch(images.astype("float32"))
+    np.testing.assert_allclose(answers["scores"], expected["scores"], rtol=1e-3, atol=1e-5)
+    assert (expected["scores"] > 0).sum() > 10
+
+    nodes = importlib.import_module("openvino").Core().read_model(tmp_path / "model.xml").get_ops()
+    loops = [node for node in nodes if node.get_type_name() == "Loop"]
+    outputs = [output for loop in loops for output in loop.get_output_descriptions()]
+    assert sum(hasattr(output, "part_size") for output in outputs) == 1  # joined from the steps
 
 
 @pytest.mark.slow
