@@ -1,4 +1,4 @@
-"""Deployed models give what the models give."""
+"""Deployed models predict what the models predict."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_patch_embedding(kernel_size):
 
 
 def test_block_is_exact_at_the_border():
-    """A norm's shift that went through a padded convolution would show at the border and nowhere else."""
+    """A norm's shift that went through a padded convolution would be visible at the border only."""
     block, folded = VANBlock(4), FoldedVANBlock(4)
     inputs = np.random.default_rng(0).normal(size=(1, 25, 31, 8)).astype("float32")
     block.build(inputs.shape)
@@ -59,7 +59,7 @@ def test_fused_gelu(dtype):
         for shape in [(None, 481), (None, None)]
     )
     expected = [x * 0.5 * math.erfc(-x * math.sqrt(0.5)) for x in values.numpy()[0].astype("float64")]
-    # TensorFlow compiles it at the second call: all are to agree.
+    # TensorFlow compiles it at the second call: all calls should agree.
     calls = [compiled, *(function(values) for function in (any_batch, any_size) for _ in range(4))]
     for outputs in (*calls, any_batch(tf.repeat(values, 3, axis=0))[2:]):
         assert outputs.dtype == dtype
@@ -174,13 +174,13 @@ def test_other_models_are_refused(model):
         deploy(model)
 
 
-# What is inside other models.
+# Backbones and heads inside other models.
 
 IMAGES = draw_images((64, 64)).astype("float32")
 
 
 def check_deployed(model, inputs=IMAGES, dtype=None):
-    """Everything is folded, the answers are equal, and the model itself is as it was; gives the result."""
+    """Everything is folded, the answers are equal, and the model itself is unchanged; returns the result."""
     weights = model.get_weights()
     deployed = deploy(model, dtype)
     for layer in deployed._flatten_layers():
@@ -198,7 +198,7 @@ def check_deployed(model, inputs=IMAGES, dtype=None):
 
 
 def enable_lora(model):
-    """Gives every layer of a model that knows LoRA some, of which kernels and answers show much."""
+    """Gives LoRA to every layer of a model that supports it, enough to change kernels and answers."""
     random = np.random.default_rng(0)
     for layer in list(model._flatten_layers()):
         if hasattr(layer, "enable_lora") and not list(layer._flatten_layers(include_self=False)):
@@ -219,7 +219,7 @@ def test_head_with_lora_in_a_functional_model():
 
 
 def test_sequential_model_with_lora(backbone, tmp_path):
-    """With a layer that keeps statistics outside of its variables, and one that Keras cannot copy."""
+    """With a layer that has statistics outside of its variables, and one that Keras cannot copy."""
     scaling = keras.layers.Normalization()
     scaling.adapt(IMAGES / 2)
     part = keras.Model(backbone.input, backbone.output["P4"])
@@ -231,7 +231,7 @@ def test_sequential_model_with_lora(backbone, tmp_path):
 
 
 def test_two_inputs_and_two_outputs(backbone):
-    """One backbone at work twice, an operation that is no layer, and a backbone told not to train."""
+    """A backbone that is called twice, an operation that is no layer, and a backbone that is not trained."""
     images, numbers = keras.Input((64, 64, 3)), keras.Input((5,))
     mirrored = backbone(keras.ops.flip(images, 2), training=False)["P5"]
     maps = keras.layers.Subtract()([backbone(keras.layers.RandomFlip()(images))["P5"], mirrored])
@@ -250,7 +250,9 @@ def test_head_on_a_functional_model_with_a_backbone(backbone):
     assert isinstance(check_deployed(SemanticFPN(own, **size)).backbone, DeployedBackbone)
     other = keras.Model(images, list(pyramid.values()))
     other.pyramid_outputs = pyramid
-    with pytest.raises(TypeError, match="must be a VANBackbone, or a functional model whose outputs"):
+    with pytest.raises(
+        TypeError, match="must have a VANBackbone as its backbone, or a functional model whose outputs"
+    ):
         deploy(SemanticFPN(other, **size))
 
 
@@ -279,7 +281,7 @@ class Doubled(VANBackbone):
 
 
 def test_backbones_out_of_reach_are_refused(backbone):
-    """Else a model would come back that is no faster, or gives something else."""
+    """Otherwise the result would be a model that is no faster, or predicts something else."""
     wrapped = Wrapped(backbone)
     wrapped(IMAGES)
     images, frames = keras.Input((64, 64, 3)), keras.Input((2, 64, 64, 3))
@@ -291,5 +293,5 @@ def test_backbones_out_of_reach_are_refused(backbone):
     }
     for name, refused in models.items():
         for model in refused:
-            with pytest.raises(TypeError, match=f"is of {name}, which has a `call` of its own. Deploy the"):
+            with pytest.raises(TypeError, match=f"is a {name}, which has a `call` of its own. Deploy the"):
                 deploy(model)

@@ -1,4 +1,4 @@
-"""Exports give what the models give, each in its own runtime, and are written whole or not at all."""
+"""Exports predict what the models predict, each in its own runtime, and are written whole or not at all."""
 
 import gc
 import importlib
@@ -39,7 +39,7 @@ PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_li
 
 
 def export_to(tmp_path, model, format, **arguments):
-    """Returns the answers of an export, run by its own runtime."""
+    """Returns the answers of an export from its own runtime."""
     if format in PACKAGES:
         pytest.importorskip(PACKAGES[format])
         for package in FORMATS[format][1]:
@@ -64,7 +64,7 @@ def test_export_of_a_backbone(format, tmp_path):
         assert set(pyramid) == set(expected)
         for level, outputs in expected.items():
             assert relative_error(pyramid[level], outputs) < 1e-4
-    # The model itself stays as it was.
+    # The model itself is unchanged.
     assert all(isinstance(part.dtype_policy, keras.dtype_policies.DTypePolicy) for part in backbone.layers)
     assert backbone.trainable_variables
 
@@ -73,7 +73,7 @@ def test_export_of_a_backbone(format, tmp_path):
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_export_of_a_segmenter(format, tmp_path):
     model = build(UPerNet, num_classes=4, channels=8, auxiliary_channels=8)
-    # At its start the classifier gives one class everywhere, that of the largest bias.
+    # Initially, the classifier predicts one class everywhere, that of the largest bias.
     model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
     images = draw_images((64, 96))
     answers = export_to(tmp_path, model, format, image_size=(64, 96), batch_size=2)(images)
@@ -89,7 +89,7 @@ def test_export_of_a_segmenter(format, tmp_path):
 def test_export_of_a_saliency_model(format, tmp_path):
     model = build(EDN, channels=(8,) * 6, extra_channels=8)
     run = export_to(tmp_path, model, format)
-    for size in ((64, 96), (70, 49)):  # in the second, the coarsest level would be empty
+    for size in ((64, 96), (70, 49)):  # in the second one, the coarsest level would be empty
         images = draw_images(size)
         answers = run(images)
         assert list(answers) == ["outputs"]
@@ -123,7 +123,7 @@ def test_export_of_mask2former(format, task, tmp_path):
     options = {"num_things": 2, "num_stuff": 2, "num_queries": 6, "channels": 16, "num_points": 64}
     layers = {"num_encoder_layers": 1, "num_decoder_layers": 2}
     model = build(Mask2Former, task=task, score_threshold=0.0, **options, **layers)
-    # At its start all queries have one class.
+    # Initially, all queries have one class.
     model.classifier.kernel.assign(8.0 * model.classifier.kernel)
     run = export_to(tmp_path, model, format)
     for size in ((64, 96), (70, 49)):
@@ -159,12 +159,12 @@ def test_export_of_a_detector_with_frozen_weights(tmp_path):
 
 
 def check_export_of_a_head(head, format, tmp_path, **arguments):
-    """Compares label maps, or the scores of detections in order and their boxes where no near-tie swaps."""
+    """Compares label maps, or the scores of detections in order, and their boxes if no near-ties may swap."""
     model = build(head, num_classes=3, **SMALL_HEADS[head])
     if head is SemanticFPN:
         model.classifier.conv.kernel.assign(100.0 * model.classifier.conv.kernel)
         logits = model(draw_images().astype("float32"))
-        # So that no class is ahead everywhere.
+        # So that no class wins everywhere.
         model.classifier.conv.bias.assign_sub(keras.ops.mean(logits, axis=(0, 1, 2)))
     run = export_to(tmp_path, model, format, **arguments)
     for size in ((64, 96), (70, 49)):
@@ -189,7 +189,7 @@ def test_export_of_a_pose_model(format, tmp_path):
     model = build(SimpleBaseline, num_keypoints=3, channels=8)
     for block in (*model.doublings, model):
         kernel = model.output_conv.kernel if block is model else block.conv.kernel
-        kernel.assign(100.0 * kernel)  # heatmaps that show
+        kernel.assign(100.0 * kernel)  # heatmaps with visible peaks
     run = export_to(tmp_path, model, format)
     for size in ((64, 96), (70, 49)):
         images = draw_images(size)
@@ -213,7 +213,8 @@ def test_saved_model_takes_encoded_pictures(freeze_weights, tmp_path):
     for images in (tf.constant([b"not a picture"]), encoded[0], encoded[None]):
         with pytest.raises(tf.errors.InvalidArgumentError):
             signatures["serve_encoded"](images=images)
-    # Without a check in the graph, a missing axis ends the process and one channel is taken for three.
+    # Without a check in the graph, a missing axis would end the process, and one channel would pass for
+    # three.
     for shape in ((64, 64, 3), (1, 64, 64, 1), (1, 64, 64, 4), (1, 1, 64, 64, 3)):
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"is not compatible with expected shape"):
             signatures["serving_default"](images=tf.zeros(shape, tf.uint8))
@@ -283,7 +284,7 @@ def test_fixed_sizes_are_kept(tmp_path):
         ("model", "torchscript", "format must be one of"),
         ("model.xml", "onnx", 'must end in ".onnx"'),
         ("model", "litert", 'must end in ".tflite"'),
-        ("model.onnx", "saved_model", r'a folder for format="saved_model": give format="onnx" for this file'),
+        ("model.onnx", "saved_model", r'a folder for format="saved_model": pass format="onnx" for this file'),
         ("model.keras", "saved_model", r'the name of a folder for format="saved_model". Received: .*keras'),
     ],
 )
@@ -338,7 +339,7 @@ def test_input_in_a_dict_and_outputs_in_a_list():
 
 
 def test_traced_graphs_are_let_go(served):
-    """Exports in a loop must not keep each graph: TensorFlow never lets go of a custom gradient's."""
+    """Exports in a loop must not keep each graph: TensorFlow never releases that of a custom gradient."""
     function = tf.function(served.call, input_signature=[served.make_signature(None, None)], autograph=False)
     graph = weakref.ref(function.get_concrete_function().graph)
     del function
@@ -350,7 +351,7 @@ def test_traced_graphs_are_let_go(served):
 
 
 def write_text(served, path, format, signature):
-    """Writes what an export of a format consists of."""
+    """Writes the files of which an export of a format consists."""
     for part in (path, path.with_suffix(".bin"))[: 2 if format == "openvino" else 1]:
         part.write_text(signature)
 
@@ -410,5 +411,5 @@ def test_folders_of_other_things_are_not_replaced(tmp_path):
     with pytest.raises(ValueError, match="path must be the name of a folder"):
         check_path(tmp_path / "notes.txt", "saved_model")
     (tmp_path / "a.onnx").mkdir()
-    with pytest.raises(ValueError, match="must be a file, and not a folder that exists"):
+    with pytest.raises(ValueError, match="must be a file, not an existing folder"):
         check_path(pathlib.Path(tmp_path / "a.onnx"), "onnx")

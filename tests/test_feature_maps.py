@@ -140,20 +140,20 @@ def build_tiny_backbone(dtype=None):
 
 
 def test_attention_needs_van_blocks():
-    """Around a backbone there may be a preprocessing that its pictures would lack."""
+    """A model around the backbone may preprocess pictures, which the backbone's own pictures would lack."""
     backbone = build_tiny_backbone()
     inputs = keras.Input((8, 8, 3))
     stranger = keras.Model(inputs, keras.layers.ReLU()(inputs))
     around = keras.Model(inputs, backbone(keras.layers.Rescaling(0.5)(inputs)))
     for model in (stranger, around, keras.Sequential([inputs, backbone]), None):
-        with pytest.raises(ValueError, match=r"must be a VANBackbone.*give `model.backbone`"):
+        with pytest.raises(ValueError, match=r"must be a VANBackbone.*pass `model.backbone`"):
             draw_feature_maps(model, np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="must give a dict of levels"):
         draw_feature_maps(keras.Model(backbone.input, backbone.output["P2"]), np.zeros((8, 8, 3)))
 
 
 def test_nan_is_refused():
-    """The weights of a training that failed would end in an error of the linear algebra."""
+    """The weights of a failed training would otherwise end in an error of the linear algebra."""
     backbone = build_tiny_backbone()
     with pytest.raises(ValueError, match="image must be finite"):
         draw_feature_maps(backbone, np.full((8, 8, 3), np.nan))
@@ -179,7 +179,7 @@ def find_cell(picture, row, column, size):
 
 
 def assert_cells(cell, expected, tolerance=2):
-    """Each position is a rectangle of its colour."""
+    """Each position is a rectangle in its colour."""
     rows, columns = expected.shape[:2]
     for row in range(rows):
         for column in range(columns):
@@ -199,13 +199,13 @@ def test_picture_of_all_maps(backbone, random):
     np.testing.assert_array_equal(find_cell(picture, 0, 0, (135, 210)), enlarged)
     features = keras.ops.convert_to_numpy(backbone(image[None].astype("float32"))["P2"])[0]
     assert_cells(find_cell(picture, 1, 0, (135, 210)), project_to_rgb(features))
-    # Channels in deviations: what lies on the mean is nearly white, three deviations above it dark red.
+    # Channels in deviations: the mean is nearly white, three deviations above it are dark red.
     _indices, maps = strongest_channels(features, 2)
     shares = np.clip(((maps[1] - maps[1].mean()) / maps[1].std() + 3) / 6, 0, 1)
     from matplotlib import colormaps
 
     assert_cells(find_cell(picture, 1, 2, (135, 210)), colormaps["RdBu_r"](shares, bytes=True)[:, :, :3])
-    # No bar below the colours, one below all others.
+    # No bar below the colours, and one below all others.
     bars = picture[-MARGIN - BAR : -MARGIN - BAR + 10]
     assert (bars[:, MARGIN : MARGIN + 210] == 255).all()
     assert all(bars[:, MARGIN + k * 216 : MARGIN + k * 216 + 210].std() > 20 for k in (1, 2, 3))
@@ -257,7 +257,7 @@ def test_random_weights_are_told_in_the_picture(random):
     assert has_red_text(draw_feature_maps(backbone, image))
     assert has_red_text(draw_receptive_fields({"P2": np.ones((64, 64))}, 1, backbone))
     assert not has_red_text(draw_receptive_fields({"P2": np.ones((64, 64))}, 1))
-    backbone(image[None].astype("float32"), training=True)  # statistics of a batch: it was trained
+    backbone(image[None].astype("float32"), training=True)  # changes its statistics, so it was trained
     assert not has_random_weights(backbone)
     assert not has_red_text(draw_feature_maps(backbone, image))
 
@@ -266,7 +266,7 @@ def test_loaded_weights_are_not_random(random):
     backbone = build_tiny_backbone()
     assert has_random_weights(backbone)
     backbone.get_layer("stage2_block0").layer_scale_1.assign(np.full(8, 0.3))
-    assert not has_random_weights(backbone)  # such as with frozen batch norms
+    assert not has_random_weights(backbone)  # as with frozen batch norms
     assert has_random_weights(build_tiny_backbone(dtype="bfloat16"))
 
 
@@ -298,7 +298,7 @@ def test_projection_of_two_maps_is_one(random):
     one, other = random.normal(size=(5, 6, 8)), random.normal(size=(3, 4, 8)) + 2.0
     together = project_together([one, other])
     assert [each.shape for each in together] == [(5, 6, 3), (3, 4, 3)]
-    # As if they were one map.
+    # Like one map.
     stacked = np.concatenate([one.reshape(-1, 8), other.reshape(-1, 8)])[None]
     expected = project_to_rgb(stacked)[0]
     np.testing.assert_array_equal(np.concatenate([each.reshape(-1, 3) for each in together]), expected)

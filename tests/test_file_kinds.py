@@ -1,4 +1,4 @@
-"""What files are that hold no weights."""
+"""What files without weights are."""
 
 import json
 import zipfile
@@ -39,7 +39,7 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, other_segmenter, c
 
 @pytest.mark.parametrize("first", [b"\x80", b"{", b"PK", b"\x1f\x8b"])
 def test_safetensors_whose_length_looks_like_another_format(tmp_path, first):
-    # A file starts with the length of its header, in which any two bytes may come first.
+    # A file starts with the length of its header, so its first two bytes may be any.
     header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     length = int.from_bytes(first.ljust(2, b"\x01"), "little")
     text = json.dumps(header).ljust(length).encode()
@@ -47,7 +47,7 @@ def test_safetensors_whose_length_looks_like_another_format(tmp_path, first):
     path.write_bytes(len(text).to_bytes(8, "little") + text + np.float32(1).tobytes())
     assert path.read_bytes().startswith(first)
     assert describe_file(path) is None
-    with pytest.raises(ValueError, match="holds no VAN weights"):
+    with pytest.raises(ValueError, match="must hold VAN weights"):
         read_state_dict(path)
 
 

@@ -1,4 +1,4 @@
-"""Files of every code that publishes VAN weights -> one set of names."""
+"""Files of all codes that publish VAN weights -> one set of names."""
 
 import pathlib
 
@@ -21,7 +21,7 @@ safetensors = pytest.importorskip("safetensors.numpy")
 
 
 def read_keymap(name):
-    """Rows of a key list: (name, shape, dtype)."""
+    """Returns the rows of a key list: (name, shape, dtype)."""
     rows = (line.split("\t") for line in (KEYMAPS / name).read_text().splitlines())
     return [
         (key, tuple(int(side) for side in shape.strip("()").split(",") if side), dtype)
@@ -30,7 +30,7 @@ def read_keymap(name):
 
 
 def fill(rows):
-    """Arrays whose values tell them apart."""
+    """Returns arrays that their values tell apart."""
     return {key: np.full(shape, index % 1000, dtype) for index, (key, shape, dtype) in enumerate(rows)}
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="neither a PyTorch checkpoint nor a safetensors file"):
         read_state_dict(tmp_path / "text.pth")
     safetensors.save_file({"conv.weight": np.zeros((2, 2), "float32")}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"no VAN weights.*the first are conv.weight"):
+    with pytest.raises(ValueError, match=r"must hold VAN weights.*the first are conv.weight"):
         read_state_dict(tmp_path / "other.safetensors")
 
 

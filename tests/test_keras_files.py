@@ -24,7 +24,7 @@ def test_own_files(tmp_path, small_segmenter, segmenter_files, suffix):
     model = build_segmenter()
     load_checkpoint(model, segmenter_files[suffix])
     assert_equal(model, small_segmenter)
-    # By content, whatever the name.
+    # By its content, whatever its name.
     renamed = tmp_path / "weights.bin"
     renamed.write_bytes(segmenter_files[suffix].read_bytes())
     assert is_keras_file(renamed)
@@ -61,7 +61,7 @@ def test_a_keras_file_brings_its_epsilon_and_is_not_run(tmp_path, segmenter_file
 def test_the_variant_of_an_own_file_is_named(tmp_path):
     path = tmp_path / "b0.weights.h5"
     VANClassifier("b0", num_classes=3).save_weights(path)
-    with pytest.raises(ValueError, match=r"wrote it, here b0\. Received: .*b0\.weights\.h5") as caught:
+    with pytest.raises(ValueError, match=r"of the file, here b0\. Received: .*b0\.weights\.h5") as caught:
         VANBackbone("b0", weights=path, **SMALL)
     assert "wrong shape: backbone.block1.0.attn.proj_1.bias (32,) for a variable of (8,)" in str(caught.value)
 
@@ -77,7 +77,7 @@ def test_links_to_other_files_are_refused(tmp_path, segmenter_files, other_segme
 
 
 def test_an_archive_is_not_read_again_for_each_array(monkeypatch, segmenter_files, other_segmenter):
-    # HDF5's steps back made large heads take minutes.
+    # Steps back in HDF5's file made large heads take minutes.
     taken = []
     read = zipfile.ZipExtFile.read
 
@@ -111,11 +111,11 @@ def test_damaged_files(tmp_path, segmenter_files, other_segmenter, suffix):
         if trial % 2:
             del damaged[random.integers(len(damaged)) :]
         else:
-            # The places of what is in the file, more than its numbers.
+            # Bytes of the file's structure rather than of its numbers.
             for place in random.integers(0, min(len(damaged), 8000), 20):
                 damaged[place] = random.integers(256)
         path.write_bytes(damaged)
-        message = path.name  # a change of a number alone is not seen
+        message = path.name  # a change of a number only goes unnoticed
         try:
             load_checkpoint(other_segmenter, path)
         except ValueError as error:

@@ -27,7 +27,7 @@ def backbone():
 
 @pytest.fixture
 def arrays(backbone, random):
-    """Returns a state dict in PyTorch's layout, written down independently of the loader."""
+    """Returns a state dict in PyTorch's layout, written independently of the loader."""
     arrays = {}
     for name, variable in checkpoints.name_variables(backbone).items():
         shape = tuple(variable.shape)
@@ -205,7 +205,7 @@ def test_files_of_another_variant_are_refused(backbone, other, tmp_path):
 def test_a_file_of_the_next_variant_is_refused(tmp_path):
     path = tmp_path / "b0.weights.h5"
     VANBackbone("b0").save_weights(path)
-    with pytest.raises(ValueError, match="build the variant, widths and depths that wrote it"):
+    with pytest.raises(ValueError, match="build the model with the variant, widths and depths of the file"):
         VANBackbone("b1", weights=path)
 
 
@@ -244,7 +244,7 @@ def test_names_are_found_on_anything_with_reference_layers():
 
 @pytest.mark.parametrize("name", ["imagenet", "b0_imagenet"])
 def test_a_release_name_comes_before_the_disk(tmp_path, monkeypatch, backbone, name):
-    """A folder or file of that name lies beside: it is meant by `./` alone."""
+    """If a folder or file has the same name, only `./` means it."""
     asked = []
 
     def download(release):
@@ -265,7 +265,7 @@ def test_a_release_name_comes_before_the_disk(tmp_path, monkeypatch, backbone, n
 
 
 def test_floats_do_not_become_integers():
-    """A quantized model is not filled from floats: load first, then quantize."""
+    """A quantized model cannot load floats: load first, then quantize."""
     head = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     head.reference_layers = lambda: {"dense": head.layers[0]}
     arrays = checkpoints.to_state_dict(head)

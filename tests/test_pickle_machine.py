@@ -1,4 +1,4 @@
-"""The machine for pickles: what honest ones give, and that hostile ones get an error and nothing else."""
+"""The machine for pickles: honest ones give their values, hostile ones an error and nothing else."""
 
 import io
 import pickle
@@ -16,7 +16,7 @@ ELEMENTS = np.arange(6, dtype="<f4")
 
 
 def run(program, file_size=10_000, **options):
-    """Runs a program, to which the machine gives ELEMENTS for each storage of 24 bytes."""
+    """Runs a program; the machine returns ELEMENTS for each storage of 24 bytes."""
     read_storage = {24: ELEMENTS.view(np.uint8), 0: np.empty(0, np.uint8)}
     return PickleMachine(
         io.BytesIO(program), file_size, lambda key, byte_count: read_storage[byte_count], **options
@@ -186,7 +186,7 @@ HOSTILE = [  # a part of the message, the program
     ("sets the state of _codecs.encode", b"c_codecs\nencode\n}b"),
     ("over 64 deep", NESTED["lists"]),
     ("over 64 deep", NESTED["tuples"]),
-    ("holds itself", b"]q\0h\0a"),
+    ("contains itself", b"]q\0h\0a"),
     ("too large", b")" + b"q\0h\0\x86" * 60),
     ("has a Storage where", storage()),
     ("has _codecs.encode where", b"]c_codecs\nencode\na"),
@@ -222,7 +222,7 @@ HOSTILE = [  # a part of the message, the program
     ("calls numpy.core.multiarray.scalar", call("numpy.core.multiarray.scalar", b"ctorch\nint64\n", ARRAY)),
     ("calls _codecs.encode", call("_codecs.encode", text("x"), text("rot13"))),
     ("calls _codecs.encode", call("_codecs.encode", text("x"), ARRAY)),
-    ("other than bytes", call("_codecs.encode", text("\u0100"), text("latin1"))),
+    ("not for bytes", call("_codecs.encode", text("\u0100"), text("latin1"))),
 ]
 
 

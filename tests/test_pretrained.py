@@ -17,7 +17,7 @@ NAME = "semantic_fpn_b0_ade20k"
 
 @pytest.fixture(scope="module")
 def published():
-    """The model that stands for what OpenMMLab publishes, of random weights."""
+    """Returns a model with random weights that stands for those that OpenMMLab publishes."""
     model = SemanticFPN(VANBackbone("b0", layer_norm_epsilon=1e-5), num_classes=150)
     randomize(model)
     return model
@@ -25,7 +25,7 @@ def published():
 
 @pytest.fixture
 def asked(published, monkeypatch, tmp_path):
-    """Puts that model in the place of every download; returns the names that were asked for."""
+    """Replaces every download by that model; returns the requested names."""
     path, names = tmp_path / "weights.safetensors", []
     save_state_dict(published, path)
 
@@ -44,10 +44,10 @@ def test_the_whole_model(asked, published, tmp_path):
     assert model.class_names == list(read_ade20k_names())
     assert model.backbone.variant == "b0"
     assert model.backbone.layer_norm_epsilon == 1e-5
-    # Pictures as mmsegmentation's pipeline resizes them for its scores.
+    # Pictures are resized as in mmsegmentation's pipeline for scores.
     assert model.resizing.fit((1000, 2000)) == (512, 1024)
     assert model.resizing.fit((100, 1000)) == (205, 2048)
-    # One file with all of it.
+    # One file with everything.
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.class_names[-1] == "flag"
@@ -81,7 +81,7 @@ def test_a_subclass(asked, published):
     ("name", "head", "options", "match"),
     [
         ("upernet_b2", UPerNet, {}, r"release must be one of .*'upernet_b2_ade20k'.*Received: 'upernet_b2'"),
-        ("b4_imagenet22k", UPerNet, {}, r"this one is VANBackbone\('b4', weights='b4_imagenet22k'\)"),
+        ("b4_imagenet22k", UPerNet, {}, r"load this one with VANBackbone\('b4', weights='b4_imagenet22k'\)"),
         ("imagenet", UPerNet, {}, "needs a variant"),
         (NAME, UPerNet, {}, rf"call SemanticFPN\.from_release\('{NAME}'\)\. Received: UPerNet"),
         ("upernet_b2_ade20k", SemanticFPN, {}, r"call UPerNet\.from_release"),
@@ -102,7 +102,7 @@ def test_every_release_of_a_head_names_one():
 
 def test_without_the_backbones_package(monkeypatch):
     monkeypatch.setattr(keras.saving, "get_registered_object", lambda name: None)
-    with pytest.raises(ValueError, match=r"`import van_backbones` before.*Received: 'semantic_fpn_b0"):
+    with pytest.raises(ValueError, match=r"`import van_backbones` first.*Received: 'semantic_fpn_b0"):
         SemanticFPN.from_release(NAME)
 
 

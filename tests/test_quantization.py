@@ -33,13 +33,13 @@ def read(calibration, shape=(None, None, None, 3), dtype="uint8", model=None):
     return read_calibration(calibration, model or VANBackbone("b0", **SMALL), tf.TensorSpec(shape, dtype))
 
 
-# What calibrates.
+# Calibration data.
 
 
 @pytest.mark.parametrize(
     "calibration",
     [
-        IMAGES[:4],  # a batch has to have four axes, an array of pictures has three in each element
+        IMAGES[:4],  # a batch must have four axes; each element of an array of pictures has three
         [IMAGES[:3], IMAGES[3:4]],
         [(IMAGES[:4], "labels")],
         [({"images": IMAGES[:4], "image_sizes": None}, {"boxes": None})],
@@ -63,7 +63,7 @@ def test_endless_pipelines_end():
 
 def test_batches_of_the_size_of_the_export():
     batches = read([IMAGES[:3], IMAGES[3:]], (4, 64, 96, 3))
-    assert len(batches) == 1  # the last two are no batch
+    assert len(batches) == 1  # the last two do not fill a batch
     np.testing.assert_array_equal(batches[0], IMAGES[:4])
 
 
@@ -83,7 +83,7 @@ def test_normalised_images_stay_as_they_are():
     [
         ([], r"at least 1 pictures.*Received: \[\], which has fewer"),
         ([np.zeros((0, 64, 96, 3), "uint8")], "at least 1 pictures"),
-        (7, r"be an iterable of batches of images, or a path of pictures. Received: 7"),
+        (7, r"be an iterable of batches of images, or the path of pictures. Received: 7"),
         (IMAGES, r"uint8 of shape \(None, 64, 96, 3\).*Received: uint8 of shape \(64, 96, 3\)"),
         ([IMAGES[:, :32]], r"Received: uint8 of shape \(6, 32, 96, 3\)"),
         ([IMAGES.astype("int32")], r"Received: int32 of shape"),
@@ -104,7 +104,7 @@ def test_too_few_for_a_batch():
         read([IMAGES], (8, 64, 96, 3))
 
 
-# Pictures of a folder, which a head reads.
+# Pictures in a folder, which a head reads.
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_folder_is_read_as_for_predictions(folder):
         np.testing.assert_array_equal(np.concatenate(batches), IMAGES[:3])
     model.resizing = Resizing(image_size=(32, 64))
     assert [batch.shape for batch in read(folder, model=model)] == [(1, 32, 64, 3)] * 3
-    # A fixed size of the export is the one that counts.
+    # If the export has a fixed size, that one counts.
     batches = read(folder, (1, 128, 96, 3), model=model)
     assert [batch.shape for batch in batches] == [(1, 128, 96, 3)] * 3
     np.testing.assert_array_equal(batches[0][0, :64], IMAGES[0])
@@ -145,7 +145,7 @@ def test_pose_models_want_crops(folder):
 @pytest.mark.parametrize(
     ("format", "arguments", "message"),
     [
-        ("saved_model", {"calibration": [IMAGES]}, r'"saved_model" has no int8: give one of \[.openvino.'),
+        ("saved_model", {"calibration": [IMAGES]}, r'"saved_model" has no int8: pass one of \[.openvino.'),
         ("openvino", {"max_drop": 0.5}, "max_drop and evaluate are for int8"),
         ("onnx", {"evaluate": len}, "max_drop and evaluate are for int8"),
         ("openvino", {"calibration": [IMAGES], "max_drop": 0.5}, "need each other"),
@@ -197,7 +197,7 @@ def find_layers(path):
 
 
 def find_weights(layer):
-    """Returns the constant that an OpenVINO layer's weights begin with."""
+    """Returns the constant from which an OpenVINO layer's weights are computed."""
     node = layer.input_value(1).get_node()
     while node.get_input_size():
         node = node.input_value(0).get_node()

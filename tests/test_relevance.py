@@ -12,7 +12,7 @@ from van_backbones.layer_calls import watch_calls
 
 
 def test_of_a_classifier_it_is_the_weighted_map():
-    """With a mean and a dense layer behind the features, Grad-CAM is CAM: their product with the weights."""
+    """If a mean and a dense layer follow the features, Grad-CAM is CAM: their product with the weights."""
     keras.utils.set_random_seed(0)
     model = VANClassifier("b0", num_classes=5)
     image = draw_images((70, 100), 1)[0]
@@ -28,7 +28,7 @@ def test_of_a_classifier_it_is_the_weighted_map():
         "P4": (5, 7),
         "P5": (3, 4),
     }
-    assert not maps["P2"].any()  # the classifier reads the last level alone
+    assert not maps["P2"].any()  # the classifier only reads the last level
 
 
 SLOW_UPERNET = pytest.param(UPerNet, {}, marks=pytest.mark.slow)
@@ -36,7 +36,7 @@ SLOW_UPERNET = pytest.param(UPerNet, {}, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize(("head", "options"), [(SemanticFPN, {"pyramid_channels": 8}), SLOW_UPERNET])
 def test_weights_are_what_a_channel_brings(head, options):
-    """By differences: the channels of a level are raised one by one, at all positions together."""
+    """With differences: the channels of a level are raised one by one, at all positions together."""
     model = build(head, num_classes=3, channels=8, **options)
     image = draw_images((40, 56), 1)[0]
     inputs = image[None].astype("float32")
@@ -65,7 +65,7 @@ def test_weights_are_what_a_channel_brings(head, options):
 
 
 def test_where_the_class_is_is_where_its_reason_is():
-    """A segmenter that calls bright pixels class 1 has its reasons there."""
+    """If a segmenter calls bright pixels class 1, its reasons are there."""
     inputs = keras.Input((None, None, 3))
     features = keras.layers.AveragePooling2D(4)(inputs)
     backbone = keras.Model(inputs, {"P2": features})
@@ -113,7 +113,8 @@ def test_the_receptive_field_of_a_convolution_is_its_kernel():
     random = np.random.default_rng(0)
     kernel = random.uniform(-0.5, 1.0, (4, 4, 3, 2)).astype("float32")
     field = receptive_field(make_backbone(kernel), np.full((2, 16, 24, 3), 100.0), "P2")
-    # Position (2, 3) of 4 x 6 covers the pixels 8 .. 11 and 12 .. 15. What lowers the features is left out.
+    # Position (2, 3) of 4 x 6 covers the pixels 8 .. 11 and 12 .. 15. Pixels that lower the features are left
+    # out.
     expected = np.zeros((16, 24))
     expected[8:12, 12:16] = np.maximum(kernel.sum(axis=-1), 0).sum(axis=-1)
     np.testing.assert_allclose(field, expected / expected.max(), rtol=1e-5)
@@ -137,7 +138,7 @@ def test_receptive_fields_refuse():
         receptive_field(keras.Model(backbone.inputs, backbone.output["P2"]), [image])
     with pytest.raises(ValueError, match="at least one picture"):
         receptive_field(backbone, [], "P2")
-    with pytest.raises(ValueError, match=r"one size, \(8, 8\). Received: one of \(8, 12\)"):
+    with pytest.raises(ValueError, match=r"the same size, \(8, 8\). Received: one of \(8, 12\)"):
         receptive_field(backbone, [image, np.zeros((8, 12, 3))], "P2")
     assert not receptive_field(backbone, [image], "P2").any()  # features of 0: nothing, and no NaN
 

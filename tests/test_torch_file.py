@@ -1,4 +1,4 @@
-"""Files made by hand: honest ones come back, damaged and hostile ones get a CheckpointError and no more."""
+"""Files made by hand: honest ones are read, damaged and hostile ones raise only a CheckpointError."""
 
 import io
 import pickle
@@ -31,7 +31,7 @@ def make_program(ending=b"tQ"):
 
 
 def make_zip(program=None, members=None, order=b"little"):
-    """Returns a zip checkpoint; members: more of them, name -> content."""
+    """Returns a zip checkpoint; `members` are further ones, name -> content."""
     contents = {"name/data.pkl": make_program() if program is None else program, "name/byteorder": order}
     contents |= {"name/data/0": ELEMENTS.tobytes()} | (members or {})
     with io.BytesIO() as file:
@@ -83,7 +83,7 @@ def test_first_bytes_tell_a_torch_file(tmp_path):
         path.write_bytes(data)
         assert is_torch_file(path) is expected
     path.write_bytes(b"{}")
-    with pytest.raises(CheckpointError, match=r"no PyTorch checkpoint.*b'{}'.*Received: '.*x'"):
+    with pytest.raises(CheckpointError, match=r"not a PyTorch checkpoint.*b'{}'.*Received: '.*x'"):
         load_torch_file(path)
     for read in (is_torch_file, load_torch_file):
         with pytest.raises(FileNotFoundError):
@@ -145,8 +145,8 @@ def test_hostile_legacy_files_are_refused():
         (keys, pickle.dumps(["0", "0"], 2), "keys"),
         (keys, pickle.dumps([0], 2), "list of strings"),
         (keys, pickle.dumps({"0": 1}, 2), "list of strings"),
-        (struct.pack("<q", 6), struct.pack("<q", 7), "another length"),
-        (struct.pack("<q", 6), struct.pack("<q", -1), "another length"),
+        (struct.pack("<q", 6), struct.pack("<q", 7), "a length other"),
+        (struct.pack("<q", 6), struct.pack("<q", -1), "a length other"),
         (b"cpuK\6", b"cpuJ\xff\xff\xff\x7f", "longer than the file"),
     ]:
         assert old in data
@@ -200,7 +200,7 @@ FUNCTIONS += [REBUILD[:-2], b"cargparse\nNamespace\n", b"c__builtin__\nbytes\n"]
 
 
 def mutate(data, chance):
-    """Returns a damaged copy: flipped, cut, moved, doubled or foreign bytes in one to four places."""
+    """Returns a damaged copy: flipped, deleted, moved, doubled or foreign bytes in one to four places."""
     data = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         start = chance.randrange(len(data) + 1)
@@ -222,7 +222,7 @@ def mutate(data, chance):
 
 
 def make_random_file(chance):
-    """Returns a damaged file, or a whole one around a damaged or random pickle."""
+    """Returns a damaged file, or an intact one around a damaged or random pickle."""
     make, ending = chance.choice([(make_zip, b"tQ"), (make_legacy, b"NtQ")])
     match chance.randrange(4):
         case 0:
@@ -255,6 +255,6 @@ def test_random_files_give_values_or_checkpoint_errors():
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
-    # Else the files would be too broken, or too whole, to test much.
+    # Otherwise the files would be too broken, or too intact, to test much.
     assert loaded > 500
     assert len(messages) > 40

@@ -117,8 +117,8 @@ def _fold_head(head, dtype):
     config["backbone"] = _fold(head.backbone, dtype) if is_van else _copy(head.backbone, dtype)
     if is_van and not isinstance(config["backbone"], DeployedBackbone):
         raise TypeError(
-            f"the backbone of {head.name} must be a VANBackbone, or a functional model whose outputs are the "
-            f"dict that it has as `pyramid_outputs`, to be deployed. Received: {head.backbone!r}"
+            f"to be deployed, {head.name} must have a VANBackbone as its backbone, or a functional model "
+            f"whose outputs are its `pyramid_outputs`. Received: {head.backbone!r}"
         )
     config["resizing"] = head.resizing  # the configuration has it as a dict
     if dtype is not None:
@@ -131,8 +131,8 @@ def _copy(layer, dtype):
     inside = [part for part in layer._flatten_layers(include_self=False) if _is_unfolded(part)]
     if inside or _is_unfolded(layer):
         raise TypeError(
-            "model must have its backbone or head where it can be replaced, in a functional or Sequential "
-            f"model: {layer.name} is of {type(layer).__name__}, which has a `call` of its own. Deploy the "
+            "model must have its backbone or head in a functional or Sequential model, where it can be "
+            f"replaced: {layer.name} is a {type(layer).__name__}, which has a `call` of its own. Deploy the "
             f"backbone or head itself, and build the rest around the result. Received: {layer!r}"
         )
     if isinstance(layer, keras.layers.Lambda):  # without weights, and Keras would not load its function

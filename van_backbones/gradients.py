@@ -21,7 +21,7 @@ def differentiate(function, arrays: dict) -> dict[str, np.ndarray]:
     backend = keras.backend.backend()
     if backend not in GRADIENTS:
         raise NotImplementedError(
-            f"gradients are there on {', '.join(GRADIENTS)}: choose one by the environment variable "
+            f"gradients are available on {', '.join(GRADIENTS)}: choose one with the environment variable "
             f"KERAS_BACKEND. Received: {backend}"
         )
     return GRADIENTS[backend](function, arrays)

@@ -34,8 +34,8 @@ def load_release(name: str, head_class, backbone=None, **kwargs):
     release = find_release(name, getattr(backbone, "variant", None))
     if release.head is None:
         raise ValueError(
-            f"the release must be one of a whole segmenter; this one is VANBackbone({release.variant!r}, "
-            f"weights={name!r}). Received: {name!r}"
+            "the release must hold a whole segmenter; load this one with "
+            f"VANBackbone({release.variant!r}, weights={name!r}). Received: {name!r}"
         )
     if release.head not in [each.__name__ for each in head_class.__mro__]:
         raise ValueError(

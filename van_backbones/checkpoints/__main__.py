@@ -120,7 +120,7 @@ def _load_model(path):
     if not os.path.isfile(path):
         raise ValueError(f"there is no such file. Received: {path!r}")
     if not is_keras_file(path):
-        raise ValueError(f"{path!r} {describe_file(path) or 'is damaged'}. It is no .keras model")
+        raise ValueError(f"{path!r} {describe_file(path) or 'is damaged'}. It is not a .keras model")
     try:
         with zipfile.ZipFile(path) as archive:
             names_heads = b'"van_backbones.heads>' in archive.read("config.json")
@@ -131,8 +131,8 @@ def _load_model(path):
     except Exception as error:  # depending on the file, Keras raises TypeError, KeyError and others
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
-            "the model could not be loaded; where its classes are neither of van_backbones nor of heads, "
-            f"import them in Python and call save_state_dict there. Received: {path!r} ({reason})"
+            "the model could not be loaded; if it needs classes from outside van_backbones and heads, import "
+            f"them in Python and call save_state_dict there. Received: {path!r} ({reason})"
         ) from error
 
 
@@ -149,8 +149,9 @@ def _build_model(found, path):
     if found.variant is None or heads not in (set(), set(CLASSIFIER_NAMES)):
         parts = sorted(_split_parts(found.arrays))
         raise ValueError(
-            "only a backbone or an ImageNet classifier of a published size becomes .weights.h5 here; build "
-            f"other models in Python and call load_checkpoint. Received: {path!r} with {parts}"
+            "only a backbone or an ImageNet classifier of a published size can be converted to .weights.h5 "
+            "here; for other models, build the model in Python and call load_checkpoint. "
+            f"Received: {path!r} with {parts}"
         )
     if heads:
         model = VANClassifier(found.variant, num_classes=len(found.arrays["head.bias"]))

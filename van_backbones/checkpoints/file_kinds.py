@@ -24,7 +24,7 @@ def describe_file(path):
     if not start:
         return "is empty, 0 bytes: download or copy it again"
     if text.startswith((b"version https://git-lfs", b"version https://hawser")):
-        return "is a Git LFS pointer, a text in the weights' place: run `git lfs pull`, or download the file"
+        return "is a Git LFS pointer, not the weights themselves: run `git lfs pull`, or download the file"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
         return "is a web page: the download gave an error or a log-in page; open the address in a browser"
     if start[257:262] == b"ustar":
@@ -77,11 +77,11 @@ def find_weights(folder):
             return os.path.join(folder, name)
     if "saved_model.pb" in names:
         raise ValueError(
-            f"{folder!r} is a TensorFlow SavedModel, whose weights have no names here: pass the .keras or "
+            f"{folder!r} is a TensorFlow SavedModel, whose weights cannot be read: pass the .keras or "
             ".weights.h5 file that it was exported from"
         )
     raise ValueError(
-        f"a folder must hold one of {list(WEIGHT_FILES)}; pass the file itself where it has another name. "
+        f"a folder must hold one of {list(WEIGHT_FILES)}; pass the file itself if it has another name. "
         f"Received: {folder!r} with {names[:10]}"
     )
 

@@ -99,7 +99,7 @@ def read_state_dict(path):
     if written_by is None:
         shown = ", ".join(list(arrays)[:5])
         raise ValueError(
-            f"{path!r} holds no VAN weights under names of {list(LAYER_NORM_EPSILONS)}. "
+            f"{path!r} must hold VAN weights under the names of one of {list(LAYER_NORM_EPSILONS)}. "
             f"Received: {len(arrays)} arrays, the first are {shown}"
         )
     rename = {

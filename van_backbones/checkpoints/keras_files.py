@@ -121,7 +121,7 @@ def name_damage(path):
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
-            f"the Keras file is damaged or cut off, nothing was loaded: copy it again ({reason}). "
+            f"the Keras file is damaged or cut off; nothing was loaded. Copy it again ({reason}). "
             f"Received: {path!r}"
         ) from error
 

@@ -240,7 +240,7 @@ def _load_keras_file(model, path):
     variables = name_keras_variables(model)
     if len(variables) != len(model.weights) or not variables:
         raise ValueError(
-            "model must be built and keep its weights as Keras layers do, to be filled from a Keras file. "
+            "to load a Keras file, model must be built and keep its weights as Keras layers do. "
             f"Received: {model!r} for {path!r}"
         )
     is_ours = hasattr(model, "reference_layers")
@@ -259,8 +259,8 @@ def _load_keras_file(model, path):
         if problems:
             shown = "\n  ".join(problems[:20])
             raise ValueError(
-                f"the file does not fit {model.name!r} in {len(problems)} places; build the variant, widths "
-                f"and depths that wrote it{f', here {variant}' if variant else ''}. "
+                f"the file does not fit {model.name!r} in {len(problems)} places; build the model with the "
+                f"variant, widths and depths of the file{f', here {variant}' if variant else ''}. "
                 f"Received: {path!r}\n  {shown}"
             )
     _assign(variables, converted, fresh)

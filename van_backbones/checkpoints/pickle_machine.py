@@ -129,7 +129,7 @@ class PickleMachine:
                     )
             case _:
                 known = pickletools.code2op.get(code.decode("latin-1"))
-                raise CheckpointError(f"the pickle has an opcode {known.name if known else code}: not read")
+                raise CheckpointError(f"the pickle has opcode {known.name if known else code}: not supported")
 
     def _take(self, count):
         # Python allocates as much as is asked for: do not ask for more than the file can have.
@@ -252,7 +252,7 @@ class PickleMachine:
         """Returns the bytes of a text: protocol 2's way to save bytes."""
         self._copy_budget -= len(text)
         if self._copy_budget < 0 or max(text, default="") > "\xff":
-            raise CheckpointError("the pickle calls _codecs.encode with other than bytes, or too often")
+            raise CheckpointError("the pickle calls _codecs.encode too often, or not for bytes")
         return text.encode("latin-1")
 
     def _find_storage(self, identifier):
@@ -319,8 +319,8 @@ def _find_global(name):
     if known in _PLACEHOLDERS:
         return Placeholder(known)
     raise CheckpointError(
-        f"the pickle names {name}, which tensors do not need; where the file is to be trusted, load it with "
-        "PyTorch and save its state dict alone"
+        f"the pickle names {name}, which tensors do not need; if you trust the file, load it with PyTorch "
+        "and save only its state dict"
     )
 
 
@@ -346,7 +346,7 @@ def _check_value(value):
         if isinstance(value, dict | list | tuple):
             count += len(value)
             if depth > _MAX_DEPTH or count > _MAX_STEPS:
-                raise CheckpointError(f"the value holds itself, is over {_MAX_DEPTH} deep or is too large")
+                raise CheckpointError(f"the value contains itself, is over {_MAX_DEPTH} deep or is too large")
             items = value.values() if isinstance(value, dict) else value
             todo.extend((item, depth + 1) for item in items)
         elif isinstance(value, Storage | _Function):

@@ -129,7 +129,7 @@ def download(release: Release) -> str:
         return path
     raise DownloadError(
         f"{path} is damaged: its SHA-256 is {found}, {source} {expected}. No weights were loaded. "
-        f"{_discard(path)} If the next one is damaged too, the server gives a wrong file. "
+        f"{_discard(path)} If the next download is damaged too, the server has a wrong file. "
         f"{_ways_out(release)}"
     )
 
@@ -177,7 +177,7 @@ _OPENMMLAB_SEGMENTERS = (
     ("semantic_fpn_b2_ade20k", "van-b2-in1kpre_fpn", "7074e6f8", 46.84),
     ("semantic_fpn_b3_ade20k", "van-b3-in1kpre_fpn", "2c3b7f5e", 48.32),
 )
-_TWICE = "OpenMMLab's README prints it for UPerNet b3 and for b4, so that one of the two names must be wrong"
+_TWICE = "OpenMMLab's README prints it for UPerNet b3 and for b4, so one of the two names must be wrong"
 
 
 def _list_releases():
@@ -277,7 +277,7 @@ def _discard(path):
             pathlib.Path(link).unlink(missing_ok=True)  # another process may be at it too
     except OSError as error:
         return f"It could not be deleted ({error}): delete {os.path.realpath(path)} by hand, then call again."
-    return "It was deleted: call again to download it afresh."
+    return "It was deleted: call again to download it anew."
 
 
 def _explain(release, error):
@@ -306,8 +306,8 @@ def _ways_out(release):
         mirror = f"OPENMMLAB_ENDPOINT to a mirror (it is {find_openmmlab()})"
         folder = os.path.join(constants.HF_ASSETS_CACHE, "van_backbones")
     return (
-        f"Ways out: check the network and call again; set {mirror}; delete {folder}, where a broken part may "
-        "lie; set HF_HOME to another folder for the cache, one with room that you may write to; unset "
-        "HF_HUB_OFFLINE, which allows nothing but the cache; or download the file by hand and pass its path: "
-        f"weights='path/to/{release.file}'."
+        f"Ways out: check the network and call again; set {mirror}; delete {folder}, which may hold a broken "
+        "part of it; set HF_HOME to a folder for the cache that has room and that you may write to; unset "
+        "HF_HUB_OFFLINE, which allows only what is in the cache; or download the file by hand and pass its "
+        f"path: weights='path/to/{release.file}'."
     )

@@ -60,7 +60,7 @@ def load_torch_stream(file):
         return _load_legacy(file, size)
     if start.startswith(_ZIP_START):
         return _load_zip(file, size)
-    raise CheckpointError(f"the file is no PyTorch checkpoint, for it starts with {start[:8]!r}")
+    raise CheckpointError(f"the file is not a PyTorch checkpoint: it starts with {start[:8]!r}")
 
 
 def is_torch_file(path):
@@ -135,7 +135,7 @@ def _read_member(archive, info, size):
     """Returns the bytes of a member of a zip file that is `size` bytes long, and compares their checksum."""
     name = describe(info.filename)
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-        raise CheckpointError(f"{name} is compressed or encrypted, but `torch.save` only stores")
+        raise CheckpointError(f"{name} is compressed or encrypted, which `torch.save` never does")
     if info.file_size > size:
         raise CheckpointError(f"{name} claims to be longer than the file")
     try:
@@ -177,7 +177,7 @@ def _load_legacy(file, size):
             len(length) == 8
             and int.from_bytes(length, "little") * storage.dtype.itemsize != storage.buffer.nbytes
         ):
-            raise CheckpointError(f"storage {describe(key)} has another length than its tensors name")
+            raise CheckpointError(f"storage {describe(key)} has a length other than that of its tensors")
         if len(length) != 8 or file.readinto(storage.buffer) != storage.buffer.nbytes:
             raise CheckpointError(f"the file is cut off in storage {describe(key)}")
     return result

@@ -118,11 +118,11 @@ def check_path(path, format):
         if path.suffix != suffix:
             raise ValueError(f'path must end in "{suffix}" for format="{format}". Received: {str(path)!r}')
         if path.is_dir():
-            raise ValueError(f"path must be a file, and not a folder that exists. Received: {str(path)!r}")
+            raise ValueError(f"path must be a file, not an existing folder. Received: {str(path)!r}")
         return
     if path.suffix.lower() in FILE_SUFFIXES or path.is_file():
         formats = {suffix: f'format="{name}"' for name, (suffix, _) in FORMATS.items() if suffix}
-        way_out = f": give {formats[path.suffix]} for this file" if path.suffix in formats else ""
+        way_out = f": pass {formats[path.suffix]} for this file" if path.suffix in formats else ""
         raise ValueError(
             f'path must be the name of a folder for format="saved_model"{way_out}. Received: {str(path)!r}'
         )

@@ -52,19 +52,19 @@ def check_calibration(format, calibration, max_drop, evaluate):
     if calibration is None:
         if max_drop is not None or evaluate is not None:
             raise ValueError(
-                "max_drop and evaluate are for int8: give calibration, pictures of the kind that the model "
-                f"will see, or neither. Received: max_drop={max_drop!r}, evaluate={evaluate!r}"
+                "max_drop and evaluate are for int8: pass calibration (pictures of the kind that the model "
+                f"will see) too, or leave both out. Received: max_drop={max_drop!r}, evaluate={evaluate!r}"
             )
         return
     if format not in TOOLS:
         raise ValueError(
-            f'format="{format}" has no int8: give one of {list(TOOLS)}, or calibration=None. '
+            f'format="{format}" has no int8: pass one of {list(TOOLS)}, or calibration=None. '
             f"Received: a calibration for {format!r}"
         )
     if (max_drop is None) != (evaluate is None):
         raise ValueError(
-            "max_drop and evaluate need each other: how many percentage points the score may drop, and a "
-            "function that scores, which is given a function images -> outputs by name. "
+            "max_drop and evaluate need each other: pass how many percentage points the score may drop, and "
+            "a function that takes a model (images -> outputs by name) and returns its score. "
             f"Received: max_drop={max_drop!r}, evaluate={evaluate!r}"
         )
     if max_drop is not None:
@@ -106,7 +106,7 @@ def read_calibration(calibration, model, signature):
         calibration = model.prepare_pictures(calibration, image_size=size)
     if not hasattr(calibration, "__iter__"):
         raise ValueError(
-            "calibration must be an iterable of batches of images, or a path of pictures. "
+            "calibration must be an iterable of batches of images, or the path of pictures. "
             f"Received: {calibration!r}"
         )
     dtype = signature.dtype.as_numpy_dtype
@@ -120,8 +120,8 @@ def read_calibration(calibration, model, signature):
         found = [np.stack(images[start : start + batch_size]) for start in starts]
     if not found:
         raise ValueError(
-            f"calibration must have at least {batch_size or 1} pictures; some 100 of the kind that the model "
-            f"will see are good. Received: {calibration!r}, which has fewer"
+            f"calibration must have at least {batch_size or 1} pictures, better about 100 of the kind that "
+            f"the model will see. Received: {calibration!r}, which has fewer"
         )
     return found
 
@@ -209,8 +209,8 @@ def _quantize_openvino(path, calibration):
         kept = [_describe(node) for node in layers if not _is_quantized(node)]
         if lost > calibration.max_drop:
             raise ValueError(
-                f"max_drop must be larger, or the export in float32: int8 costs {lost:.3g} points even with "
-                f"{len(kept)} of {len(layers)} layers in float. Received: {calibration.max_drop}"
+                f"int8 costs {lost:.3g} points even with {len(kept)} of {len(layers)} layers in float: pass "
+                f"a larger max_drop, or export in float32. Received: max_drop={calibration.max_drop}"
             )
     # Beside the float32 file, whose weights are read from the disk until the end.
     written = path.with_name(f"int8-{path.name}")

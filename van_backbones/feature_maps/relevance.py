@@ -99,7 +99,9 @@ def receptive_field(backbone, images, level: str = "P5") -> np.ndarray:
     for image in images:
         image = np.asarray(image, "float32")
         if count and image.shape[:2] != total.shape:
-            raise ValueError(f"images must have one size, {total.shape}. Received: one of {image.shape[:2]}")
+            raise ValueError(
+                f"images must all have the same size, {total.shape}. Received: one of {image.shape[:2]}"
+            )
         gradient = differentiate(read_middle, {"images": image[None]})["images"]
         total, count = total + np.maximum(gradient[0], 0.0).sum(axis=-1), count + 1
     if not count:

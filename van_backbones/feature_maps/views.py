@@ -106,7 +106,7 @@ def attention_maps(backbone, images) -> dict[str, np.ndarray]:
     if not last_blocks or not hasattr(backbone, "operations"):
         raise ValueError(
             "backbone must be a VANBackbone, or what `deploy` made of one, with layers stage1_block0, ...; "
-            "of a classifier or a head give `model.backbone`, of another model the backbone in it, "
+            "for a classifier or a head, pass `model.backbone`; for another model, the backbone in it, "
             f"`model.get_layer(name)`. Received: {backbone!r}"
         )
     block_inputs = keras.Model(backbone.inputs, {level: block.input for level, block in last_blocks.items()})
