@@ -39,8 +39,8 @@ def read_bands(
         import tifffile
     except ImportError as error:
         raise ImportError(
-            f"tifffile is not installed, which reads pictures of other than 3 channels: "
-            f'run pip install "van-backbones[multispectral]". Received: {show_path(path)}'
+            "pictures with other than 3 channels need tifffile, which is not installed: run pip install "
+            f'"van-backbones[multispectral]". Received: {show_path(path)}'
         ) from error
     with named_faults(path), pathlib.Path(path).open("rb") as file, tifffile.TiffFile(file) as pages:
         series = pages.series[0]
@@ -79,7 +79,7 @@ def _check_numbers(values):
         values = values.astype("float32")
     if num_odd := values.size - np.count_nonzero(np.isfinite(values)):
         raise ValueError(
-            f"values must be finite; where there are none, store 0 and label the pixels 255, which is "
-            f"ignored. Received: {num_odd} that are not"
+            "values must be finite; where nothing was measured, store 0 and label the pixels 255, which is "
+            f"ignored. Received: {num_odd} that are not finite"
         )
     return values

@@ -78,7 +78,7 @@ def _read_logits(model, predictions):
     if logits is None or hasattr(model, "num_keypoints"):
         raise ValueError(f"model must be a segmenter, a detector or a saliency model. Received: {model!r}")
     if logits.shape[0] != 1:
-        raise ValueError(f"predictions must be those of one image. Received: of {logits.shape[0]}")
+        raise ValueError(f"predictions must be those of one image. Received: those of {logits.shape[0]}")
     logits = ops.cast(logits, "float32")
     if not isinstance(predictions, dict) or "logits" in predictions:
         return logits, True

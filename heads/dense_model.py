@@ -132,7 +132,7 @@ class DenseModel(keras.Model):
         _refuse_nothing(x)
         history = super().fit(x, y, *args, validation_data=validation_data, **kwargs)
         if history.epoch and not history.history:
-            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none")
+            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which has none")
         return history
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
@@ -143,7 +143,7 @@ class DenseModel(keras.Model):
         _refuse_nothing(x)
         results = super().evaluate(x, *args, **kwargs)
         if isinstance(results, (dict, list)) and not results:
-            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none")
+            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which has none")
         return results
 
     def predict(self, x, *args, **kwargs):
@@ -154,7 +154,7 @@ class DenseModel(keras.Model):
         try:
             return super().predict(x, *args, **kwargs)
         except UnboundLocalError as problem:  # Keras raises this where there is no batch
-            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which gave none") from problem
+            raise ValueError(f"x must hold at least one batch. Received: {x!r}, which has none") from problem
 
     def predict_pictures(
         self,
@@ -343,7 +343,7 @@ def _refuse_weights(**weights):
     for name, value in weights.items():
         if value is not None:
             raise ValueError(
-                f"{name} is not supported: give (images, targets) and mark what must not count in the "
+                f"{name} is not supported: pass (images, targets) and mark what must not count in the "
                 f"targets themselves, or override `compute_losses`. Received: {name}={value!r}"
             )
 

@@ -179,7 +179,7 @@ def _convert_to_rgb(picture):
         return Image.fromarray(grey).convert("RGB")
     if picture.mode in ("F", "I"):
         numbers = "floats" if picture.mode == "F" else "32-bit numbers"
-        raise ValueError(f"{numbers} have no known range; save the picture with 8 or 16 bits a channel")
+        raise ValueError(f"{numbers} have no known range; save the picture with 8 or 16 bits per channel")
     picture.info.pop("transparency", None)  # Pillow would warn that it is lost
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
@@ -188,8 +188,8 @@ def _explain(error, path):
     """The reason of an error as text; Pillow's names the bytes it was given instead of the file."""
     if isinstance(error, UnidentifiedImageError):
         is_tiff = os.fsencode(path).lower().endswith((b".tif", b".tiff"))
-        hint = ", or a TIFF file of many bands, which is no RGB picture: see heads.bands" * is_tiff
-        return f"no picture, or one whose header is damaged{hint}"
+        hint = ", or a TIFF file of many bands, which is not an RGB picture: see heads.bands" * is_tiff
+        return f"not a picture, or its header is damaged{hint}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

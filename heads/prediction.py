@@ -65,7 +65,7 @@ def prepare_pictures(model, pictures, image_size=None):
     """Yields pictures as a model's exports take them: see `DenseModel.prepare_pictures`."""
     if (num_channels := count_channels(model)) != RGB_CHANNELS:
         raise ValueError(
-            "only RGB pictures are prepared for exports, which take uint8 images; write other ones as arrays "
+            "only RGB pictures can be prepared for exports, which take uint8 images; write others as arrays "
             f"yourself. Received: a model of {num_channels} channels"
         )
     resizing = model.resizing if image_size is None else Resizing(image_size=image_size)
@@ -172,7 +172,7 @@ def find_pictures(pictures) -> list:
     if isinstance(pictures, str | os.PathLike):
         path = pathlib.Path(pictures)
         if not path.exists():
-            raise ValueError(f"there is no picture or folder of pictures. Received: {show_path(path)}")
+            raise ValueError(f"there is no such picture or folder. Received: {show_path(path)}")
         if not path.is_dir():
             return [path]
         found = [part for part in sorted(path.iterdir()) if part.suffix.lower() in PICTURE_SUFFIXES]

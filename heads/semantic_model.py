@@ -52,7 +52,7 @@ class SemanticModel(DenseModel):
         """
         load_release = keras.saving.get_registered_object("van_backbones>load_release")
         if load_release is None:
-            raise ValueError(f"`import van_backbones` before, which brings the releases. Received: {name!r}")
+            raise ValueError(f"run `import van_backbones` first: it has the releases. Received: {name!r}")
         return load_release(name, cls, **kwargs)
 
     def decode(self, predictions):

@@ -154,7 +154,7 @@ class SimpleBaseline(DenseModel):
         """Returns for each keypoint the number of the one that a mirror swaps it with."""
         if self.flip_pairs is None:
             raise ValueError(
-                "flip_test needs the model's flip_pairs, [] where no keypoints change places. Received: "
+                "flip_test needs the model's flip_pairs, [] if a mirror swaps no keypoints. Received: "
                 f"flip_pairs=None of {self.name!r}"
             )
         order = list(range(self.num_keypoints))

@@ -1,4 +1,4 @@
-"""COCO files as tools write them, and as nobody should: used rightly, or refused by name and quickly."""
+"""COCO files as tools write them, and as nobody should: read correctly, or refused by name and quickly."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def run_lengths(mask):
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
-# What tools write, used rightly.
+# What tools write, read correctly.
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -95,7 +95,7 @@ def test_flags_mean_the_same_in_scores():
 
 @pytest.mark.parametrize("area", [0, 0.0, None])
 def test_areas_that_say_nothing(tmp_path, area):
-    """In training the objects are kept, in scores they are as large as their boxes."""
+    """In training, the objects are kept; in scores, they are as large as their boxes."""
     content = make_content(annotation(area=area), annotation(2, area=area, bbox=[0, 0, 40, 40]))
     assert check(tmp_path, content) == [2]
     scores = evaluate_coco(content, [])
@@ -130,7 +130,7 @@ def test_file_names_of_windows(tmp_path):
     (tmp_path / "part").mkdir()
     os.rename(tmp_path / "1.png", tmp_path / "part" / "1.png")
     assert check(tmp_path, make_content(annotation(), images=[picture])) == [1]
-    # A name that holds a backslash goes first.
+    # A name that really has a backslash takes precedence.
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "part\\1.png")
     assert open_dataset(tmp_path, make_content(images=[picture])).image_paths == [tmp_path / "part\\1.png"]
 
@@ -138,7 +138,7 @@ def test_file_names_of_windows(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("as_stored", [False, True])
 def test_turned_pictures(tmp_path, capsys, orientation, as_stored):
-    """Boxes lie on the upright picture, unless the JSON has the size of the stored one alone."""
+    """Boxes are on the upright picture, unless only the stored picture has the size in the JSON."""
     pixels = np.full((*SIZE, 3), 60, np.uint8)
     pixels[4:16, 6:20] = 250
     exif = Image.Exif()
@@ -182,7 +182,7 @@ def test_pictures_that_change_after_the_check(tmp_path):
         list(dataset.load())
 
 
-# What tools write, refused: in training and in scores alike.
+# What tools write, refused in training and in scores alike.
 
 RELATIVE = [0.1, 0.1, 0.25, 0.3]
 CORNERS = [36, 22, 56, 38]
@@ -197,9 +197,9 @@ BAD_FILES = {
     "annotation 1: unknown category id 5$": make_content(annotation(category_id=5)),
     r"annotation 1: unknown image id \[1\]": make_content(annotation(image_id=[1])),
     r"annotation 2: unknown image id \{": make_content(annotation(), annotation(2, image_id={"a": 1})),
-    "annotation True: the id must be there once": make_content(annotation(True)),
-    r"annotation \[1\]: the id must be there once": make_content(annotation([1])),
-    "annotation 1: the id must be there once": make_content(annotation(), annotation()),
+    "annotation True: the id must be a whole number or text, and unique": make_content(annotation(True)),
+    r"annotation \[1\]: the id must be a whole number or text, and unique": make_content(annotation([1])),
+    "annotation 1: the id must be a whole number or text, and": make_content(annotation(), annotation()),
     "annotation 1: iscrowd must be 0 or 1. Received: 'no'": make_content(annotation(iscrowd="no")),
     r"annotation 1: iscrowd must be 0 or 1. Received: \[\]": make_content(annotation(iscrowd=[])),
     "annotation 1: ignore must be 0 or 1. Received: 2": make_content(annotation(ignore=2)),

@@ -135,7 +135,8 @@ def test_without_the_reader_its_name_is_told(tmp_path, monkeypatch):
 
 def test_many_bands_are_no_rgb_picture(tmp_path):
     write_bands(tmp_path / "a.tif", make_bands(dtype="uint8"))
-    with pytest.raises(ValueError, match=r"a\.tif: cannot be read \(.*many bands, which is no RGB picture"):
+    message = r"a\.tif: cannot be read \(.*many bands, which is not an RGB picture"
+    with pytest.raises(ValueError, match=message):
         read_picture(tmp_path / "a.tif")
 
 

@@ -7,7 +7,7 @@ from heads.data.class_folder import find_class_folders
 
 
 def write_classes(root, counts, size=(12, 16)):
-    """Writes `counts[name]` pictures for each name, each of one grey that tells it."""
+    """Writes `counts[name]` pictures for each name, each with a grey of its own."""
     for number, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for index in range(count):
@@ -54,7 +54,7 @@ def test_check_lists_all_faults(tmp_path):
     (root / "b" / "2.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="faulty files") as caught:
         ClassFolder(root).check(progress=False)
-    assert "a/0.png: cannot be read (no picture" in str(caught.value)
+    assert "a/0.png: cannot be read (not a picture" in str(caught.value)
     assert "b/2.jpg: cannot be read" in str(caught.value)
 
 
@@ -85,7 +85,7 @@ def test_split_holds_out_a_share_of_each_class(tmp_path):
     assert [len(part) for part in folder.split(0.99)] == [3, 10]
     with pytest.raises(ValueError, match=r"share must be below 1.*Received: 1"):
         folder.split(1.0)
-    with pytest.raises(ValueError, match="must have a class on two pictures"):
+    with pytest.raises(ValueError, match="must have two pictures of some class"):
         ClassFolder(write_classes(tmp_path / "single", {"a": 1, "b": 1})).split(0.5)
 
 
@@ -103,6 +103,6 @@ def test_training_batches(tmp_path):
             assert np.ptp(image) < 1e-3
             assert round(float(image.mean())) // 10 == label
     greys = sorted(round(float(image.mean())) for images, _ in seen[:3] for image in images)
-    assert greys == [0, 1, 2, 10, 11, 12]  # each picture once in an epoch
+    assert greys == [0, 1, 2, 10, 11, 12]  # each picture once per epoch
     later = class_training_batches(folder, 2, ClassAugmentation(8), seed=3, first_step=4)
     np.testing.assert_array_equal(next(iter(later))[0], seen[4][0])

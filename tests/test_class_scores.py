@@ -110,7 +110,7 @@ def test_wrong_questions_are_refused(random):
     for point in ((6, 0), (0, 4)):
         with pytest.raises(ValueError, match=r"within the image of 6 x 4 pixels. Received"):
             score_class(MODEL, logits, 0, point=point)
-    with pytest.raises(ValueError, match=r"must be those of one image. Received: of 2"):
+    with pytest.raises(ValueError, match=r"must be those of one image. Received: those of 2"):
         find_class(MODEL, np.concatenate([logits, logits]))
     pose = build(SimpleBaseline, num_keypoints=3, channels=8)
     with pytest.raises(ValueError, match="model must be a segmenter, a detector or a saliency model"):

@@ -67,7 +67,7 @@ GOOD_ANNOTATIONS = [
 
 
 def write_dataset(folder, annotations=GOOD_ANNOTATIONS, **content):
-    """Three pictures with the annotations; gives the arguments of CocoDataset."""
+    """Writes three pictures with the annotations; returns the arguments of CocoDataset."""
     random = np.random.default_rng(0)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     entries = []
@@ -236,7 +236,7 @@ FAULTY_ANNOTATIONS = {
     "unknown image id 8": annotation(11, image_id=8),
     "unknown category id 1": annotation(11, category_id=1),
     "unknown category id None": {"id": 11, "image_id": 7, "bbox": [1, 1, 5, 5]},
-    "must be there once": annotation(1),
+    "must be a whole number or text, and unique": annotation(1),
     "Received: None": annotation(11) | {"bbox": None},
     r"Received: \[1, 2, 3\]": annotation(11, bbox=(1, 2, 3)),
     r"Received: \['a', 2, 3, 4\]": annotation(11, bbox=("a", 2, 3, 4)),
@@ -270,7 +270,7 @@ FAULTY_ANNOTATIONS = {
 def test_check_finds_faulty_annotations(tmp_path, message):
     faulty = FAULTY_ANNOTATIONS[message]
     dataset = CocoDataset(*write_dataset(tmp_path, [*GOOD_ANNOTATIONS, faulty]), with_masks=True)
-    assert [len(labels) for labels in dataset.labels] == [4, 0, 1]  # the faulty one is not among them
+    assert [len(labels) for labels in dataset.labels] == [4, 0, 1]  # without the faulty one
     with pytest.raises(ValueError, match=message) as error:
         dataset.check(progress=False)
     (line,) = str(error.value).splitlines()[1:]
@@ -318,8 +318,8 @@ IMAGE = {"id": 1, "file_name": "1.png", "height": 4, "width": 4}
     [
         ({"images": []}, 'list of "images"'),
         ({"categories": None}, 'list of "categories"'),
-        ({"images": [IMAGE, IMAGE]}, "images at position 1: id 1 again"),
-        ({"images": [IMAGE | {"id": None}]}, "images at position 0: no id"),
+        ({"images": [IMAGE, IMAGE]}, "images at position 1: an earlier entry has id 1"),
+        ({"images": [IMAGE | {"id": None}]}, "images at position 0: the id must be"),
         ({"images": [IMAGE, IMAGE | {"id": "1"}]}, "all numbers or all text. Received: 1 and '1'"),
         ({"images": [IMAGE | {"height": 4.5}]}, "images 1: no usable height. Received: 4.5"),
         ({"images": [IMAGE | {"height": 2**31}]}, "images 1: no usable height. Received: 2147483648"),
@@ -329,7 +329,10 @@ IMAGE = {"id": 1, "file_name": "1.png", "height": 4, "width": 4}
         ({"images": [IMAGE | {"height": None, "file_name": ""}]}, "images 1: no usable file_name and height"),
         ({"images": [IMAGE | {"width": 0}]}, "images 1: no usable width"),
         ({"categories": [{"id": 1}]}, "categories 1: no usable name"),
-        ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "categories at position 3: id 90 again"),
+        (
+            {"categories": [*CATEGORIES, CATEGORIES[0]]},
+            "categories at position 3: an earlier entry has id 90",
+        ),
     ],
 )
 def test_faulty_entries_are_refused(tmp_path, content, message):

@@ -104,7 +104,7 @@ def test_faulty_pictures_and_files_without_labels_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"2\.png: cannot be read"):
         CocoKeypoints(*arguments).check(progress=False)
     arguments = write(tmp_path, [person(1, keypoints=[0] * 9)])
-    with pytest.raises(ValueError, match="nothing is left to learn of 1 people: 1 have no labelled"):
+    with pytest.raises(ValueError, match="1 people leave nothing to learn: 1 have no labelled"):
         CocoKeypoints(*arguments).check(progress=False)
 
 

@@ -111,7 +111,7 @@ class Detector(keras.Model):
 
 
 def make_batches(boxes, size=(8, 8), batch=2, **sizes):
-    """Returns batches of images that tell the detector its box; xyxy."""
+    """Returns batches of images that contain the detector's box, xyxy."""
     images = np.zeros((len(boxes), *size, 3), "float32")
     images.reshape(len(boxes), -1)[:, :4] = boxes
     batches = []
@@ -190,7 +190,7 @@ def make_callback(**changes):
 
 def fit(callbacks, epochs=1, verbose=0):
     model = Detector()
-    # Each epoch moves all boxes by a pixel.
+    # Each epoch moves all boxes by one pixel.
     model.compile(keras.optimizers.SGD(1.0), loss=lambda truth, found: keras.ops.mean(found, axis=(1, 2)))
     images, boxes = make_batches(BOXES, batch=3)[0]
     return model.fit(images, boxes, batch_size=3, epochs=epochs, callbacks=callbacks, verbose=verbose)
@@ -232,7 +232,7 @@ def test_callback_scores_the_model_as_it_is():
 
 
 def test_callback_scores_the_first_and_each_nth_epoch():
-    """In between the last scores stay: a NaN would be the best for ever, and CSVLogger needs all columns."""
+    """In between, the last scores remain: NaN would be the best for ever, and CSVLogger needs all columns."""
     history = fit([make_callback(every=3)], epochs=7).history
     scores = history["val_bbox_AP"]
     assert scores[0] == scores[1] > scores[2] == scores[3] == scores[4] > scores[5] == scores[6] > 0
@@ -270,7 +270,7 @@ def test_callback_does_not_log_what_cannot_be_scored():
 
 @pytest.mark.parametrize("objects", [[], [(0, 0, BOXES_XYWH[0])], [(1, 0, BOXES_XYWH[0])]])
 def test_callback_refuses_a_truth_with_nothing_to_score(objects):
-    """No annotation, crowds alone, or objects only on other pictures."""
+    """No annotations, only crowds, or only objects on other pictures."""
     truth = make_truth(objects, image_ids=range(3), category_ids=(0,))
     for annotation in truth["annotations"]:
         annotation["iscrowd"] = int(annotation["image_id"] == 0)
@@ -319,7 +319,7 @@ def test_callback_refuses_what_does_not_fit():
         with pytest.raises(ValueError, match=f"every must be .*at least 1. Received: {every}"):
             make_callback(every=every)
     for limits in ((), (0, 10), (1, 10.5), 100, ("1",)):
-        with pytest.raises(ValueError, match="max_detections must be whole numbers from 1 on"):
+        with pytest.raises(ValueError, match="max_detections must be whole numbers, at least 1"):
             make_callback(max_detections=limits)
     with pytest.raises(ValueError, match=r"each picture once. Received: 4 ids, 3 different"):
         make_callback(image_ids=[0, 1, 2, 0])

@@ -1,4 +1,4 @@
-"""The classes of a model, the data it is scored on, and the pictures: right, or refused."""
+"""The classes of a model, the data that it is scored on, and the pictures: correct, or refused."""
 
 import functools
 import pathlib
@@ -70,7 +70,7 @@ def test_evaluation_finds_the_classes_by_their_names(capsys):
             lambda folder: change_truth(folder, '"category_id": 3', '"category_id": 4'),
             "unknown category id 4",
         ),
-        (lambda folder: change_truth(folder, '"iscrowd": 0', '"iscrowd": 1'), "nothing is left to learn"),
+        (lambda folder: change_truth(folder, '"iscrowd": 0', '"iscrowd": 1'), "leave nothing to learn"),
         (lambda folder: change_truth(folder, '"annotations"', '"notes"'), "nothing to score"),
     ],
 )
@@ -89,7 +89,7 @@ def change_truth(folder, old, new):
 
 
 def test_category_ids_of_the_pictures_data_set(data_folder, tmp_path):
-    """A model knows the names alone."""
+    """A model only knows the names."""
     found = detect.find_category_ids([data_folder / "images" / "val" / "0.png"], list(NAMES))
     assert found == list(CATEGORY_IDS)
     assert detect.find_category_ids([data_folder / "images" / "val" / "0.png"], list(NAMES[::-1])) is None
@@ -97,7 +97,7 @@ def test_category_ids_of_the_pictures_data_set(data_folder, tmp_path):
 
 
 def test_deep_pictures_are_read_as_in_training(pictures):
-    """One reader: 16 bits of grey are not clipped to white."""
+    """All pictures have one reader: 16 bits of grey are not clipped to white."""
     grey = np.asarray(Image.open(pictures / "grey.png"))
     Image.fromarray(grey.astype("uint16") * 257).save(pictures / "grey.png")
     np.testing.assert_array_equal(detect.read_picture(pictures / "grey.png")[..., 0], grey)

@@ -44,7 +44,7 @@ def test_entries_by_id():
 
 @pytest.mark.parametrize("content", [{}, {"images": []}, {"images": {}}, {"images": None}])
 def test_lists_must_be_there(content):
-    with pytest.raises(ValueError, match=r'a\.json must hold a list of "images", not empty. Received: '):
+    with pytest.raises(ValueError, match=r'a\.json must hold a non-empty list of "images". Received: '):
         read_entries(content, "images", lambda entry: None, "a.json")
 
 
@@ -54,8 +54,8 @@ def test_all_faults_are_told_together():
         read(*entries, find_problem=lambda entry: "is bad" if "bad" in entry else None)
     assert str(caught.value).splitlines()[1:] == [
         "images at position 1: must be an object. Received: []",
-        "images at position 2: id 1 again",
-        "images at position 3: no id, a whole number or text. Received: None",
+        "images at position 2: an earlier entry has id 1, too",
+        "images at position 3: the id must be a whole number or text. Received: None",
         "images 2: is bad",
         "images: ids must be all numbers or all text. Received: 1 and 'x'",
     ]

@@ -1,4 +1,4 @@
-"""What real folders hold: each file is used rightly or named, and labels that teach nothing are refused."""
+"""What real folders hold: each file is used correctly or named, and labels that teach nothing are refused."""
 
 import os
 import pathlib
@@ -152,10 +152,10 @@ def test_the_number_of_classes(tmp_path, count, zero_label, message):
 @pytest.mark.parametrize(
     ("label", "options", "message"),
     [
-        (LABEL * 255, {}, "'ground' alone occurs.*12 pixels are ignored.*masks of 0 and 255 as 0 and 1"),
+        (LABEL * 255, {}, "only 'ground' occurs.*12 pixels are ignored.*masks of 0 and 255 as 0 and 1"),
         (LABEL * 0 + 255, {}, "no class occurs.*96 pixels are ignored"),
         (LABEL * 0, {"reduce_zero_label": True}, "no class occurs.*reduce_zero_label=True ignores number 0"),
-        (LABEL, {"reduce_zero_label": True}, "'ground' alone occurs.*reduce_zero_label=True"),
+        (LABEL, {"reduce_zero_label": True}, "only 'ground' occurs.*reduce_zero_label=True"),
     ],
 )
 def test_labels_that_leave_nothing_to_learn(tmp_path, label, options, message):
@@ -208,7 +208,7 @@ def test_check_tells_what_was_turned(tmp_path, capsys):
     exif[274] = 3
     add_pair(tmp_path, "a", exif=exif)
     exif[274] = 6
-    add_pair(tmp_path, "b", exif=exif)  # only the stored pixels fit
+    add_pair(tmp_path, "b", exif=exif)  # only the stored pixels have the size
     add_pair(tmp_path, "c", LABEL.T.copy(), exif=exif)
     open_folder(tmp_path).check()
     printed = capsys.readouterr()

@@ -28,7 +28,7 @@ def test_grey_of_few_bits(tmp_path, bits):
 
 
 def grey_header(data):
-    """A palette PNG as a grey one: colour type 0, without palette."""
+    """Returns a palette PNG as a grey one: colour type 0, without a palette."""
     header = data[16:25] + b"\0" + data[26:29]
     checksum = zlib.crc32(b"IHDR" + header).to_bytes(4, "big")
     palette = data.index(b"PLTE") - 4
@@ -44,7 +44,7 @@ def grey_header(data):
         (lambda p, path: p.save(path, "WEBP"), "PNG by content. Received: WEBP"),
         (lambda p, path: p.convert("LA").save(path), "map its colours.*'LA'"),
         (lambda p, path: p.save(path, exif=TURNED), "no EXIF orientation.*Received: orientation 3"),
-        (lambda p, path: path.write_bytes(b"text"), "no picture"),
+        (lambda p, path: path.write_bytes(b"text"), "not a picture"),
     ],
 )
 def test_what_holds_no_numbers_is_refused(tmp_path, save, reason):
@@ -70,10 +70,10 @@ BLACK, RED, GREEN = b"\0\0\0", b"\xff\0\0", b"\0\xff\0"
     [
         (BLACK + RED + GREEN, BLACK + GREEN + RED, ({0, 1}, {0, 1}), ("a", 1, "b", 2)),
         (BLACK + RED + GREEN, BLACK + GREEN, ({0, 1}, {0, 1}), ("b", 1, "a", 2)),
-        (BLACK + RED, BLACK + RED + GREEN, ({0, 1}, {0, 1, 2}), None),  # cut to what occurs
+        (BLACK + RED, BLACK + RED + GREEN, ({0, 1}, {0, 1, 2}), None),  # cut to the numbers that occur
         (BLACK + RED + BLACK, BLACK + RED + BLACK * 3, ({0, 1}, {0, 1}), None),
-        (BLACK + RED + GREEN, BLACK + GREEN + RED, ({0}, {0}), None),  # what differs does not occur
-        (BLACK + RED, BLACK + GREEN, ({0, 1}, {0, 1}), None),  # no colour stands for two numbers
+        (BLACK + RED + GREEN, BLACK + GREEN + RED, ({0}, {0}), None),  # the colours that differ do not occur
+        (BLACK + RED, BLACK + GREEN, ({0, 1}, {0, 1}), None),  # no colour has two numbers
     ],
 )
 def test_palettes_of_other_order(first, second, numbers, found):

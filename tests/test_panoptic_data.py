@@ -33,7 +33,7 @@ IDS = np.array([[0, 5, 5, 300], [70000, 70000, 5, 300]])
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures of 2 x 4; the second has no segment."""
+    """Writes two pictures of 2 x 4; the second has no segment."""
     for name, ids in (("a", IDS), ("b", IDS * 0)):
         Image.new("RGB", (4, 2), "red").save(tmp_path / f"{name}.jpg")
         encode_ids(ids).save(tmp_path / f"{name}.png")
@@ -130,7 +130,7 @@ def test_check_lists_what_is_wrong(folder, part, position, values, message):
     ("content", "message"),
     [
         ([], "must hold a JSON object"),
-        ({**make_content(), "categories": []}, '"categories", not empty'),
+        ({**make_content(), "categories": []}, 'non-empty list of "categories"'),
         (
             {**make_content(), "categories": [{"id": 1, "name": "a"}]},
             "isthing must be 0 or 1. Received: None",

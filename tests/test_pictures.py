@@ -1,4 +1,4 @@
-"""One reader for all pictures: what becomes RGB and how, what is refused, and that the file is named."""
+"""One reader for all pictures: what becomes RGB and how, what is refused, and how the file is named."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from heads.pictures import DATA_FORMATS, decode_picture, read_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype("uint8")
 GREY = PIXELS[..., 0]
-# What viewers show of stored pixels, by EXIF orientation, as the standard tells it.
+# What viewers show of stored pixels, by EXIF orientation, according to the standard.
 UPRIGHT = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -97,7 +97,7 @@ def test_16_bits_give_the_upper_8(tmp_path, suffix):
 
 
 def write_tiff(path, data, num_bits, photometric=1):
-    """A little-endian grey TIFF of 8 x 6 pixels, uncompressed."""
+    """Returns a little-endian grey TIFF of 8 x 6 pixels, uncompressed."""
     tags = [(256, 8), (257, 6), (258, num_bits), (259, 1), (262, photometric), (273, 8)]
     tags += [(277, 1), (278, 6), (279, len(data))]
     entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, v) for tag, v in tags)
@@ -171,8 +171,8 @@ def flip(data):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda data: b"", "no picture"),
-        (lambda data: b"<html>", "no picture"),
+        (lambda data: b"", "not a picture"),
+        (lambda data: b"<html>", "not a picture"),
         (cut, ""),
         (lambda data: data[:-14], ""),
         (flip, "bad header checksum"),

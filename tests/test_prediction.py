@@ -1,4 +1,4 @@
-"""Pictures to results in their own pixels."""
+"""From pictures to results in their own pixels."""
 
 import functools
 
@@ -19,7 +19,7 @@ MEAN = np.array([123.675, 116.28, 103.53], "float32")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of two sizes; the last is stored lying on its side."""
+    """Writes pictures of two sizes; the last one is stored on its side."""
     folder = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for name, size in SIZES.items():
@@ -114,7 +114,7 @@ def test_detectors_see_what_scoring_sees(folder, resizing):
 
 
 def test_pictures_of_many_sizes_do_not_pile_up(monkeypatch):
-    """Each waits for another of its size, but not for ever."""
+    """Each picture waits for another one of its size, but not for ever."""
     model, waiting, most = make_segmenter(), 0, 0
 
     def predict(images, image_sizes, original_sizes):
@@ -192,9 +192,9 @@ def test_a_saved_model_is_all_that_it_takes(folder, tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        ("missing.png", "there is no picture or folder of pictures. Received: .*missing.png"),
+        ("missing.png", "there is no such picture or folder. Received: .*missing.png"),
         ("", "the folder must hold pictures .*jpg"),
-        ("notes.txt", r"notes\.txt: cannot be read \(no picture"),
+        ("notes.txt", r"notes\.txt: cannot be read \(not a picture"),
         (np.zeros((4, 5)), r"RGB pixels .* Received: float64 of shape \(5,\)"),
         (np.zeros((4, 5, 3), "int64"), "Received: int64"),
         ([np.zeros((4, 5, 4), "uint8")], r"Received: uint8 of shape \(4, 5, 4\)"),

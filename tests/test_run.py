@@ -1,4 +1,4 @@
-"""What `heads.training` keeps of a run, without a real training: a model of two weights stands for any."""
+"""What `heads.training` keeps of a run, without real training: a model with two weights stands for any."""
 
 import argparse
 import csv
@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 def build_model(value=0.0):
-    """A model of two weights, all of `value`, and its optimizer."""
+    """Returns a model of two weights, all of `value`, with its optimizer."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(momentum=0.9), "mse")
     model.optimizer.build(model.trainable_variables)
@@ -47,7 +47,7 @@ def start(folder, model, settings=SETTINGS, steps=8):
 
 
 def train_epoch(run, score, steps=2):
-    """What `fit` calls; the weights become the number of the last step."""
+    """Calls what `fit` calls; the weights become the number of the last step."""
     for batch in range(steps):
         run.on_train_batch_end(batch, {"loss": 1.0})
     set_weights(run.model, run.step)
@@ -69,7 +69,7 @@ def cut(path):
 
 @pytest.fixture(scope="module")
 def trained_folder(tmp_path_factory):
-    """A run of three epochs of two steps, the second of which is the best."""
+    """Returns a run of three epochs of two steps, of which the second epoch is the best."""
     folder = tmp_path_factory.mktemp("run")
     run = start(folder, build_model())
     run.begin()
@@ -81,14 +81,14 @@ def trained_folder(tmp_path_factory):
 
 @pytest.fixture
 def trained(trained_folder, tmp_path):
-    """The run of `trained_folder`, in a folder of its own."""
+    """Returns the run of `trained_folder` in a folder of its own."""
     shutil.copytree(trained_folder, tmp_path, dirs_exist_ok=True)
     run = start(tmp_path, build_model())
     run.restore(run.model)
     return run
 
 
-# The state, and what goes on from it.
+# The state, and what resumes from it.
 
 
 def test_a_run_goes_on_from_its_state(trained, tmp_path, capsys):
@@ -108,7 +108,7 @@ def test_a_run_goes_on_from_its_state(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["last.keras", "best.keras", "log.csv", "latest.weights.h5"])
 def test_an_epoch_that_cannot_be_saved_is_trained_again(trained, tmp_path, monkeypatch, name):
-    """The disk is full at each of the four files in turn; what was there stays whole."""
+    """The disk is full at each of the four files in turn; the files from before stay intact."""
     replace = os.replace
 
     def fail(source, target):
@@ -143,7 +143,7 @@ def test_a_broken_state_gives_way_to_the_one_before(trained, tmp_path, capsys, d
 
 
 def test_a_state_that_only_hdf5_can_read_gives_way_too(trained, tmp_path, capsys):
-    """One of Keras alone, as the version before wrote it: without epoch and step."""
+    """Returns a state with Keras's part only, as an earlier version wrote it: without epoch and step."""
     trained.model.save_weights(trained.states.latest)
     run = start(tmp_path, build_model())
     run.restore(run.model)
@@ -154,7 +154,7 @@ def test_a_state_that_only_hdf5_can_read_gives_way_too(trained, tmp_path, capsys
 def test_no_state_that_is_whole_is_an_error(trained, tmp_path):
     cut(trained.states.latest)
     cut(*trained.states.older)
-    with pytest.raises(RunError, match=r"(?s)no state that is whole.*latest.*step-.*without --resume"):
+    with pytest.raises(RunError, match=r"(?s)no state that is intact.*latest.*step-.*without --resume"):
         start(tmp_path, build_model()).restore(build_model())
 
 
@@ -195,7 +195,7 @@ def test_weights_that_are_not_finite_are_never_saved(trained, tmp_path):
         with pytest.raises(FloatingPointError, match=r"not finite.*kernel"):
             save()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    # Nor what an optimizer has overflown to: the weights never move again.
+    # Nor what an optimizer overflowed to: the weights would never move again.
     set_weights(trained.model, 1.0)
     trained.model.optimizer.variables[-1].assign(np.full(trained.model.optimizer.variables[-1].shape, np.inf))
     with pytest.raises(FloatingPointError, match="momentum"):
@@ -218,7 +218,7 @@ def test_weights_that_are_not_finite_are_never_saved(trained, tmp_path):
     ],
 )
 def test_the_best_model(tmp_path, scores, best):
-    """What was not scored is the best until something is; of equal scores the later is."""
+    """A state without a score is the best until one has a score; of equal scores the later one is."""
     run = start(tmp_path, build_model())
     run.begin()
     for score in scores:
@@ -259,8 +259,8 @@ def start_with_patience(folder, patience=2, scores=()):
         ((0.1, 0.2, 0.3, 0.4), None),
         ((0.5, 0.4, 0.4), 3),
         ((0.5, 0.4, 0.6, 0.5, 0.55), 5),
-        ((0.0, 0.0, 0.0), 3),  # an equal score is kept, but is no better one
-        ((None, None, None, 0.1, None, 0.1), 6),  # it counts from the first score on
+        ((0.0, 0.0, 0.0), 3),  # an equal score is kept, but is not better
+        ((None, None, None, 0.1, None, 0.1), 6),  # patience counts from the first score on
         ((float("nan"), 0.3, float("nan"), 0.2), 4),
     ],
 )
@@ -274,7 +274,7 @@ def test_patience_counts_on_after_a_stop(tmp_path, capsys):
         run, found = start_with_patience(tmp_path, scores=scores)
         assert found == stopped
     assert (run.best, run.num_stale) == (0.5, 2)
-    # It has ended: another --resume trains nothing, one with a larger patience does.
+    # It has ended: another --resume trains nothing, but one with a larger patience does.
     for patience, epochs in ((2, 3), (3, 4)):
         run, _ = start_with_patience(tmp_path, patience)
         model = run.model
@@ -298,7 +298,7 @@ def test_states_from_before_there_was_patience_count_from_0(trained, tmp_path):
     assert run.num_stale == 0
 
 
-# Several batches a step.
+# Several batches per step.
 
 
 def test_steps_are_updates_of_the_weights(tmp_path, capsys):
@@ -314,7 +314,7 @@ def test_steps_are_updates_of_the_weights(tmp_path, capsys):
 
     summary = run.train(model, make_batches, 2, lambda step: [], "", verbose=0)
     assert (run.step, run.epoch, int(model.optimizer.iterations)) == (12, 2, 4)
-    assert float(model.optimizer.learning_rate) == 0.0  # the schedule came to its end
+    assert float(model.optimizer.learning_rate) == 0.0  # the schedule ended
     assert [path.name for path in run.states.older] == [f"step-{n:09d}.weights.h5" for n in (12, 9, 6, 3)]
     assert "s per step" in summary
     resumed = TrainingRun(tmp_path, 4, SETTINGS, "val_score", accumulate=3)
@@ -341,7 +341,7 @@ def test_notes_belong_to_the_models(trained, tmp_path, capsys):
     assert read_saved(older / "best.keras") == 4
     here = {path.name for path in tmp_path.iterdir()}
     assert here == {"older", "mine.txt", "settings.json", "log.csv", "state"}
-    # What was put aside can be gone on with, and the next one is put beside it.
+    # An older run can be resumed, and the next one is put beside it.
     moved = start(older, build_model())
     assert moved.restore(moved.model)
     train_epoch(run, 0.1)
@@ -493,7 +493,7 @@ def test_interrupted_models_are_saved(trained, tmp_path):
     assert read_saved(tmp_path / "interrupted.keras") == 6
     trained.on_train_batch_begin(0)
     trained.states.latest.unlink()
-    with pytest.raises(SystemExit):  # in a step that changes weights nothing says which step they are of
+    with pytest.raises(SystemExit):  # in the middle of a step, weights belong to no step
         trained.save_interrupted(KeyboardInterrupt("SIGTERM"))
     assert not trained.states.latest.exists()
     trained.save_interrupted(KeyboardInterrupt())  # Ctrl-C ends without an error
@@ -537,7 +537,7 @@ def test_reasons_to_end_are_told_without_a_traceback(tmp_path):
 
 @pytest.fixture
 def in_new_folder(tmp_path, monkeypatch):
-    """A function of options that runs nothing but what it is given, in a new working directory."""
+    """Returns a function of options that runs nothing but a given function, in a new working directory."""
     monkeypatch.chdir(tmp_path)
 
     def run(function, **options):
@@ -588,7 +588,7 @@ def test_a_run_that_wrote_nothing_leaves_no_folder(in_new_folder):
         with pytest.raises(SystemExit, match="the data is faulty"):
             in_new_folder(fail)
     assert list(pathlib.Path("runs").iterdir()) == []
-    # A folder that somebody chose stays.
+    # A folder that the user chose stays.
     with pytest.raises(SystemExit):
         in_new_folder(fail, output="mine")
     assert pathlib.Path("mine").is_dir()

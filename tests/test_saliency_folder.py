@@ -6,7 +6,7 @@ from heads.data import SaliencyFolder, semantic_evaluation_batches
 
 
 def write_folder(root, masks, kind="masks", split="train"):
-    """Writes a picture beside each mask, an array or a picture of Pillow."""
+    """Writes a picture for each mask, which is an array or a Pillow picture."""
     for name in ("images", kind):
         (root / name / split).mkdir(parents=True, exist_ok=True)
     for index, mask in enumerate(masks):
@@ -65,7 +65,7 @@ def test_check_lists_all_faults(tmp_path):
     with pytest.raises(ValueError, match="faulty files") as caught:
         folder.check(progress=False)
     message = str(caught.value)
-    assert "1.png: a mask must hold 0 and 1, or grey of 8 bits, 0 .. 255" in message
+    assert "1.png: save the mask as 0 and 1, or as grey of 8 bits, 0 .. 255" in message
     assert "Received: values up to 65535" in message
     assert "2.png: cannot be read (the label picture must have one channel" in message
     assert "3.png: cannot be read" in message
@@ -73,7 +73,7 @@ def test_check_lists_all_faults(tmp_path):
 
 @pytest.mark.parametrize(
     ("mask", "occurs"),
-    [(HALF * 0, "background alone"), (HALF * 0 + 1, "object alone"), (HALF * 0 + 9, "nothing")],
+    [(HALF * 0, "only background"), (HALF * 0 + 1, "only object"), (HALF * 0 + 9, "nothing")],
 )
 def test_nothing_to_learn(tmp_path, mask, occurs):
     folder = SaliencyFolder(write_folder(tmp_path, [mask]), ignored_value=9)

@@ -106,7 +106,7 @@ def test_ports(capsys):
     assert serve.choose_port(parser, "127.0.0.1", port) == port
     assert serve.choose_port(parser, "127.0.0.1", None) in serve.PORTS
     with pytest.raises(SystemExit):
-        serve.choose_port(parser, "192.0.2.1", None)  # an address for documents, nobody's
+        serve.choose_port(parser, "192.0.2.1", None)  # an address for documentation, which no machine has
     assert "must be an address of this machine" in capsys.readouterr().err
 
 
@@ -141,7 +141,7 @@ def test_models_that_see_no_pictures(model_file, capsys):
 
 
 def run_main(monkeypatch, model, *options, detector=None):
-    """Runs the script with a model, and gives what it would have served: (model, look, blank, arguments)."""
+    """Runs the script with a model; returns what it would have served: (model, look, blank, arguments)."""
     pages = []
     models = {options[0]: model} if detector is None else {options[0]: model, options[-1]: detector}
     monkeypatch.setattr(serve.keras.saving, "load_model", lambda path, compile: models[path])
@@ -196,7 +196,7 @@ class Detector:
 
 
 class Page:
-    """The page of a model that finds `OBJECTS`, and the pictures that were looked at."""
+    """Returns the page of a model that finds `OBJECTS`, and the pictures that the model saw."""
 
     def __init__(self, folder, *options, result=OBJECTS):
         pytest.importorskip("gradio", reason="the page is made with it")
@@ -208,7 +208,7 @@ class Page:
         self.take_picture, self.show = functions["take_picture"], functions["show"]
 
     async def build(self, arguments):
-        # In an event loop: without one gradio makes its own, which it never closes.
+        # In an event loop, because gradio would make its own otherwise, which it never closes.
         return serve.build_page(Detector(), self.look, self.result, arguments)
 
     def look(self, image, name):
@@ -236,7 +236,7 @@ def test_the_slider_redraws_without_the_network(tmp_path):
     page = Page(tmp_path)
     path = page.upload("a.png")
     file, seen, _, drawing, rows, text = page.take_picture.fn(str(path), 0.3)
-    assert (file, text) == (None, "a.png")  # the place is free for the next picture
+    assert (file, text) == (None, "a.png")  # ready for the next picture
     assert rows == [["dog", "0.90"], ["cat", "0.40"]]
     assert not path.exists()
     fewer, rows, _ = page.show.fn(seen, 0.5)
@@ -254,12 +254,12 @@ def test_unusable_pictures_give_a_message(tmp_path, warnings_shown):
     page = Page(tmp_path, "--max-megapixels", "1")
     (tmp_path / "<b>.png").write_bytes(b"no picture")
     *_, rows, text = page.take_picture.fn(str(tmp_path / "<b>.png"), 0.3)
-    assert (rows, text) == ([], "<b>.png: cannot be read (no picture, or one whose header is damaged)")
+    assert (rows, text) == ([], "<b>.png: cannot be read (not a picture, or its header is damaged)")
     large = page.upload("large.png", np.zeros((1001, 1000, 3), "uint8"))
     *_, text = page.take_picture.fn(str(large), 0.3)
     limit = "a picture must have at most 1 million pixels (--max-megapixels). Received: 1000 x 1001"
     assert text == f"large.png: {limit}"
-    assert warnings_shown[0].startswith("&lt;b&gt;.png: ")  # gradio shows it as HTML
+    assert warnings_shown[0].startswith("&lt;b&gt;.png: ")  # gradio shows the message as HTML
     assert page.looks == []
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
@@ -267,7 +267,7 @@ def test_unusable_pictures_give_a_message(tmp_path, warnings_shown):
 def test_a_model_that_fails_gives_a_message_and_the_reason_in_the_terminal(tmp_path, warnings_shown, capsys):
     page = Page(tmp_path, result={**OBJECTS, "boxes": np.zeros((1, 4))})
     *_, text = page.take_picture.fn(str(page.upload("a.png")), 0.3)
-    assert text == "a.png: the model failed. The terminal tells why"
+    assert text == "a.png: the model failed. The terminal says why"
     assert warnings_shown == [text]
     assert "detections must be those of one image" in capsys.readouterr().err
 
@@ -301,7 +301,7 @@ CHROMIUM, DRIVER = (
     next(filter(None, map(shutil.which, names)), None)
     for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))
 )
-SECONDS = 120  # that the server, and the page, may take where the machine is busy
+SECONDS = 120  # for the server and the page, on a busy machine
 
 
 def wait_for(condition, what):
@@ -322,7 +322,7 @@ def find_free_port():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The real program with a small detector: (its process, its address, its folder of temporary files)."""
+    """Starts the real program with a small detector: (its process, address and folder of temporary files)."""
     pytest.importorskip("gradio", reason="the page is made with it")
     folder = tmp_path_factory.mktemp("serve")
     build(RetinaNet, num_classes=2, channels=8, class_names=("cat", "dog")).save(folder / "model.keras")
@@ -347,7 +347,7 @@ def server(tmp_path_factory):
 
 
 class Browser:
-    """A headless Chromium, and the page in it."""
+    """Starts a headless Chromium with the page."""
 
     def __init__(self, address):
         from selenium import webdriver
@@ -377,7 +377,7 @@ class Browser:
     def upload(self, path):
         wait_for(lambda: self.find("#file input[type=file]"), "place for a picture").send_keys(str(path))
 
-    # In one step each: between two of them the page may put other elements in the place.
+    # In one step each: between two steps, the page may replace its elements.
 
     def read(self, expression):
         return self.driver.execute_script(f"return {expression}")
@@ -393,7 +393,7 @@ class Browser:
         return self.read("document.querySelector('#drawing img')?.src")
 
     def measure_drawing(self):
-        """Returns the width of the drawing's own pixels."""
+        """Returns the width of the drawing in its own pixels."""
         return self.read("document.querySelector('#drawing img').naturalWidth")
 
     def set_threshold(self, value):
@@ -436,7 +436,7 @@ def test_a_picture_is_drawn_and_the_slider_hides_objects(browser, server, pictur
     wait_for(lambda: not browser.read_rows(), "empty table")
     browser.set_threshold("0.1")
     wait_for(browser.read_rows, "table again")
-    # What was uploaded is gone already; drawings go later, with the program.
+    # Uploads are deleted already; drawings are deleted later, with the program.
     assert not list(server[2].rglob("scene*"))
 
 
@@ -448,7 +448,7 @@ def test_the_page_needs_nothing_from_elsewhere(browser, server):
     assert [url for url in requests if not url.startswith(server[1])] == []
     with urllib.request.urlopen(server[1]) as answer:
         assert answer.headers["content-security-policy"].startswith("default-src 'self'")
-    # Nothing that is asked for from elsewhere leaves the browser.
+    # No request to another machine leaves the browser.
     program = (
         "const done = arguments[0]; document.addEventListener('securitypolicyviolation', () => done(1));"
     )
@@ -461,7 +461,9 @@ def test_pictures_that_are_refused(browser, tmp_path):
     browser.open()
     (tmp_path / "broken.png").write_bytes(b"no picture")
     browser.upload(tmp_path / "broken.png")
-    wait_for(lambda: browser.read_message().startswith("broken.png: cannot be read (no picture"), "message")
+    wait_for(
+        lambda: browser.read_message().startswith("broken.png: cannot be read (not a picture"), "message"
+    )
     Image.fromarray(np.zeros((1001, 1000, 3), "uint8")).save(tmp_path / "wide.png")
     browser.upload(tmp_path / "wide.png")
     wait_for(lambda: "at most 1 million pixels" in browser.read_message(), "message on the size")
@@ -494,7 +496,7 @@ def test_two_visitors_do_not_mix(browser, picture, tmp_path):
 
 
 def post_file(address, size):
-    """Returns the status of the answer to an upload of so many bytes, past the page's own check."""
+    """Returns the status of the answer to an upload of this many bytes, past the page's own check."""
     start = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     body = start + bytes(size) + b"\r\n--b--\r\n"
@@ -522,7 +524,7 @@ def list_other_addresses():
         except OSError:
             pass
     if sys.platform == "linux":
-        found.add("127.0.0.2")  # a machine of its own, for sockets
+        found.add("127.0.0.2")  # like another machine, for sockets
     return found - {"127.0.0.1"}
 
 
@@ -540,7 +542,7 @@ def test_no_other_address_of_the_machine_answers(server):
 
 @pytest.mark.slow
 def test_other_names_of_this_machine_are_refused(server):
-    """Pages that make their own name point to 127.0.0.1 would reach the server past the browser's rules."""
+    """Pages whose own name points to 127.0.0.1 would bypass the browser's rules and reach the server."""
     request = urllib.request.Request(server[1], headers={"Host": "attacker.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(request)
@@ -548,10 +550,10 @@ def test_other_names_of_this_machine_are_refused(server):
 
 @pytest.mark.slow
 def test_nothing_is_left_at_the_end(server):
-    """The last test: it ends the server."""
+    """The last test, because it ends the server."""
     process, address, folder = server
     with socket.create_connection(address.removeprefix("http://").rstrip("/").split(":"), 5) as connection:
-        # An upload that is broken off.
+        # An interrupted upload.
         head = "POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n"
         head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
         head += 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nbytes'

@@ -46,7 +46,7 @@ SEGMENTS = {
 
 
 class Model:
-    """Stands in for one."""
+    """Stands in for a model."""
 
     class_names = None
 
@@ -69,8 +69,8 @@ def test_pictures_are_read_upright_and_their_files_deleted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"^a\.png: cannot be read \(no picture"),
-        (b"no picture", r"^a\.png: cannot be read \(no picture"),
+        (b"", r"^a\.png: cannot be read \(not a picture"),
+        (b"no picture", r"^a\.png: cannot be read \(not a picture"),
         (None, r"^a\.png: a picture must have at most 0.00487 million pixels .* Received: 80 x 61$"),
     ],
 )
@@ -144,7 +144,7 @@ def test_large_results_are_reduced_by_a_whole_factor():
     assert result["label_map"] is label_map
 
 
-# What is shown.
+# Drawings and tables.
 
 
 def test_names_of_classes():
@@ -158,7 +158,7 @@ def test_segments_below_the_threshold_are_left_out():
     np.testing.assert_array_equal(kept["segments"][0], [0, -1, 1, -1])
     np.testing.assert_array_equal(kept["labels"], [0, 1])
     objects = {"scores": np.array([0.1])}
-    assert keep_segments(objects, 0.6) is objects  # whose drawing has a threshold
+    assert keep_segments(objects, 0.6) is objects  # the drawing has a threshold
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_the_threshold_hides_segments_in_the_drawing():
     assert counts[0] > counts[1] > counts[2] == 0
 
 
-# A head of each kind. Those that look alike here share their results' form.
+# A head of each kind; other heads have results of the same form.
 KINDS = {
     SemanticFPN: {"num_classes": 3, "channels": 8, "pyramid_channels": 8},
     RetinaNet: {"num_classes": 3, "channels": 8, "score_threshold": 0.0},

@@ -35,7 +35,7 @@ def test_the_choice_follows_from_names_and_seed_alone():
 
 
 def test_the_choice_stays_what_it_is():
-    # Whoever splits anew to go on or to score must get the pictures that were held out before.
+    # A new split, to resume or to score, must hold out the same pictures as before.
     held_out = choose(np.ones((20, 1)), keys=[f"{number}.jpg" for number in range(20)])
     assert np.flatnonzero(held_out).tolist() == [4, 5, 13, 15]
 
@@ -50,10 +50,10 @@ def test_pictures_without_classes_are_shared_out_too():
 def test_few_pictures():
     assert choose([[1], [1]]).sum() == 1
     assert choose([[1], [1], [1]], 0.9).sum() == 2
-    # Each picture has a class of its own: none of these can be held out without a loss, but some must.
+    # Each picture has a class of its own: none of these should be held out, but some must be.
     is_on = np.column_stack([np.ones(10), np.eye(10)])
     assert choose(is_on).sum() == 2
-    # The picture with the class that no other has is trained on.
+    # The picture with a class that no other picture has is trained on.
     for seed in range(5):
         assert not choose([[1, 0], [1, 0], [1, 1]], seed=seed)[2]
 
@@ -64,8 +64,8 @@ def test_few_pictures():
         ({"share": 1}, "share must be below 1, or nothing is left to train on. Received: 1"),
         ({"share": 0}, "share must be above 0 and at most 1. Received: 0"),
         ({"seed": -1}, "seed must be a whole number"),
-        ({"is_on": [[1, 0], [0, 1]]}, "data must have a class on two pictures"),
-        ({"is_on": np.zeros((0, 2))}, "data must have a class on two pictures"),
+        ({"is_on": [[1, 0], [0, 1]]}, "data must have two pictures of some class"),
+        ({"is_on": np.zeros((0, 2))}, "data must have two pictures of some class"),
     ],
 )
 def test_what_cannot_be_split_is_refused(options, message):

@@ -1,4 +1,4 @@
-"""Trainings in several processes: options and watching; and, in the slow suite, real ones on JAX."""
+"""Trainings in several processes: options and supervision; in the slow suite, real ones on JAX."""
 
 import argparse
 import csv
@@ -49,7 +49,7 @@ def test_the_options_are_no_settings():
     [
         (["--coordinator", "here:1"], "go together"),
         (["--process-id", "0", "--num-processes", "2"], "go together"),
-        (["--processes", "2", *CLUSTER], "give either"),
+        (["--processes", "2", *CLUSTER], "pass one of the two. Received: "),
         (["--device", "1"], "--device needs --coordinator"),
     ],
 )
@@ -76,7 +76,7 @@ def never(arguments, folder):
 
 
 def test_a_program_that_is_no_script_is_refused():
-    with pytest.raises(SystemExit, match=r"starts the script anew.*test_workers\.py --processes"):
+    with pytest.raises(SystemExit, match=r"starts the script again.*test_workers\.py --processes"):
         run_in_folder(never, parse("--processes", "2"), "here")
 
 
@@ -108,7 +108,7 @@ time.sleep(60)
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    """Function `(*arguments)` after which `start_workers` starts a small script with them."""
+    """Returns a function `(*arguments)` after which `start_workers` starts a small script with them."""
     path = tmp_path / "worker.py"
     path.write_text(WORKER)
 
@@ -213,7 +213,7 @@ def find_table(printed, title):
 def compare(one, two, is_cut=False, num_epochs=2):
     """Losses, scores and weights of two folders are equal, to rounding.
 
-    Losses of the training are not where an epoch was cut: those of its second part are logged.
+    The training losses of an interrupted epoch are not: only those of its second part are logged.
     """
     logs = read_log(one), read_log(two)
     assert len(logs[0]) == len(logs[1]) == num_epochs
@@ -234,7 +234,7 @@ def compare(one, two, is_cut=False, num_epochs=2):
 
 @pytest.fixture(scope="module")
 def label_folder(tmp_path_factory):
-    """Five pictures to learn from and three to score, bright things on dark ground."""
+    """Writes five pictures for training and three for scores, with bright things on dark ground."""
     root, random = tmp_path_factory.mktemp("labels"), np.random.default_rng(0)
     for split, count in (("train", 5), ("val", 3)):
         for kind in ("images", "labels"):
@@ -285,7 +285,7 @@ DETECTORS = {
 
 @pytest.mark.slow
 def test_averages_of_weights_in_two_processes(label_folder, tmp_path):
-    """All processes put them in and the weights back; each step is of two batches."""
+    """All processes swap the averages in and the weights back; each step has two batches."""
     options = ["--data", label_folder, "--crop-size", 32, 32, "--batch-size", 2, "--channels", 8]
     options += ["--steps", 2, "--evaluate-every", 1, "--accumulate", 2, "--ema", 0.5]
     for name, processes in (("one", None), ("two", 2)):
@@ -341,7 +341,7 @@ def test_other_examples_in_two_processes(example, tmp_path):
 
 @pytest.fixture(scope="module")
 def class_folder(tmp_path_factory):
-    """Six pictures of each of three classes, of one colour and noise."""
+    """Writes six pictures of each of three classes, of one colour with noise."""
     root, random = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for name, colour in {"blue": (30, 60, 200), "green": (30, 180, 60), "red": (200, 40, 30)}.items():
         (root / name).mkdir()

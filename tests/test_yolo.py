@@ -11,7 +11,7 @@ EXIF_ORIENTATION = 274
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures of 20 x 40 with a label file each, without splits."""
+    """Writes two pictures of 20 x 40 with a label file each, without splits."""
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     for name in ("a", "b"):
@@ -77,9 +77,9 @@ def test_all_faults_are_in_one_error(folder):
         dataset.check(progress=False)
     text = str(error.value)
     for part in (
-        "labels/a.txt line 1: places must be",
+        "labels/a.txt line 1: coordinates must be",
         "labels/a.txt line 3: the class must be",
-        "labels/a.txt line 4: places must be",
+        "labels/a.txt line 4: coordinates must be",
         "labels/b.txt: cannot be read",
         "c.gif: cannot be read (the format must be one of",
         "d.png: cannot be read",

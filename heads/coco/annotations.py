@@ -173,7 +173,7 @@ def _read_entry(entry, image_sizes, images, categories, seen, with_boxes, has_ar
 
 def _check_new(key, seen):
     if not is_id(key) or key in seen:
-        raise ValueError(f"the id must be there once, a whole number or text. Received: {show(key)}")
+        raise ValueError(f"the id must be a whole number or text, and unique. Received: {show(key)}")
     seen.add(key)
     return key
 

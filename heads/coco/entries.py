@@ -55,7 +55,7 @@ def read_entries(content: dict, name: str, find_problem: Callable, source) -> di
     """
     entries = content.get(name)
     if not isinstance(entries, list | tuple) or not entries:
-        raise ValueError(f'{source} must hold a list of "{name}", not empty. Received: {show(entries)}')
+        raise ValueError(f'{source} must hold a non-empty list of "{name}". Received: {show(entries)}')
     by_id, problems = {}, []
     for position, entry in enumerate(entries):
         where = f"{name} at position {position}"
@@ -66,9 +66,9 @@ def read_entries(content: dict, name: str, find_problem: Callable, source) -> di
         if problem:
             problems.append(f"{name} {show(key)}: {problem}")
         if not is_id(key):
-            problems.append(f"{where}: no id, a whole number or text. Received: {show(key)}")
+            problems.append(f"{where}: the id must be a whole number or text. Received: {show(key)}")
         elif key in by_id:
-            problems.append(f"{where}: id {show(key)} again")
+            problems.append(f"{where}: an earlier entry has id {show(key)}, too")
         else:
             by_id[key] = entry
     texts = [key for key in by_id if isinstance(key, str)]

@@ -218,10 +218,9 @@ class CocoDataset:
         self.num_ignored = sum(each.is_ignored and not each.is_crowd for each in kept)
         if annotations and not self._judgements and len(kept) == self.num_crowds + self.num_ignored:
             self._judgements = [
-                f"nothing is left to learn of {len(annotations)} annotations: {self.num_dropped} boxes have "
-                f'no area (0, or a side under 1 pixel), {self.num_ignored} have "ignore": 1, '
-                f'{self.num_crowds} are crowds ("iscrowd": 1; it must be 0 for single objects, whatever form '
-                "their masks have)"
+                f"{len(annotations)} annotations leave nothing to learn: {self.num_dropped} boxes have no "
+                f'area (0, or a side under 1 pixel), {self.num_ignored} have "ignore": 1, {self.num_crowds} '
+                'are crowds ("iscrowd": 1; it must be 0 for single objects, whatever form their masks have)'
             ]
         positions = {image_id: position for position, image_id in enumerate(self.image_ids)}
         label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
@@ -314,5 +313,5 @@ def examine_picture(image_id, path, image_size):
         return None, decode_picture(path, image_size, DATA_FORMATS).is_turned
     except ValueError as error:
         is_windows = "\\" in path.name and not os.path.exists(path)
-        hint = "; its file_name has backslashes, and it lies not where slashes lead" if is_windows else ""
+        hint = "; its file_name has backslashes, and no file with slashes instead" if is_windows else ""
         return f"image {show(image_id)}: {error}{hint}", False

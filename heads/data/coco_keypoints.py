@@ -186,7 +186,7 @@ class CocoKeypoints:
         self.num_unlabelled = len(objects) - len(people)
         if everybody and not people and not self._judgements:
             self._judgements = [
-                f"nothing is left to learn of {len(everybody)} people: {self.num_unlabelled} have no "
+                f"{len(everybody)} people leave nothing to learn: {self.num_unlabelled} have no "
                 f"labelled keypoint, {self.num_regions} are regions, {self.num_dropped} boxes have no area"
             ]
         self.image_ids = [each.image_id for each in people]

@@ -112,13 +112,13 @@ def read_colour_table(path: str | os.PathLike) -> ColourTable:
         if not name or name.isdigit():
             problems.append(f"line {number}: must be a name and three numbers. Received: {show(text)}")
         elif name in colours:
-            problems.append(f"line {number}: the name {name} again")
+            problems.append(f"line {number}: an earlier line has the name {name}, too")
         else:
             colours[name] = tuple(int(group) for group in match.groups() if group != match["name"])
     if not colours and not problems:
-        problems.append("it holds no line")
+        problems.append("it has no line with a name and three numbers")
     if problems:
-        raise ValueError(f"{show_path(path)} is no table of colours:\n{list_briefly(problems)}")
+        raise ValueError(f"{show_path(path)} is not a table of colours:\n{list_briefly(problems)}")
     return ColourTable(colours, show_path(path))
 
 
@@ -135,8 +135,8 @@ def find_colours(path: pathlib.Path, class_names, class_colours, reduce_zero_lab
         class_colours = files[0]
     if class_names is not None or reduce_zero_label:
         raise ValueError(
-            "class_colours names the classes and what is ignored: class_names and reduce_zero_label must not "
-            f"be given beside it. Received: {show(class_names)}, {reduce_zero_label!r}"
+            "class_colours names the classes and what is ignored: leave out class_names and "
+            f"reduce_zero_label. Received: {show(class_names)}, {reduce_zero_label!r}"
         )
     if isinstance(class_colours, str | os.PathLike):
         return read_colour_table(class_colours)

@@ -60,8 +60,8 @@ def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
     names = tuple(line.strip() for line in text.rstrip().splitlines())
     if not all(names):
         raise ValueError(
-            f"{show_path(path)} must hold non-empty names, one per line, for a gap would shift those that "
-            f"follow. Received: line {names.index('') + 1} is empty"
+            f"{show_path(path)} must hold non-empty names, one per line; a gap would shift what follows. "
+            f"Received: line {names.index('') + 1} is empty"
         )
     return names
 

@@ -169,7 +169,7 @@ def open_semantic_folder(
         )
     if num_channels != RGB_CHANNELS:
         raise ValueError(
-            f"num_channels must be {RGB_CHANNELS} for outlines of objects; label pictures go with others. "
+            f"num_channels must be {RGB_CHANNELS} for outlines of objects; only label pictures allow others. "
             f"Received: num_channels={num_channels!r}"
         )
     return ObjectLabelMaps(source)

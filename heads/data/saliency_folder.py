@@ -41,11 +41,10 @@ class SaliencyFolder(SemanticFolder):
     def _judge_counts(self, counts, num_ignored):
         """Refuses masks that leave nothing to learn."""
         if not counts.all():
-            occurs = self.class_names[int(counts.argmax())] if counts.any() else "nothing"
+            occurs = f"only {self.class_names[int(counts.argmax())]}" if counts.any() else "nothing"
             raise ValueError(
-                f"{self.path} has nothing to learn in {self.split_name!r}: {occurs} alone occurs in its "
-                f"masks. An object must be 1 or white. Received: {counts.tolist()} pixels, "
-                f"{num_ignored} ignored"
+                f"{self.path} has nothing to learn in {self.split_name!r}: {occurs} occurs in its masks. "
+                f"An object must be 1 or white. Received: {counts.tolist()} pixels, {num_ignored} ignored"
             )
 
 
@@ -67,7 +66,7 @@ def map_mask(numbers: np.ndarray, ignored_value: int | None, path) -> np.ndarray
     largest = numbers[~ignored].max(initial=0)
     if largest > WHITE:
         raise ValueError(
-            f"{show_path(path)}: a mask must hold 0 and 1, or grey of 8 bits, 0 .. {WHITE}; save it so. "
+            f"{show_path(path)}: save the mask as 0 and 1, or as grey of 8 bits, 0 .. {WHITE}. "
             f"Received: values up to {largest}"
         )
     labels = numbers >= (1 if largest <= 1 else MIDDLE)

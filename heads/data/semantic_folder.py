@@ -228,10 +228,8 @@ class SemanticFolder:
         """Refuses labels that leave nothing to learn; warns of classes that never occur."""
         absent = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
         if num_ignored and len(absent) >= self.num_classes - 1:
-            occurs = (
-                "no class" if not counts.any() else repr(self.class_names[int(counts.argmax())]) + " alone"
-            )
-            hint = "reduce_zero_label=True ignores number 0 also; leave it out if 0 is a class. "
+            occurs = f"only {self.class_names[int(counts.argmax())]!r}" if counts.any() else "no class"
+            hint = "reduce_zero_label=True ignores number 0, too; leave it out if 0 is a class. "
             raise ValueError(
                 f"{self.path} has nothing to learn in {self.split_name!r}: {occurs} occurs in its labels, "
                 f"and {num_ignored} pixels are ignored. {hint if self.reduce_zero_label else ''}"
@@ -242,7 +240,7 @@ class SemanticFolder:
             warnings.warn(
                 f"{self.path}: the labels in {self.split_name!r} never hold {len(absent)} of the "
                 f"{self.num_classes} classes: {', '.join(absent[:MAX_LISTED])}{more}. Class number k is line "
-                f"k + 1 of the class names; where the numbers begin at 1 and 0 means unlabelled, pass "
+                f"k + 1 of the class names; if the numbers begin at 1 and 0 means unlabelled, pass "
                 f"reduce_zero_label=True.",
                 stacklevel=3,
             )
@@ -259,8 +257,8 @@ class SemanticFolder:
             warnings.warn(
                 f"{self.path}: label pictures in {self.split_name!r} have palettes of different order. One "
                 f"colour is number {number} in {show_path(path)} and {other_number} in "
-                f"{show_path(other_path)}. The numbers count, not the colours: where those are right, save "
-                f"the pictures as grey.",
+                f"{show_path(other_path)}. The numbers count, not the colours: if the numbers are right, "
+                f"save the pictures as grey.",
                 stacklevel=3,
             )
 
@@ -285,6 +283,6 @@ def _tell_orientations(split, reports):
         tqdm.write(f"{split}: {num_turned} of {len(reports)} images are turned upright by EXIF orientation")
     if num_left:
         tqdm.write(
-            f"{split}: {num_left} of {len(reports)} images are left as stored, because only so they have the "
-            f"size of their labels; predictions on these files turn them by their EXIF orientation"
+            f"{split}: {num_left} of {len(reports)} images are left as stored, because only then they have "
+            f"the size of their labels; predictions on these files turn them by their EXIF orientation"
         )

@@ -46,7 +46,7 @@ def choose_split(path: pathlib.Path, split: str | None, splits: Iterable, source
             return name
     if None in splits:
         raise ValueError(
-            f"{show_path(path)} has no splits: open it with split=None, and hold a part out (`split(0.2)`, "
+            f"{show_path(path)} has no splits: open it with split=None, and hold out a part (`split(0.2)`, "
             f"or --val-share 0.2 of the scripts). Received: split={split!r}"
         )
     hint = (
@@ -86,7 +86,8 @@ def choose_held_out(is_on: np.ndarray, keys: Sequence, share: float, seed: int, 
     counts = is_on.sum(axis=0)
     if counts.max(initial=0) < 2:
         raise ValueError(
-            f"{show_path(path)} must have a class on two pictures to hold some out. Received: none"
+            f"{show_path(path)} must have two pictures of some class, so that one can be held out. "
+            "Received: no such class"
         )
     is_needed = is_on[:, counts == 1].any(axis=1)  # to train on the class that no other picture has
     hashes = {place: _hash(read_seed(seed), key) for place, key in enumerate(keys)}

@@ -110,6 +110,6 @@ def _check_shapes(labels, predictions, num_classes):
     )
     if not fits:
         raise ValueError(
-            f"predictions must be label maps {labels} as the labels or logits {(*labels, num_classes)}; "
+            f"predictions must be label maps {labels}, like the labels, or logits {(*labels, num_classes)}; "
             f"resize them to the labels' size first. Received: shape {predictions}"
         )

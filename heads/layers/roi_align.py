@@ -275,6 +275,6 @@ def _check_grid(output_size, sampling_ratio):
         raise ValueError(f"output_size must be at least 1. Received: {output_size}")
     if sampling_ratio < 0:
         raise ValueError(
-            f"sampling_ratio must be the samples per bin and axis, or 0 to adapt them to each box. "
+            "sampling_ratio must be the number of samples per bin and axis, or 0 to adapt it to each box. "
             f"Received: {sampling_ratio}"
         )

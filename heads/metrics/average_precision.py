@@ -234,7 +234,7 @@ def check_limits(max_detections) -> list[int]:
     """The limits in rising order; a ValueError unless there are some, all of them whole numbers from 1 on."""
     is_list = isinstance(max_detections, list | tuple | range | np.ndarray) and len(max_detections) > 0
     if not is_list or not all(is_side(limit) for limit in max_detections):
-        raise ValueError(f"max_detections must be whole numbers from 1 on. Received: {max_detections!r}")
+        raise ValueError(f"max_detections must be whole numbers, at least 1. Received: {max_detections!r}")
     return sorted(int(limit) for limit in max_detections)
 
 
@@ -383,7 +383,7 @@ def _to_shape(kind, box_xywh, segmentation, size):
         return {"bbox": list(box_xywh), "area": box_xywh[2] * box_xywh[3]}
     if math.prod(size) >= 2**32:
         raise ValueError(
-            f"pycocotools scores masks of less than 2^32 pixels. Received: (height, width) {size}"
+            f"pycocotools scores masks of fewer than 2^32 pixels. Received: (height, width) {size}"
         )
     encoded = run_lengths.frPyObjects(segmentation, *size)
     if isinstance(segmentation, list):

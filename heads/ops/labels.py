@@ -19,6 +19,6 @@ def check_num_classes(num_classes):
     if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= IGNORED_LABEL:
         raise ValueError(
             f"num_classes must be between 2 and {IGNORED_LABEL}: label {IGNORED_LABEL} is ignored, and a "
-            "single class has nothing to be told from, so count the background as a class. "
+            "single class leaves nothing to tell apart, so count the background as a class. "
             f"Received: {num_classes!r}"
         )

@@ -57,7 +57,7 @@ def match_boxes(
     """
     if not 0 <= negative_threshold <= positive_threshold <= 1 or not positive_threshold > 0:
         raise ValueError(
-            "positive_threshold and negative_threshold must be IoUs, the positive one not the lower. "
+            "positive_threshold and negative_threshold must be IoUs, the negative one not the higher. "
             f"Received: positive_threshold={positive_threshold}, negative_threshold={negative_threshold}"
         )
     if not min_positive_iou >= 0:

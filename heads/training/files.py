@@ -102,8 +102,8 @@ def hold_folder(folder):
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
-            f"--output must be a folder of no other training that is still running: wait for it, or choose "
-            f"another. Received: {folder}"
+            "--output must not be the folder of a training that is still running: wait for its end, or "
+            f"choose another folder. Received: {folder}"
         ) from None
     except OSError as error:
         raise RunError(

@@ -88,7 +88,7 @@ def find_newest_run(parent, name: str) -> pathlib.Path:
             return found[number]
     held = f"{len(found)} folders {name}-<number> without a state" if found else f"no folder {name}-<number>"
     raise RunError(
-        f"--resume needs a run to go on with: start one without --resume, or name its folder with --output. "
+        "--resume needs a run to go on with: start one without --resume, or pass its folder as --output. "
         f"Received: {pathlib.Path(parent).resolve()}, which holds {held}"
     )
 

@@ -133,7 +133,7 @@ class TrainingRun(keras.callbacks.Callback):
             if not (self.folder / "best.keras").exists():
                 self.best, self.num_stale = None, 0
         elif (place := move_older_run(self.folder)) is not None:
-            _say(f"{self.folder} held an older run: it is in {place} now")
+            _say(f"{self.folder} held an older run, which is in {place} now")
         (self.folder / "state").mkdir(parents=True, exist_ok=True)
         self._write_log()
         replace_text(self.folder / "settings.json", json.dumps(self.settings, indent=1) + "\n")
@@ -360,7 +360,7 @@ class TrainingRun(keras.callbacks.Callback):
                     self._write_log()
         except OSError as error:
             raise RunError(
-                f"{what} could not be saved to {self.folder}. What was saved before is whole: "
+                f"{what} could not be saved to {self.folder}. What was saved before is intact: "
                 f"make room there, and go on with --resume. Received: {error}"
             ) from error
 
@@ -380,7 +380,7 @@ class TrainingRun(keras.callbacks.Callback):
     def _say_patience(self):
         _say(
             f"\n{self.num_stale} scores in a row were not above the best, {self.best:.2%}: the training ends "
-            "here (--patience). --resume with a larger one goes on."
+            "here. To go on, pass --resume and a larger --patience."
         )
 
     def _check_settings(self, record):

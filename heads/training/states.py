@@ -74,9 +74,9 @@ class States:
             return record, path
         if problems:
             raise RunError(
-                "--resume found no state that is whole:\n"
+                "--resume found no state that is intact:\n"
                 + "\n".join(problems)
-                + f"\nStart anew without --resume: the files in {run} are kept aside then."
+                + f"\nStart anew without --resume: the files in {run} are then moved to a folder in it."
             )
         return None
 
@@ -132,8 +132,8 @@ def compare_settings(trained: dict, settings: dict, folder) -> list[str]:
     refused = [text for name, text in changes.items() if name not in FREE_SETTINGS]
     if refused:
         raise RunError(
-            f"--resume must have the settings that the state in {folder} was trained with. Give the same, or "
-            "start anew without --resume (the older run is kept aside then). Received:\n" + "\n".join(refused)
+            f"--resume must have the settings that the state in {folder} was trained with. Pass the same, or "
+            "start anew without --resume, which keeps the older run. Received:\n" + "\n".join(refused)
         )
     return [text for name, text in changes.items() if name not in ("output", "resume")]
 

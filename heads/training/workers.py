@@ -71,7 +71,10 @@ def take_process_options(arguments: argparse.Namespace) -> dict:
             f"all three. Received: {found}"
         )
     if found["processes"] and any(together):
-        raise RunError("--processes starts processes on this machine; --coordinator joins one: give either")
+        raise RunError(
+            "--processes starts all processes on this machine, --coordinator joins those of a cluster: pass "
+            f"one of the two. Received: {found}"
+        )
     if found["device"] is not None and not any(together):
         raise RunError("--device needs --coordinator: --processes gives each process a device of its own")
     return found
@@ -170,7 +173,7 @@ def _check_script(function):
     path = function.__code__.co_filename
     if os.path.realpath(sys.argv[0]) != os.path.realpath(path):
         raise RunError(
-            f"--processes starts the script anew, so that must be on the command line: python {path} "
+            f"--processes starts the script again, so it must be what Python runs: python {path} "
             f"--processes ... Received: {sys.argv[0]}"
         )
 

@@ -70,7 +70,7 @@ def read_split(path: pathlib.Path, place: pathlib.Path, with_masks: bool = False
         labels = [shape.get("label") for each in contents.values() for shape in each["shapes"]]
         names = sorted({label for label in labels if isinstance(label, str)} - {*NO_OBJECTS})
     if not names:
-        raise ValueError(f"{show_path(path)} must hold labelme's files. Received: no label in them")
+        raise ValueError(f"{show_path(path)} must hold labelme's files with labels. Received: none")
     reading = Reading(FORMAT, path, path, names)
     reading.problems += [problem for file, problem in problems.items() if file.is_relative_to(place)]
     flat = []

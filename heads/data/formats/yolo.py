@@ -157,7 +157,7 @@ def read_line(line: str, num_classes: int, has_keypoints: bool = False) -> tuple
     if not ((numbers >= -LARGEST_EXCESS) & (numbers <= 1 + LARGEST_EXCESS)).all():  # NaN too
         hint = " (are they pixels?)" if np.nanmax(numbers) > 2 else ""
         raise ValueError(
-            f"places must be shares of the picture's sides, 0 .. 1{hint}. Received: {show(line)}"
+            f"coordinates must be shares of the picture's sides, 0 .. 1{hint}. Received: {show(line)}"
         )
     return int(label), numbers if len(numbers) == 4 else numbers.reshape(-1, 2)
 
