@@ -4,9 +4,9 @@
     python examples/benchmark_exports.py runs/demo/best.keras --image-size 512 512 --formats openvino onnx
 
 All run on the CPU, in turns, on images of one size, which the exports are made for. The error is the largest
-difference from the Keras model's answer in units of its largest value: of a detector's scores, which are
-sorted; of label maps it is the share of the pixels that have another label. The machine should be quiet: the
-runtimes' threads wait for each other, and one process more can cost ONNX Runtime or LiteRT half their speed.
+difference from the Keras model's answer, in units of its largest value. Of detectors it is that of the sorted
+scores, of label maps the share of pixels with another label. The machine should be idle: the threads of a
+runtime wait for each other, and a single other process can cost ONNX Runtime or LiteRT half their speed.
 """
 
 import pathlib
@@ -31,11 +31,11 @@ def parse_arguments(argv=None):
     add("--formats", choices=EXPORT_FORMATS, nargs="+", default=list(EXPORT_FORMATS), help="default: all")
     size = {"nargs": 2, "metavar": ("HEIGHT", "WIDTH"), "default": (512, 512)}
     add("--image-size", type=whole_number(32), **size, help="default: 512 512")
-    add("--batch-size", type=count, default=1, help="images of a call; default: %(default)s")
-    add("--threads", type=count, help="of each runtime; default: as many as it likes")
+    add("--batch-size", type=count, default=1, help="images per call; default: %(default)s")
+    add("--threads", type=count, help="threads of each runtime; default: as many as it chooses")
     int8 = f"also in int8 ({', '.join(INT8_FORMATS)}), calibrated on drawn scenes; default: without"
     add("--int8", action="store_true", help=int8)
-    add("--rounds", type=count, default=15, help="calls of each; default: %(default)s")
+    add("--rounds", type=count, default=15, help="timed calls of each; default: %(default)s")
     arguments = parser.parse_args(argv)
     check_model_or_variant(parser, arguments)
     return parser, arguments
@@ -104,7 +104,7 @@ def main(argv=None):
 
 
 def choose_devices(parser, num_threads):
-    """Tells TensorFlow to stay on the CPU, with so many threads: both before it does anything."""
+    """Tells TensorFlow to stay on the CPU, with this many threads, both before it does anything."""
     try:
         if tf.config.list_physical_devices("GPU"):
             tf.config.set_visible_devices([], "GPU")
@@ -112,7 +112,7 @@ def choose_devices(parser, num_threads):
             tf.config.threading.set_intra_op_parallelism_threads(num_threads)
             tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     except RuntimeError as error:
-        parser.error(f"TensorFlow is at work already: {error}")
+        parser.error(f"TensorFlow is running already: {error}")
 
 
 def make_scenes(batch_size, image_size):
@@ -121,9 +121,9 @@ def make_scenes(batch_size, image_size):
 
 
 def make_weights_matter(backbone, images):
-    """Returns an untrained backbone norms and layer scales like a trained one's, or errors would not show.
+    """Gives an untrained backbone norms and layer scales like a trained one's, or errors would not show.
 
-    New layer scales of 0.01 leave little of a block's branches, and new norms do nothing to be folded.
+    New layer scales of 0.01 leave little of a block's branches, and new norms change nothing when folded.
     """
     random = np.random.default_rng(0)
     for variable in backbone.variables:
@@ -141,7 +141,7 @@ def make_weights_matter(backbone, images):
 
 
 def load_formats(model, folder, format, arguments):
-    """Returns (name, function, bytes) of a format in each precision, or says why there is none."""
+    """Returns (name, function, bytes) of a format in each precision; prints why if there is none."""
     path = folder / f"model{FORMATS[format][0]}"
     try:
         export(model, path, format, arguments.image_size, arguments.batch_size)
@@ -159,7 +159,7 @@ def load_formats(model, folder, format, arguments):
 
 
 def load_int8(model, path, format, arguments):
-    """Returns name, function and bytes of a format in int8, calibrated on other scenes than are timed."""
+    """Returns name, function and bytes of a format in int8, calibrated on scenes that are not timed."""
     seeds = range(1000, 1000 + NUM_CALIBRATION_SCENES)
     shape = (arguments.batch_size, *arguments.image_size, 3)
     scenes = np.stack([draw_scene(seed, arguments.image_size)["image"] for seed in seeds])
@@ -175,7 +175,7 @@ def take_turns(functions, num_rounds):
         answers[name] = name_outputs(function(images))
     for _ in range(num_rounds):
         for name, (function, images) in functions.items():
-            function(images)  # so that the others' threads sleep by now, and its own are awake
+            function(images)  # a warm-up: then the others' threads sleep, and its own are awake
             start = time.perf_counter()
             function(images)
             seconds[name].append(time.perf_counter() - start)
@@ -183,7 +183,7 @@ def take_turns(functions, num_rounds):
 
 
 def print_table(answers, milliseconds, megabytes):
-    """Prints a row for each, with the first one as the measure."""
+    """Prints a row for each, compared with the first one."""
     names = list(answers)
     print("| | ms | times as fast | MB | error |")
     print("| --- | ---: | ---: | ---: | ---: |")
@@ -195,9 +195,9 @@ def print_table(answers, milliseconds, megabytes):
 
 
 def measure_error(expected, received):
-    """Returns the largest error of an answer, see above."""
+    """Returns the largest error of an answer; the module's docstring says in which units."""
     errors = []
-    # Detections may swap near-ties: what else belongs to them would be compared with another's.
+    # Detections with nearly equal scores may swap places: boxes and labels would be compared with another's.
     for name in {"scores"} & expected.keys() or expected.keys():
         if np.issubdtype(expected[name].dtype, np.integer):
             errors.append(np.mean(expected[name] != received[name]))

@@ -7,11 +7,11 @@
     van-backbones export runs/segmentation-1/best.keras --format onnx --output model.onnx
 
 Each command runs one of the scripts of examples/, with the same options; `van-backbones COMMAND --help`
-tells them.
+lists them.
 """
 
-# The entry point of the installed package, where this folder is called van_backbones_examples. It must not
-# import heads or van_backbones, which take seconds: --help and mistakes are answered at once.
+# The entry point of the installed package, in which this folder is called van_backbones_examples. It must not
+# import heads or van_backbones, which takes seconds: --help and mistakes are answered at once.
 
 import argparse
 import pathlib
@@ -51,7 +51,7 @@ TITLES = {
 
 
 def main(argv=None):
-    """Runs a command; gives its exit code, 2 where there is none of this name."""
+    """Runs a command and returns its exit code; 2 if there is no such command."""
     words = list(sys.argv[1:] if argv is None else argv)
     command = words[0] if words else None
     if command == "checkpoints":
@@ -65,12 +65,15 @@ def main(argv=None):
 
 
 def run_script(script: str, arguments, program: str | None):
-    """Runs a script of this folder as if it was called by its name; it ends the program with its exit code.
+    """Runs a script of this folder as if it was called by its name.
 
     Args:
         script: Its name, without the suffix.
         arguments: Its options.
-        program: What it shall call itself in messages; None for its name.
+        program: What it calls itself in messages; None for its file's name.
+
+    Returns:
+        0, the exit code, unless the script ends the program with another one.
     """
     if str(EXAMPLES) not in sys.path:
         sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: they import each other
@@ -97,7 +100,7 @@ def run_checkpoints(arguments):
 
 
 def explain(words):
-    """Prints the help that was asked for, or what is wrong, and ends the program."""
+    """Prints the requested help, or what is wrong, and ends the program."""
     tasks = COMMANDS.get(words[0]) if words else None
     if tasks is None:
         names, place, program = [*COMMANDS, "checkpoints"], "COMMAND", "van-backbones"
@@ -108,7 +111,7 @@ def explain(words):
         lines = [f"  {name:<15} {read_title(script)}" for name, script in tasks.items()]
         examples = [line for script in tasks.values() for line in read_examples(script, program, tasks)]
         description = "\n".join([f"{TITLES[words[0]]}.", "", "tasks:", *lines, "", "examples:", *examples])
-        description += f"\n\n`{program} TASK --help` tells the options of each."
+        description += f"\n\n`{program} TASK --help` lists the options of each."
         words = words[1:]
     parser = argparse.ArgumentParser(
         prog=program,
@@ -120,7 +123,7 @@ def explain(words):
     if words and words[0] not in ("-h", "--help"):
         known = ", ".join(names)
         parser.error(f"{place} must come first and be one of {known}. Received: {words[0]!r}")
-    parser.parse_args(words)  # ends it at --help, and where the name is missing
+    parser.parse_args(words)  # ends the program: at --help, or because the name is missing
 
 
 def describe(command):
@@ -138,7 +141,7 @@ def read_title(script):
 
 
 def read_examples(script, program, tasks):
-    """Returns the calls of a script that its docstring shows, by the names of the commands."""
+    """Returns the calls of a script in its docstring, as commands."""
     task = next(name for name, each in tasks.items() if each == script)
     call = f"    python examples/{script}.py"
     text = (EXAMPLES / f"{script}.py").read_text(encoding="utf-8").split('"""')[1]

@@ -4,9 +4,9 @@
     python examples/demo.py detection --head gfl
     python examples/demo.py segmentation --data path/to/data
 
-It calls the training script of the task, and prints how; the results go into runs/demo, or runs/demo-<task>.
-With --data it trains on pictures of your own: larger ones, and for more steps. Further options are those of
-the training script: --steps 100 makes it shorter.
+It prints the call of the task's training script and runs it; the results go into runs/demo or
+runs/demo-<task>, for detection runs/demo-<head>. With --data it trains on your own pictures, at a larger
+size. All other options are those of the training script: --steps 100 makes it shorter.
 """
 
 import shlex
@@ -16,7 +16,7 @@ import command_line
 import options
 from options import DETECTORS, make_parser
 
-# Task -> script, its options, those for the embedded data, and those for pictures of one's own.
+# Task -> script, its options, those for the embedded data, and those for the user's own pictures.
 DEMOS = {
     "segmentation": (
         "finetune_segmentation",
@@ -66,8 +66,8 @@ def parse_arguments(argv=None):
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("task", nargs="?", default="segmentation", choices=DEMOS, help="default: %(default)s")
-    add("--head", choices=DETECTORS, help="of detection; default: retinanet")
-    add("--data", help="folder of pictures of your own; default: the embedded data set")
+    add("--head", choices=DETECTORS, help="head for detection; default: retinanet")
+    add("--data", help="folder of your own pictures; default: the embedded data set")
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0].startswith("-"):
         words.insert(

@@ -3,9 +3,9 @@
     python examples/detect.py runs/detection-1/best.keras pictures/ --output objects
     python examples/detect.py runs/detection-1/best.keras aerial.tif --slices 640
 
-For each picture NAME.jpg it writes NAME.png with boxes or masks, classes and scores, and for all of them
-detections.json: the pictures, the categories and the objects in COCO's format, with scores. The names of the
-classes and the sizes of the pictures are in the model's file.
+For each picture NAME.jpg it writes NAME.png with boxes or masks, classes and scores; for all of them together
+detections.json, with the pictures, the categories and the objects in COCO's format, with scores. The names of
+the classes and the sizes of the pictures are in the model's file.
 """
 
 import pathlib
@@ -29,11 +29,11 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file")
     add("pictures", type=pathlib.Path, nargs="+", help="folders of pictures, or pictures")
-    output = "folder; default: the next of runs/detections-1, runs/detections-2 ..."
+    output = "folder of the results; default: the next of runs/detections-1, runs/detections-2 ..."
     add("--output", type=pathlib.Path, help=output)
     names = "text file with a class name per line; default: the names in the model's file"
     add("--class-names", type=pathlib.Path, help=names)
-    threshold = "objects below it are left out, 0 .. 1; default: %(default)s"
+    threshold = "leave out objects with lower scores, 0 .. 1; default: %(default)s"
     add("--score-threshold", type=number(at_least=0), default=0.3, help=threshold)
     add_sizes(parser)
     add_detector_views(parser)
@@ -70,17 +70,17 @@ from heads.pictures import read_picture
 from heads.prediction import PICTURE_SUFFIXES
 from heads.training import make_numbered_folder
 
-# Of all masks of a picture together, when it is drawn.
+# Of all masks of a picture together when it is drawn.
 MOST_MASK_PIXELS = 2_000_000_000
 
 
 def main(argv=None):
-    """Runs the script; gives 1 if a picture was unreadable, else 0."""
+    """Runs the script; returns 1 if a picture was unreadable, else 0."""
     parser, arguments = parse_arguments(argv)
     paths = find_pictures(parser, arguments.pictures, arguments.output)
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "max_detections"):
-        parser.error(f"{arguments.model} must be a detector")
+        parser.error(f"the model must be a detector. Received: {arguments.model}, a {type(model).__name__}")
     if arguments.score_threshold < getattr(model, "score_threshold", 0):
         print(f"The model itself leaves out objects with scores below {model.score_threshold}")
     choose_class_names(parser, arguments, model)
@@ -126,7 +126,7 @@ def detect_objects(model, pictures, arguments, **options):
 
 
 def shrink(image, found, most_pixels=MOST_MASK_PIXELS):
-    """Returns a picture and its objects, smaller by a whole factor where masks would fill the memory."""
+    """Returns a picture and its objects, smaller by a whole factor if masks would fill the memory."""
     masks = found.get("masks", ())
     factor = math.ceil(math.sqrt(len(masks) * image.shape[0] * image.shape[1] / most_pixels))
     if factor < 2:
@@ -137,7 +137,7 @@ def shrink(image, found, most_pixels=MOST_MASK_PIXELS):
 
 
 def open_output(output, name):
-    """Returns the folder for the results, made: the given one, or the next of `runs/<name>-1` ..."""
+    """Makes and returns the folder for the results: the given one, or the next of `runs/<name>-1` ..."""
     if output is None:
         return make_numbered_folder("runs", name)
     output.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def open_output(output, name):
 
 
 def find_pictures(parser, places, output):
-    """Returns the paths of the pictures; ends the program where results would overwrite something."""
+    """Returns the paths of the pictures; ends the program if results would overwrite something."""
     paths = []
     for place in places:
         if place.is_dir():
@@ -156,21 +156,24 @@ def find_pictures(parser, places, output):
                 and not path.name.startswith(".")  # macOS writes ._NAME.jpg
             )
             if not found:
-                parser.error(f"{place} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+                suffixes = ", ".join(PICTURE_SUFFIXES)
+                parser.error(f"the folder must hold pictures ({suffixes}). Received: {place}")
             paths += found
         else:
             paths.append(place)
     if output is not None and output.resolve() in {path.resolve().parent for path in paths}:
-        parser.error(f"--output must not be the folder of the pictures, or they are overwritten: {output}")
+        parser.error(
+            f"--output must not be the folder of the pictures, which it overwrites. Received: {output}"
+        )
     names = [path.stem for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        parser.error(f"pictures need different names before the suffix. Twice: {', '.join(twice)}")
+        parser.error(f"pictures need different names before the suffix. Received twice: {', '.join(twice)}")
     return paths
 
 
 def choose_resizing(arguments, default):
-    """Returns how the pictures are resized: as the options say, or else the default."""
+    """Returns how the pictures are resized: by the options, or else the default."""
     if arguments.image_size is not None:
         return Resizing(arguments.image_size)
     if arguments.short_side is not None:
@@ -180,7 +183,7 @@ def choose_resizing(arguments, default):
 
 
 def choose_class_names(parser, arguments, model):
-    """Sets the names of the option; ends the program where they are not as many as the model's classes."""
+    """Sets the names of the option; ends the program if the model has another number of classes."""
     if arguments.class_names is None:
         return
     try:
@@ -188,13 +191,13 @@ def choose_class_names(parser, arguments, model):
     except ValueError as error:
         parser.error(f"--class-names: {error}")
     if len(names) != model.num_classes:
-        source = f"{len(names)} names in {arguments.class_names}"
-        parser.error(f"the model has {model.num_classes} classes. Received: {source}")
+        wanted = f"--class-names must hold a name for each of the model's {model.num_classes} classes"
+        parser.error(f"{wanted}. Received: {len(names)} names in {arguments.class_names}")
     model.class_names = names
 
 
 def find_category_ids(pictures, class_names):
-    """Returns the ids in the annotations of the pictures' data set, where its classes have these names."""
+    """Returns the category ids of the pictures' data set, if it is found and its classes have these names."""
     for folder in dict.fromkeys(path.resolve().parent for path in pictures):
         for root in folder.parents[:2]:
             path = root / "annotations" / f"instances_{folder.name}.json"

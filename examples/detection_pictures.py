@@ -11,10 +11,10 @@ NUM_PICTURES = 6  # of each page
 
 
 def draw_mistakes(results, truth, image_ids, max_detections, output):
-    """Tells and draws what is missed, false and taken for what.
+    """Prints and draws which objects are missed, false or confused with other classes.
 
     Returns:
-        Where the worst pictures are, and the score from which on detections count there.
+        The positions of the worst pictures, and the lowest score of the detections that count.
     """
     scored = set(image_ids)
     is_object = [each["image_id"] in scored and not each.get("iscrowd", 0) for each in truth["annotations"]]
@@ -44,19 +44,19 @@ def draw_pictures(model, batches, class_names, output, worst=(), threshold=None)
 
 
 def draw_first(model, batches, class_names, num_pictures=3):
-    """Returns a picture of what a detector makes of the first pictures."""
+    """Returns a drawing of what a detector finds in the first pictures."""
     return compare(list(find_examples(model, batches, range(num_pictures)).values()), class_names)
 
 
 def compare(examples, class_names, threshold=None):
-    """Returns a picture of images, their true objects and the found ones above a score."""
+    """Returns a drawing of images, their true objects, and the found ones above a score."""
     lists = list(zip(*examples, strict=True))
     threshold = choose_threshold(*lists[1:]) if threshold is None else threshold
     return draw_detection_comparison(*lists, class_names, score_threshold=threshold)
 
 
 def find_examples(model, batches, positions):
-    """Returns position -> (image, truth, detections), as the model sees them, of the pictures there are."""
+    """Returns position -> (image, truth, detections), as the model sees them; only up to the last picture."""
     examples, start = {}, 0
     for inputs, truth in batches.as_numpy_iterator():
         rows = [row for row in range(len(inputs["images"])) if start + row in positions]
@@ -77,7 +77,7 @@ def find_examples(model, batches, positions):
 
 
 def choose_threshold(truths, detections, highest=0.4):
-    """Returns the score from which on detections are drawn: as many as there are objects, if few are sure."""
+    """Returns the lowest score that is drawn: `highest`, or lower, for as many detections as true objects."""
     num_objects = sum(int((truth["labels"] >= 0).sum()) for truth in truths)
     scores = np.sort(np.concatenate([found["scores"] for found in detections]))[::-1]
     return min(highest, float(scores[min(max(num_objects, 1), len(scores)) - 1])) if len(scores) else highest

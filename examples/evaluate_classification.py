@@ -2,9 +2,9 @@
 
     python examples/evaluate_classification.py --data path/to/imagenetv2-matched-frequency --variant b1
 
-Folders are named by the class number ("0" .. "999", ImageNet-V2) or, in the order of the classes, by anything
-else (WordNet ids). Pictures are prepared as the published accuracies were measured: bicubic, crop 0.9. The
-scores go into a new folder beside the model's file, evaluation-1, evaluation-2 ..., of a release in runs/.
+The folders' names are the classes' numbers ("0" .. "999", ImageNet-V2), or anything that sorts like the
+classes (WordNet ids). Pictures are prepared as for the published accuracies: bicubic, crop 0.9. The scores go
+into a new folder beside the model's file, evaluation-1, evaluation-2 ...; for a release, into runs/.
 """
 
 import pathlib
@@ -20,12 +20,13 @@ def parse_arguments(argv=None):
     splits = "folders of class folders in --data; default: none, the class folders are in --data"
     add("--splits", nargs="+", metavar="SPLIT", default=["."], help=splits)
     add_variant(parser, weights="imagenet")
-    add("--num-classes", type=whole_number(1), default=1000, help="of the model; default: %(default)s")
-    side = "of the squares that the model sees; default: %(default)s"
+    classes = "classes of the model; default: %(default)s"
+    add("--num-classes", type=whole_number(1), default=1000, help=classes)
+    side = "side of the squares that the model sees; default: %(default)s"
     add("--image-size", type=whole_number(32), default=224, metavar="SIDE", help=side)
-    batch = "pictures that are looked at together; default: %(default)s"
+    batch = "pictures per batch; default: %(default)s"
     add("--batch-size", type=whole_number(1), default=32, help=batch)
-    output = "folder; default: the next of evaluation-1, evaluation-2 ... beside the model"
+    output = "folder of the results; default: the next of evaluation-1, evaluation-2 ... beside the model"
     add("--output", type=pathlib.Path, help=output)
     arguments = parser.parse_args(argv)
     check_output(parser, arguments.output)
@@ -49,7 +50,7 @@ from van_backbones.classifier import preprocess_images
 
 
 def main(argv=None):
-    """Runs the script; gives 1 if a picture was unreadable, else 0."""
+    """Runs the script; returns 1 if a picture was unreadable, else 0."""
     parser, arguments = parse_arguments(argv)
     examples = {
         split: list_examples(parser, arguments.data / split, arguments.num_classes)
@@ -69,7 +70,7 @@ def main(argv=None):
         about = {"model": arguments.weights, "data": arguments.data / split}
         keep_scores(output / split, scores, table, **about)
     for problem in unreadable:
-        print(f"Left out, unreadable: {problem}", file=sys.stderr)
+        print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     print(f"The scores are in {output}")
     return 1 if unreadable else 0
 
@@ -93,7 +94,7 @@ def rank_examples(model, examples, arguments, unreadable):
 
 
 def list_examples(parser, data, num_classes):
-    """Returns (path, label) of all pictures; ends the program where the folders cannot be the classes."""
+    """Returns (path, label) of all pictures; ends the program if the folders cannot be the classes."""
     try:
         folders = find_class_folders(data)
     except ValueError as error:
@@ -108,12 +109,13 @@ def list_examples(parser, data, num_classes):
             f"Received: {len(folders)} folders, the first is {folders[0].name!r}"
         )
     if max(labels) >= num_classes:
-        parser.error(f"the folder {max(labels)} is no class of {num_classes}; pass --num-classes")
+        wanted = f"folders must be class numbers 0 .. {num_classes - 1}, or pass --num-classes"
+        parser.error(f"{wanted}. Received: {max(labels)} in {data}")
     examples = [
         (path, label) for folder, label in zip(folders, labels, strict=True) for path in list_pictures(folder)
     ]
     if not examples:
-        parser.error(f"the folders in {data} hold no pictures ({', '.join(SUFFIXES)})")
+        parser.error(f"the class folders must hold pictures ({', '.join(SUFFIXES)}). Received: {data}")
     return examples
 
 

@@ -6,10 +6,9 @@
     python examples/evaluate_detection.py runs/detection-1/best.keras --data path/to/yolo --val-share 0.2
 
 The model is a .keras file, or a checkpoint in mmdetection's or our own format together with --head and
---variant. The pictures get the sizes that are in the model's file, or, of a checkpoint, the paper's; its
-classes are those of the same names in the data, or, without names in the file, those in the order of the ids.
-The scores, COCO's results and some pictures of each split go into a new folder beside the model:
-evaluation-1, evaluation-2 ...
+--variant. Pictures are resized as the model's file says, for a checkpoint as in the paper. Classes are
+matched with those of the data by their names; without names in the file, by the order of the ids. The scores,
+COCO's results and some pictures of each split go into a new folder beside the model: evaluation-1 ...
 """
 
 import pathlib
@@ -37,11 +36,11 @@ def parse_arguments(argv=None):
     add_evaluation_options(parser, "pictures and annotations")
     add("--annotations", help="COCO's file in --data, as annotations/instances_{split}.json; default: found")
     add("--images", help="its pictures in --data; default: found, or images/{split} with --annotations")
-    add("--head", choices=DETECTORS, help="of a checkpoint; default: the .keras file's")
-    add("--variant", choices=VARIANTS, help="of a checkpoint's backbone; default: b0")
-    kinds = "what to score; default: all that the model gives"
+    add("--head", choices=DETECTORS, help="head of a checkpoint; default: the .keras file's")
+    add("--variant", choices=VARIANTS, help="size of a checkpoint's backbone; default: b0")
+    kinds = "what to score; default: all that the model predicts"
     add("--kinds", nargs="+", choices=["bbox", "segm"], help=kinds)
-    batch = "pictures that are looked at together; default: %(default)s"
+    batch = "pictures per batch; default: %(default)s"
     add("--batch-size", type=whole_number(1), default=1, help=batch)
     add_sizes(parser)
     add_detector_views(parser)
@@ -118,7 +117,7 @@ def load_model(arguments, num_classes):
 
 
 def check_truth(dataset, kinds):
-    """Raises ValueError at faults of the truth, now and not after hours."""
+    """Raises ValueError for a truth with faults: now, not after hours."""
     if not dataset.check().any():
         raise ValueError(f"{dataset.path} has no annotations of objects, so there is nothing to score")
     evaluate_coco(dataset.to_coco(), [], kinds)
@@ -162,7 +161,7 @@ def match_categories(model, dataset):
     if sorted(ids) == sorted(names):
         return [ids[name] for name in names]
     print(
-        f"The classes of the data are not those of the model ({', '.join(names)}), and are taken in their "
+        f"The classes of the data are not those of the model ({', '.join(names)}), and are matched by their "
         f"order: {', '.join(dataset.class_names)}",
         file=sys.stderr,
     )

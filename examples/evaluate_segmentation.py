@@ -1,9 +1,9 @@
-"""Scores a semantic segmenter on held-out pictures: each class, and which classes are taken for which.
+"""Scores a semantic segmenter on held-out pictures: each class, and which classes are confused.
 
     python examples/evaluate_segmentation.py runs/segmentation-1/best.keras --data path/to/data --splits test
 
-The data folder is one as finetune_segmentation.py reads it. A table of IoU and accuracy, the confusion matrix
-and some pictures of each split go into a new folder beside the model: evaluation-1, evaluation-2 ...
+The data folder has a format that finetune_segmentation.py reads. A table of IoU and accuracy, the confusion
+matrix and some pictures of each split go into a new folder beside the model: evaluation-1, evaluation-2 ...
 """
 
 import pathlib
@@ -70,7 +70,7 @@ def main(argv=None):
     if model.class_names and tuple(model.class_names) != names:
         print(
             f"The classes of the data are not those of the model ({', '.join(model.class_names)}), and are "
-            f"taken in their order: {', '.join(names)}",
+            f"matched by their order: {', '.join(names)}",
             file=sys.stderr,
         )
     with explain_faults(arguments.data, "finetune_segmentation.py"):
@@ -93,7 +93,7 @@ def open_data(arguments):
 
 
 def choose_views(model, arguments):
-    """Returns what gives label maps: the model, or its windows, or the average with mirrored pictures."""
+    """Returns what predicts label maps: the model, or its windows, or the average with mirrored pictures."""
     if not (arguments.crop_size or arguments.flip_test):
         return model
     crop, stride = (tuple(size) if size else None for size in (arguments.crop_size, arguments.stride))

@@ -4,11 +4,12 @@
     python examples/export_model.py --variant b1 --weights imagenet --format onnx --image-size 224 224
     python examples/export_model.py runs/demo/best.keras --format openvino --int8 --calibration pictures/
 
-For each output it prints how far the export's answer is from the model's own. It gives 1 where they differ by
-more than rounding explains: numbers by a thousandth of the largest one, of label maps one pixel in a hundred.
-Detections may swap near-ties: their sorted scores are compared, and nine in ten must be there in both, with
-the same label and nearly the same box and score. Models in half precision may differ more, and int8 by a
-fifth: what it loses in truth only a score on pictures with labels tells (docs/deployment.md).
+For each output it prints how far the export's answer is from the model's own. Its exit code is 1 if they
+differ by more than rounding explains: numbers by a thousandth of the largest one, label maps in one pixel of
+a hundred. Detections with nearly equal scores may swap places: their sorted scores are compared, and nine in
+ten must be found by both, with the same label and nearly the same box and score. Models in half precision may
+differ more, and int8 by a fifth; how much worse int8 really is, only scores on labelled pictures tell
+(docs/deployment.md).
 """
 
 import pathlib
@@ -31,20 +32,21 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("model", type=pathlib.Path, nargs="?", help="a .keras file; default: see --variant")
     add("--variant", choices=VARIANTS, help="instead of a file: this VANClassifier; default: none")
-    weights = "of --variant: a release or a checkpoint file; default: %(default)s"
+    weights = "weights of --variant: a release or a checkpoint file; default: %(default)s"
     add("--weights", default="imagenet", help=weights)
     add("--format", choices=EXPORT_FORMATS, default="saved_model", help="default: %(default)s")
     add("--output", type=pathlib.Path, help="default: runs/exports/ and the model's name")
-    size = "default: what the model takes, mostly any"
+    size = "default: what the model takes, usually any size"
     add("--image-size", type=whole_number(32), nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
     add("--batch-size", type=whole_number(1), help="default: any")
-    add("--picture", type=pathlib.Path, help="to compare on; default: a drawn scene")
-    int8 = f"in int8, of {' or '.join(INT8_FORMATS)}: needs --calibration; default: float32"
+    add("--picture", type=pathlib.Path, help="picture to compare on; default: a drawn scene")
+    int8 = f"in int8, for {' or '.join(INT8_FORMATS)}: needs --calibration; default: float32"
     add("--int8", action="store_true", help=int8)
-    folder = "pictures of the kind that the model will see, some 100 of them, for --int8; default: none"
+    folder = "about 100 pictures of the kind that the model will see, for --int8; default: none"
     add("--calibration", type=pathlib.Path, metavar="FOLDER", help=folder)
-    drop = "with --int8 of openvino: layers stay in float until the answers on the pictures of --calibration "
-    drop += "(labels, or objects that score 0.3) agree with the model's but for so many percent; default: any"
+    drop = "with --int8 and openvino: keep layers in float until the answers on the --calibration pictures "
+    drop += "(labels, or objects with a score of 0.3) agree with the model's except for this many percent; "
+    drop += "default: no layers"
     add("--max-drop", type=number(at_least=0), metavar="POINTS", help=drop)
     arguments = parser.parse_args(argv)
     check_model_or_variant(parser, arguments)
@@ -53,7 +55,7 @@ def parse_arguments(argv=None):
 
 
 def check_int8(parser, arguments):
-    """Ends the program where the options of int8 contradict each other."""
+    """Ends the program if the options of int8 contradict each other."""
     if arguments.int8 != (arguments.calibration is not None):
         parser.error("--int8 and --calibration FOLDER need each other")
     if arguments.int8 and arguments.format not in INT8_FORMATS:
@@ -98,7 +100,7 @@ CLASSIFIER_SIZE = (224, 224)
 
 
 def main(argv=None):
-    """Runs the script; gives 1 if the export's answers differ from the model's, else 0."""
+    """Runs the script; returns 1 if the export's answers differ from the model's, else 0."""
     parser, arguments = parse_arguments(argv)
     output = choose_output(parser, arguments)
     if arguments.variant:
@@ -131,7 +133,7 @@ def main(argv=None):
     precision = "int8" if arguments.int8 else "half" if is_half else "float32"
     problems = compare_answers(expected, received, *TOLERANCES[precision])
     milliseconds = time_call(run, images), time_call(predict, model, images)
-    print("One call: {:.1f} ms; of the Keras model: {:.1f} ms".format(*milliseconds))
+    print("One call: {:.1f} ms; with the Keras model: {:.1f} ms".format(*milliseconds))
     for problem in problems:
         cause = "int8" if arguments.int8 else "rounding"
         print(f"Differs by more than {cause} explains: {problem}", file=sys.stderr)
@@ -139,11 +141,11 @@ def main(argv=None):
 
 
 def choose_output(parser, arguments):
-    """Returns the path to write to; ends the program where it cannot be written."""
+    """Returns the path to write to; ends the program if it cannot be written."""
     suffix = FORMATS[arguments.format][0]
     name = f"van_{arguments.variant}"
     if arguments.model:
-        # The demos' files all have one name, in folders that tell them apart.
+        # The demos' files all have the same name; their folders tell them apart.
         name = f"{arguments.model.resolve().parent.name}-{arguments.model.stem}"
     output = arguments.output or pathlib.Path("runs/exports") / (name + suffix)
     if suffix and output.suffix != suffix:
@@ -161,7 +163,7 @@ def choose_output(parser, arguments):
 def choose_int8(parser, arguments, model, signature):
     """Returns the options of `export` for int8."""
     if signature.dtype.name != "uint8":
-        parser.error("--calibration is for models that normalise: this one takes what is normalised already")
+        parser.error("--calibration is for models that normalise: this one takes normalised images")
     size = None if None in signature.shape[1:3] else tuple(signature.shape[1:3])
     if hasattr(model, "prepare_pictures"):
         pictures = model.prepare_pictures(arguments.calibration, size)
@@ -187,10 +189,10 @@ def fit_pictures(folder, size):
 
 
 def measure_agreement(expected, received):
-    """Returns how much of the labels, or of the objects with good scores, is in both, in percent.
+    """Returns how many percent of the labels, or of the objects with good scores, agree.
 
     Raises:
-        ValueError: where an answer has neither.
+        ValueError: if an answer has neither.
     """
     if {"boxes", "scores", "labels"} <= expected.keys():
         sure = np.where(expected["scores"] >= SURE_SCORE, expected["labels"], -1)
@@ -201,19 +203,19 @@ def measure_agreement(expected, received):
         outputs = [logits.argmax(axis=-1) for logits in outputs]
     if outputs[0] is None or not np.issubdtype(outputs[0].dtype, np.integer):
         raise ValueError(
-            "--max-drop needs a model that gives labels or objects. "
-            f"Received: one that gives {', '.join(sorted(expected))}"
+            "--max-drop needs a model that predicts labels or objects. "
+            f"Received: one that predicts {', '.join(sorted(expected))}"
         )
     return 100 * float(np.mean(outputs[0] == outputs[1]))
 
 
 def make_images(parser, arguments, signature):
-    """Returns the images to compare on: of the picture, or drawn, or random where no pictures are wanted."""
+    """Returns the images to compare on: the picture, drawn scenes, or random values for normalised images."""
     batch_size = arguments.batch_size or 1
     size = tuple(side or usual for side, usual in zip(signature.shape[1:3], (224, 288), strict=True))
     if signature.dtype.name != "uint8":
         if arguments.picture:
-            parser.error("--picture is for models that normalise: this one takes what is normalised already")
+            parser.error("--picture is for models that normalise: this one takes normalised images")
         shape = (batch_size, *size, signature.shape[-1])
         return np.random.default_rng(0).normal(size=shape).astype("float32")
     if arguments.picture is None:
@@ -233,29 +235,29 @@ def predict(model, images):
 
 
 def compare_answers(expected, received, tolerance, other_labels, other_detections):
-    """Prints how far the outputs are from the expected ones, and gives a line for each that is too far."""
+    """Prints how far the outputs are from the expected ones, and returns a line for each that is too far."""
     shapes = [{name: values.shape for name, values in arrays.items()} for arrays in (expected, received)]
     if shapes[0] != shapes[1]:
-        return [f"the model gives {shapes[0]}, the export {shapes[1]}"]
+        return [f"the model returns {shapes[0]}, the export {shapes[1]}"]
     problems = []
     if {"boxes", "scores", "labels"} <= expected.keys():
         difference = relative_difference(expected["scores"], received["scores"])
-        if not difference <= tolerance:  # nor where it is not a number
+        if not difference <= tolerance:  # also for NaN
             problems.append(f"sorted scores by {difference:.1e} of the largest, allowed is {tolerance:.0e}")
-        # From here on each detection is compared with its partner, wherever in the list that is.
+        # From here on each detection is compared with its partner, wherever in the list it is.
         expected, received, missing = pair_detections(expected, received, tolerance)
         print(f"  {len(expected['labels'])} detections in both, {missing:.1%} of the model's are missing")
         if missing > other_detections:
             problems.append(
                 f"{missing:.1%} of the detections are missing, allowed is {other_detections:.0%} "
-                "(where most scores tie, as before training, that is no fault)"
+                "(if most scores are equal, as before training, that is not a fault)"
             )
     for name, values in sorted(expected.items()):
         output = f"  {name}: {received[name].dtype} {shapes[1][name]}"
         if not np.issubdtype(values.dtype, np.integer):
             difference = relative_difference(values, received[name])
             print(f"{output}, largest difference {difference:.1e} of the largest value")
-            # The boxes and scores of partners are near by choice.
+            # Boxes and scores of partners are close, because partners are chosen by them.
             if not difference <= tolerance and name not in ("boxes", "scores"):
                 problems.append(f"{name} by {difference:.1e} of the largest, allowed is {tolerance:.0e}")
             continue
@@ -267,7 +269,7 @@ def compare_answers(expected, received, tolerance, other_labels, other_detection
 
 
 def relative_difference(expected, received):
-    """Returns the largest difference in units of the largest value; NaN where a value is none."""
+    """Returns the largest difference in units of the largest value; NaN if a value is NaN."""
     expected, received = (np.asarray(values, "float64") for values in (expected, received))
     if not expected.size:
         return 0.0

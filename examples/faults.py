@@ -1,9 +1,9 @@
-"""What is wrong with the data of a script, in words that help."""
+"""What is wrong with a script's data, in words that help."""
 
 import contextlib
 import pathlib
 
-# What a folder holds that is data of a script.
+# Script -> what a folder with its data holds.
 DATA_OF_SCRIPTS = {
     "finetune_segmentation.py": ("labels/*/*.png", "annotations/*/*.png"),
     "train_saliency.py": ("masks/*/*.png",),
@@ -16,15 +16,15 @@ DATA_OF_SCRIPTS = {
 
 @contextlib.contextmanager
 def explain_faults(data, script: str):
-    """Ends a script with a message, and no traceback, where its data cannot be used.
+    """Ends a script with a message, without a traceback, if its data cannot be used.
 
     Args:
         data: The folder, or None for embedded data.
         script: File name of the script that reads it.
 
     Raises:
-        SystemExit: Where there is no such folder, and at a ValueError within the block. It names the scripts
-            whose data the folder looks like.
+        SystemExit: If there is no such folder, or at a ValueError within the block. It names the scripts
+            whose data the folder seems to hold.
     """
     if data is not None and not pathlib.Path(data).is_dir():
         is_what = "is a file" if pathlib.Path(data).is_file() else "does not exist"
@@ -36,7 +36,7 @@ def explain_faults(data, script: str):
 
 
 def suggest_script(data, script):
-    """Returns a line that names the scripts whose data a folder holds; nothing where this script's does."""
+    """Returns a line that names the scripts whose data a folder holds; nothing if this one is among them."""
     if data is None:
         return ""
     fitting = [
@@ -46,4 +46,4 @@ def suggest_script(data, script):
     ]
     if not fitting or script in fitting:
         return ""
-    return f"\nThe folder looks like data of {' or '.join(fitting)}"
+    return f"\nThe folder looks like data for {' or '.join(fitting)}"

@@ -1,13 +1,13 @@
-"""Fine-tunes a VAN classifier on a folder of class folders, and draws which classes it takes for which.
+"""Fine-tunes a VAN classifier on a folder of class folders, and draws which classes it confuses.
 
     python examples/finetune_classification.py --data path/to/data --variant b0 --weights imagenet
 
 The data folder holds one folder of pictures for each class, of which a share is held out for the scores; or
 two folders, `train` and `val`, each with the class folders. The defaults are the paper's settings for
 fine-grained classification (CUB-200-2011): AdamW, 5e-5, weight decay 5e-4, cosine decay, batch 16, 100
-epochs. Training pictures are random parts (8 to 100 % of the area, bicubic), half of them mirrored, and with
---mixup mixed in pairs (arXiv 1710.09412); scores are measured as `evaluate_classification.py` does it. The
-models, their scores, curves and pictures go into a folder of the run's own: runs/classification-1 ...
+epochs. Training pictures are random crops (8 to 100 % of the area, bicubic), half of them mirrored, and with
+--mixup mixed in pairs (arXiv 1710.09412); scores are measured as in `evaluate_classification.py`. The models,
+their scores, curves and pictures go into a new folder for each run: runs/classification-1 ...
 """
 
 import pathlib
@@ -36,17 +36,17 @@ def parse_arguments(argv=None):
     add, count = parser.add_argument, whole_number(1)
     data = "folder of class folders, or of train and val"
     add("--data", type=pathlib.Path, required=True, help=data)
-    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val, where these folders exist")
-    add_val_share(parser, default="0.2, where there are no --splits")
+    add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val, if these folders exist")
+    add_val_share(parser, default="0.2, if there are no --splits")
     add_variant(parser)
-    side = "of the squares that the model sees; default: %(default)s"
+    side = "side of the squares that the model sees; default: %(default)s"
     add("--image-size", type=whole_number(32), default=224, metavar="SIDE", help=side)
-    area = "share of a picture that the training sees; default: 0.08 1"
+    area = "share of a picture's area that a training step sees; default: 0.08 1"
     range_of = {"nargs": 2, "metavar": ("LOWEST", "HIGHEST"), "default": (0.08, 1.0)}
     add("--area-range", type=number(above=0), **range_of, help=area)
-    mixup = "mixes pairs of pictures, by shares from Beta(ALPHA, ALPHA), 0 for none; default: %(default)s"
+    mixup = "mix pairs of pictures, with shares from Beta(ALPHA, ALPHA), 0 for none; default: %(default)s"
     add("--mixup", type=number(at_least=0), default=0.0, metavar="ALPHA", help=mixup)
-    add("--batch-size", type=count, default=16, help="pictures of a batch; default: %(default)s")
+    add("--batch-size", type=count, default=16, help="pictures per batch; default: %(default)s")
     add_length(parser, "100 epochs")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch"
     add("--evaluate-every", type=count, help=every)
@@ -64,12 +64,15 @@ def parse_arguments(argv=None):
     if arguments.splits is None and has_splits(arguments.data, ("train", "val")):
         arguments.splits = ("train", "val")
     if arguments.val_share is not None and arguments.splits:
-        parser.error(f"--val-share must not be given where there is a folder val: {arguments.data}")
+        parser.error(
+            f"--val-share is for data without splits: leave it out. Received: {arguments.data}, which has "
+            "folders train and val"
+        )
     return arguments
 
 
 def has_splits(data, splits):
-    """Returns whether a folder holds the class folders in the folders of two splits."""
+    """Returns whether a folder has class folders in folders for two splits."""
     return all(any(path.is_dir() for path in (data / split).glob("*")) for split in splits)
 
 
@@ -179,7 +182,7 @@ def open_data(arguments):
 
 
 def describe_run(arguments, train):
-    """Returns the settings that are kept beside the models, the names of the classes among them."""
+    """Returns the settings that are kept beside the models, with the names of the classes."""
     return {**vars(arguments), "data": str(arguments.data), "classes": list(train.class_names)}
 
 
@@ -207,10 +210,10 @@ def build_optimizer(arguments, steps):
 
 
 def mix_pictures(batches, num_classes, alpha, seed, first_step):
-    """Returns batches whose labels are shares of each class; pictures are mixed where `alpha` is not 0.
+    """Returns batches whose labels are shares of each class; pictures are mixed if `alpha` is not 0.
 
-    Each picture is mixed with its neighbour in the batch, whose order is random already: so no process needs
-    another's pictures.
+    Each picture is mixed with its neighbour in the batch, whose order is random already, so no process needs
+    pictures of another one.
     """
     index, count = find_place()
 
@@ -218,8 +221,8 @@ def mix_pictures(batches, num_classes, alpha, seed, first_step):
         images, labels = batch[0], tf.one_hot(batch[1], num_classes)
         if not alpha:
             return images, labels
-        # Drawn by the step's number, so that a training that goes on draws what it would have drawn, and for
-        # the batch of all processes, of which these pictures are a share.
+        # Drawn by the step's number, so that a resumed training draws what it would have drawn, and for the
+        # batch of all processes, of which these pictures are a share.
         size = tf.shape(images)[0]
         draws = tf.random.stateless_gamma((2, count * size), (seed, step), alpha)
         shares = (draws[0] / tf.reduce_sum(draws, axis=0))[index * size : (index + 1) * size]
@@ -236,7 +239,7 @@ def mix_pictures(batches, num_classes, alpha, seed, first_step):
 
 
 class ScoredPictures(keras.utils.PyDataset):
-    """Batches of pictures as they are scored, with their labels: of several processes, this one's share."""
+    """Batches of pictures as they are scored, with their labels; of several processes, this one's share."""
 
     def __init__(self, source, batch_size, image_size):
         super().__init__()
@@ -257,7 +260,7 @@ class ScoredPictures(keras.utils.PyDataset):
 
 
 def score_and_draw(model, held_out, class_names, output):
-    """Prints and keeps top-1, and the classes that are mistaken most; draws the confusion matrix."""
+    """Prints and keeps top-1 and the most frequent mistakes; draws the confusion matrix."""
     print(f"\nScoring {len(held_out.source):,} pictures ...", flush=True)
     found = [model.predict_on_batch(images).argmax(-1).tolist() for images, _ in held_out]
     predicted = np.concatenate(gather_batches(found))

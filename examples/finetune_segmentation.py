@@ -3,9 +3,9 @@
     python examples/finetune_segmentation.py --data path/to/data --variant b0 --weights imagenet
 
 The data folder holds `images/<split>`, `labels/<split>` and `classes.txt` or a table of the labels' colours,
-or is in ADE20K's or Pascal VOC's layout, or holds outlines of objects in COCO's, YOLO's or labelme's format.
-Of one without splits, `--val-share 0.2` holds out a fifth. Without --data the embedded data set is used. The
-models, their scores, curves and pictures go into a folder of the run's own: runs/segmentation-1, -2 ...
+or has ADE20K's or Pascal VOC's layout, or holds outlines of objects in COCO's, YOLO's or labelme's format. If
+it has no splits, `--val-share 0.2` holds out a fifth. Without --data, the embedded data set is used. The
+models, their scores, curves and pictures go into a new folder for each run: runs/segmentation-1, -2 ...
 """
 
 from options import (
@@ -49,11 +49,11 @@ def parse_arguments(argv=None):
     add_variant(parser)
     add("--channels", type=whole_number(1), help="channels of the head; default: the paper's")
     side = whole_number(1)
-    crop = "part of a picture that a step sees; default: 256 256"
+    crop = "size of the crops that a step sees; default: 256 256"
     add("--crop-size", type=side, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"), help=crop)
-    base = "resize the pictures first, ADE20K's to 2048 512; default: no resizing"
+    base = "resize the pictures first (2048 512 for ADE20K); default: no resizing"
     add("--base-size", type=side, nargs=2, metavar=("LONG", "SHORT"), help=base)
-    add("--batch-size", type=whole_number(1), default=8, help="pictures of a batch; default: %(default)s")
+    add("--batch-size", type=whole_number(1), default=8, help="pictures per batch; default: %(default)s")
     add_length(parser, f"{STEPS} steps")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=whole_number(1), default=200, help=every)
@@ -194,7 +194,7 @@ def open_data(arguments):
 
 
 def open_split(arguments, split):
-    """Returns a split of --data, or where `split` is None what --val-share is taken from."""
+    """Returns a split of --data; if `split` is None, the data that --val-share divides."""
     options = arguments.class_names, arguments.reduce_zero_label, arguments.class_colours
     folder = open_semantic_folder(arguments.data, split, *options)
     print(f"Found {folder.layout}: {len(folder)} pictures", flush=True)
@@ -202,7 +202,7 @@ def open_split(arguments, split):
 
 
 def hold_out(arguments):
-    """Returns what is trained on and what is held out of the pictures of --data, checked, and its counts."""
+    """Returns the training and the held-out pictures of --data, checked, and the counts of them all."""
     whole = open_split(arguments, None)
     counts = {"all": whole.check()}
     folders = whole.split(arguments.val_share, arguments.seed)
@@ -242,10 +242,10 @@ def build_optimizer(arguments):
 
 
 def print_scores(title, model, source, output=None):
-    """Prints IoU per class on `source`; keeps them, and which classes are taken for which, in `output`.
+    """Prints the IoU of each class on `source`; keeps it, and the confusion matrix, in `output`.
 
     Returns:
-        The mean IoU of each picture alone.
+        The mean IoU of each single picture.
     """
     print(f"\nScoring {len(source):,} pictures ...", flush=True)
     scores = evaluate_semantic(model, semantic_evaluation_batches(source))
@@ -268,7 +268,7 @@ def draw_pictures(model, source, output, overlaps, num_pictures=6):
 
 
 def take_examples(source, positions):
-    """Returns (image, label map, class names) of the pictures at some positions, if there are so many."""
+    """Returns (image, label map, class names) of the pictures at some positions, up to the last picture."""
     found = {}
     for position, (images, labels) in enumerate(semantic_evaluation_batches(source).as_numpy_iterator()):
         if position in positions:
@@ -279,7 +279,7 @@ def take_examples(source, positions):
 
 
 def compare(model, examples):
-    """Returns a picture of images, their truth, what a segmenter makes of them, and the wrong pixels."""
+    """Returns a drawing of images, their truth, a segmenter's predictions, and the wrong pixels."""
     images, labels, (class_names, *_) = zip(*examples, strict=True)
     predictions = [model.predict_on_batch(image[None])[0] for image in images]
     return draw_comparison(images, labels, predictions, class_names)

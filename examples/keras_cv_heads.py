@@ -3,9 +3,9 @@
     python examples/keras_cv_heads.py detection
     python examples/keras_cv_heads.py segmentation --data path/to/data --variant b1 --weights imagenet
 
-detection: KerasCV's RetinaNet beside ours. segmentation: KerasCV's DeepLabV3Plus beside our SemanticFPN. It
-shows what a model of another package needs to train on `VANBackbone`, to read batches of `heads.data`, and to
-be scored by `heads.metrics`. Without --data the embedded, synthetic data set is used.
+Detection: KerasCV's RetinaNet and ours. Segmentation: KerasCV's DeepLabV3Plus and our SemanticFPN. The script
+shows what a model of another package needs to use `VANBackbone`, to read batches of `heads.data`, and to be
+scored by `heads.metrics`. Without --data, the embedded, synthetic data set is used.
 """
 
 from options import add_variant, load_keras, make_parser, number, whole_number
@@ -18,17 +18,19 @@ def parse_arguments(argv=None):
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("task", choices=TASKS)
-    add("--data", help="folder as train_detection.py or finetune_segmentation.py read it; default: embedded")
+    data = "folder as for train_detection.py or finetune_segmentation.py; default: the embedded data set"
+    add("--data", help=data)
     add_variant(parser)
     count = whole_number(1)
-    add("--image-size", type=count, default=128, metavar="SIDE", help="of the squares; default: %(default)s")
-    add("--batch-size", type=count, default=4, help="pictures of a batch; default: %(default)s")
-    add("--steps", type=count, default=1000, help="of each training; default: %(default)s")
-    add("--learning-rate", type=number(above=0), default=2e-3, help="of AdamW; default: %(default)s")
+    side = "side of the square pictures; default: %(default)s"
+    add("--image-size", type=count, default=128, metavar="SIDE", help=side)
+    add("--batch-size", type=count, default=4, help="pictures per batch; default: %(default)s")
+    add("--steps", type=count, default=1000, help="steps of each training; default: %(default)s")
+    add("--learning-rate", type=number(above=0), default=2e-3, help="default: %(default)s")
     add("--seed", type=whole_number(0, 2**31 - 1), default=0, help="default: %(default)s")
     arguments = parser.parse_args(argv)
     if arguments.image_size % 32:
-        # KerasCV's anchors and its decoder do not round as the levels of the backbone do.
+        # KerasCV's anchors and its decoder round in another way than the levels of the backbone.
         parser.error(f"--image-size must be a multiple of 32. Received: {arguments.image_size}")
     return arguments
 
@@ -94,7 +96,7 @@ def open_data(arguments):
 
 
 def compare_detectors(arguments, train, validation):
-    """KerasCV's RetinaNet and ours."""
+    """Trains and scores KerasCV's RetinaNet and ours."""
     size = (arguments.image_size,) * 2
     augment = DetectionAugmentation(image_size=size, scale_range=(0.8, 1.25))
 
@@ -116,11 +118,11 @@ def compare_detectors(arguments, train, validation):
     model = keras_cv.models.RetinaNet(
         num_classes=train.num_classes,
         bounding_box_format="xyxy",
-        backbone=make_backbone(arguments, input_shape=(*size, 3)),  # its anchors are of one size of images
+        backbone=make_backbone(arguments, input_shape=(*size, 3)),  # its anchors are for one size of images
     )
     model.compile(optimizer=make_optimizer(arguments), classification_loss="focal", box_loss="smoothl1")
     with warnings.catch_warnings():
-        # It is made for {"images": ...}, and its own training step gives it the images.
+        # It is built for {"images": ...}, but its own training step passes it the images.
         warnings.filterwarnings("ignore", "The structure of `inputs` doesn't match the expected")
         fit(model, make_batches().map(to_keras_cv), arguments)
     score("RetinaNet of KerasCV", KerasCVDetector(model))
@@ -132,7 +134,7 @@ def to_keras_cv(inputs, targets):
 
 
 class KerasCVDetector:
-    """A detector of KerasCV with the method by which `heads.metrics` asks for detections.
+    """A detector of KerasCV with the method that `heads.metrics` calls for detections.
 
     Args:
         model: A trained `keras_cv.models.RetinaNet` with boxes in "xyxy".
@@ -148,13 +150,13 @@ class KerasCVDetector:
         labels = np.where(scores > 0, np.asarray(found["classes"]), -1).astype(
             "int32"
         )  # rows without an object
-        boxes = clip_boxes(found["boxes"], inputs["image_sizes"])  # as ours are
+        boxes = clip_boxes(found["boxes"], inputs["image_sizes"])  # like ours
         detections = {"boxes": boxes, "scores": scores, "labels": labels}
         return restore_boxes(detections, inputs["image_sizes"], inputs["original_sizes"])
 
 
 def compare_segmenters(arguments, train, validation):
-    """KerasCV's DeepLabV3Plus and our SemanticFPN."""
+    """Trains and scores KerasCV's DeepLabV3Plus and our SemanticFPN."""
     augment = SemanticAugmentation((arguments.image_size,) * 2)
 
     def make_batches():
@@ -177,11 +179,11 @@ def compare_segmenters(arguments, train, validation):
 
 
 class KerasCVSegmenter:
-    """A segmenter of KerasCV with the method by which `heads.metrics` asks for label maps.
+    """A segmenter of KerasCV with the method that `heads.metrics` calls for label maps.
 
     Args:
         model: A trained `keras_cv.models.DeepLabV3Plus`.
-        num_classes: How many classes it knows.
+        num_classes: Number of its classes.
     """
 
     def __init__(self, model, num_classes):

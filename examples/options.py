@@ -1,8 +1,8 @@
 """Command line options that the scripts share, and types of options that refuse what makes no sense.
 
-It imports neither Keras nor heads: the scripts parse their options before they load those, so that `--help`
-and mistakes are answered at once, and not after the seconds that TensorFlow takes. TensorFlow's own messages,
-but for errors, are silenced here, because this has to happen before it is loaded.
+This module imports neither Keras nor heads: the scripts parse their options before they load those, so that
+`--help` and mistakes are answered at once, not after the seconds that TensorFlow takes. All messages of
+TensorFlow except errors are silenced here, because that must happen before it is loaded.
 """
 
 import argparse
@@ -23,12 +23,12 @@ INT8_FORMATS = ("onnx", "openvino")
 WARM_UP = "500, at most a tenth of the steps"
 STEP = "a step is one update of the weights, from --accumulate batches"
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
-# How the script was called, where that was not by its name: `van-backbones train segmentation`.
+# How the script was called, if not by its file name: `van-backbones train segmentation`.
 program = None
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser that prints a script's docstring, with its calls as the script was called."""
+    """Returns a parser with a script's docstring as its help, in which calls have the form of this call."""
     if program is not None:
         description = re.sub(r"python examples/\w+\.py", program, description)
     return argparse.ArgumentParser(
@@ -37,7 +37,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_keras():
-    """Imports Keras without what TensorFlow tells of the machine while it is loaded."""
+    """Imports Keras without TensorFlow's messages about the machine."""
     run_before_keras()["load_keras"]()
 
 
@@ -48,25 +48,25 @@ def run_before_keras() -> dict:
 
 
 def add_run_options(parser: argparse.ArgumentParser, kind: str):
-    """Adds what every training script has: the folder, what is kept there, the seed and the precision.
+    """Adds the options of every training script: the folder, what is kept there, the seed and the precision.
 
     Args:
         parser: The parser.
-        kind: What the folders of runs begin with where none is given.
+        kind: How the name of the run's folder begins if no folder is given.
     """
     add = parser.add_argument
     add("--mixed-precision", action="store_true", help="compute in bfloat16")
     add("--output", help=f"folder of the run; default: the next of runs/{kind}-1, runs/{kind}-2 ...")
-    resume = "go on from the last state in --output, if any; without --output: of the newest run of this kind"
+    resume = "go on from the last state in --output, if any; without --output, of the newest run of this kind"
     add("--resume", action="store_true", help=resume)
-    every = "save the state after so many steps, too; default: after each score alone"
+    every = "also save the state after every STEPS steps; default: only after each score"
     add("--save-every", type=whole_number(1), metavar="STEPS", help=every)
-    patience = "end after so many scores in a row without a better one; default: train to the last step"
+    patience = "end after this many scores in a row without a new best; default: train to the last step"
     add("--patience", type=whole_number(1), metavar="SCORES", help=patience)
-    keep = "how many states are kept; default: %(default)s"
+    keep = "number of states that are kept; default: %(default)s"
     add("--keep", type=whole_number(1), default=2, metavar="STATES", help=keep)
     seed = whole_number(0, 2**31 - 1)
-    add("--seed", type=seed, default=0, help="of everything random; default: %(default)s")
+    add("--seed", type=seed, default=0, help="seed of everything random; default: %(default)s")
     add_process_options(parser)
 
 
@@ -76,21 +76,22 @@ def choose_run_options(arguments) -> dict:
 
 
 def add_process_options(parser):
-    """Adds how several processes train together: see docs/distributed.md."""
+    """Adds the options of several processes that train together: see docs/distributed.md."""
     add = parser.add_argument
-    processes = "train in so many processes on this machine, on JAX, each with one of its GPUs; default: one"
+    processes = "train in N processes on this machine, on JAX, each with one of its GPUs; default: one"
     add("--processes", type=whole_number(2), metavar="N", help=processes)
-    coordinator = "join processes of a cluster: where the first one is; default: no cluster"
+    coordinator = "train as a process of a cluster: address of the first process; default: no cluster"
     add("--coordinator", metavar="HOST:PORT", help=coordinator)
-    index = "which of them this is, from 0; default: no cluster"
+    index = "number of this process in the cluster, from 0; default: no cluster"
     add("--process-id", type=whole_number(0), metavar="I", help=index)
-    add("--num-processes", type=whole_number(2), metavar="N", help="how many they are; default: no cluster")
-    device = "GPU of the cluster's machine that this process takes; default: all that it sees"
+    count = "number of processes in the cluster; default: no cluster"
+    add("--num-processes", type=whole_number(2), metavar="N", help=count)
+    device = "GPU of its machine that this process of the cluster takes; default: all that it sees"
     add("--device", type=whole_number(0), metavar="I", help=device)
 
 
 def add_variant(parser, weights=None):
-    """Adds the backbone's size, and its weights: by default the given ones, or a random start."""
+    """Adds the options of the backbone's size and weights: by default the given ones, or a random start."""
     add = parser.add_argument
     add("--variant", default="b0", choices=VARIANTS, help="size of the backbone; default: %(default)s")
     start = "a random start" if weights is None else weights
@@ -98,7 +99,7 @@ def add_variant(parser, weights=None):
 
 
 def add_sizes(parser):
-    """Adds the options of the pictures' sizes, for a detector that is trained already."""
+    """Adds the options of the pictures' sizes, for a trained detector."""
     side, usual = whole_number(1), "default: as the model's file says"
     either = parser.add_mutually_exclusive_group().add_argument
     fit = f"fit the pictures into a square of this side; {usual}"
@@ -109,7 +110,7 @@ def add_sizes(parser):
 
 
 def check_sizes(parser, arguments):
-    """Ends the program where the sizes contradict each other."""
+    """Ends the program if the sizes contradict each other."""
     if arguments.long_side is not None and arguments.short_side is None:
         parser.error("--long-side needs --short-side")
     if arguments.long_side is None:
@@ -120,20 +121,20 @@ def check_sizes(parser, arguments):
 
 
 def add_evaluation_options(parser, content):
-    """Adds where the held-out data of an evaluation is, and where its results go."""
+    """Adds the options of an evaluation's held-out data and results."""
     add = parser.add_argument
     add("--data", type=pathlib.Path, required=True, help=f"folder of {content}")
-    add("--splits", nargs="+", metavar="SPLIT", help="what to score; default: val")
+    add("--splits", nargs="+", metavar="SPLIT", help="splits to score; default: val")
     share = "score what a training with this option held out; default: --splits"
     add("--val-share", type=number(above=0), metavar="SHARE", help=share)
-    seed = "of that training, for --val-share; default: %(default)s"
+    seed = "seed of that training, for --val-share; default: %(default)s"
     add("--seed", type=whole_number(0, 2**31 - 1), default=0, help=seed)
-    output = "folder; default: the next of evaluation-1, evaluation-2 ... beside the model"
+    output = "folder of the results; default: the next of evaluation-1, evaluation-2 ... beside the model"
     add("--output", type=pathlib.Path, help=output)
 
 
 def check_evaluation_options(parser, arguments):
-    """Ends the program where the model is missing, or the other options make no sense."""
+    """Ends the program if the model is missing, or the other options make no sense."""
     check_model(parser, arguments.model)
     check_output(parser, arguments.output)
     check_val_share(parser, arguments)
@@ -141,31 +142,32 @@ def check_evaluation_options(parser, arguments):
 
 
 def add_val_share(parser, default="the data has splits"):
-    """Adds how much of data without splits is held out; `check_val_share` checks it."""
+    """Adds the share of data without splits that is held out; `check_val_share` checks it."""
     share = f"hold out this share of each class, chosen by --seed; default: {default}"
     parser.add_argument("--val-share", type=number(above=0), metavar="SHARE", help=share)
 
 
 def add_label_options(parser):
-    """Adds what label pictures mean."""
+    """Adds the options of what label pictures mean."""
     add = parser.add_argument
     add("--class-names", help="text file with a class name per line; default: classes.txt in the data")
-    add("--class-colours", help="table of names and colours, where the labels are coloured; default: found")
-    add("--reduce-zero-label", action="store_true", help="label 0 is unlabelled (ADE20K)")
+    colours = "table of names and colours, for coloured label pictures; default: the one in the data, if any"
+    add("--class-colours", help=colours)
+    add("--reduce-zero-label", action="store_true", help="label 0 means unlabelled, as in ADE20K")
 
 
 def add_segmentation_loss(parser):
-    """Adds what a segmenter learns from its label maps; `choose_class_weights` reads the weights."""
+    """Adds the options of a segmenter's loss; `choose_class_weights` reads the weights."""
     add = parser.add_argument
-    loss = "what is learnt from the labels; default: %(default)s"
+    loss = "loss of the label maps; default: %(default)s"
     add("--loss", default=SEGMENTATION_LOSSES[0], choices=SEGMENTATION_LOSSES, help=loss)
-    weights = "'balanced' by how rare the classes are, a number for each class, or NAME=WEIGHT ..., of the"
-    weights += " others 1; default: all alike"
+    weights = "'balanced' (rare classes weigh more), a number for each class, or NAME=WEIGHT ... (others have"
+    weights += " 1); default: all alike"
     add("--class-weights", nargs="+", metavar="WEIGHT", help=weights)
 
 
 def check_class_weights(parser, arguments):
-    """Ends the program where --class-weights makes no sense whatever the classes are."""
+    """Ends the program if --class-weights makes no sense, whatever the classes are."""
     words = arguments.class_weights
     if words in (None, ["balanced"]):
         return
@@ -181,7 +183,7 @@ def check_class_weights(parser, arguments):
 
 
 def choose_class_weights(words, class_names, balanced) -> list[float] | None:
-    """Returns the weight of each class; None where --class-weights is not given.
+    """Returns the weight of each class; None if --class-weights is not given.
 
     Args:
         words: What was given, checked by `check_class_weights`.
@@ -189,7 +191,7 @@ def choose_class_weights(words, class_names, balanced) -> list[float] | None:
         balanced: The balanced weights.
 
     Raises:
-        ValueError: Where the words do not fit the classes.
+        ValueError: If the words do not fit the classes.
     """
     if words is None:
         return None
@@ -199,7 +201,7 @@ def choose_class_weights(words, class_names, balanced) -> list[float] | None:
         if len(words) != len(class_names):
             raise ValueError(
                 f"--class-weights must be a number for each of the {len(class_names)} classes, in the order "
-                f"{', '.join(class_names)}; or give single ones as NAME=WEIGHT. Received: {' '.join(words)}"
+                f"{', '.join(class_names)}; or pass single ones as NAME=WEIGHT. Received: {' '.join(words)}"
             )
         return [float(word) for word in words]
     pairs = [word.rpartition("=")[::2] for word in words]
@@ -214,25 +216,25 @@ def choose_class_weights(words, class_names, balanced) -> list[float] | None:
 
 
 def check_val_share(parser, arguments):
-    """Ends the program at a --val-share that makes no sense."""
+    """Ends the program if --val-share makes no sense."""
     if arguments.val_share is None:
         return
     if arguments.data is None or arguments.splits:
-        parser.error("--val-share splits the pictures of --data: it needs that, and no --splits")
+        parser.error("--val-share splits the pictures of --data: pass --data, and leave out --splits")
     if arguments.val_share >= 1:
         parser.error(f"--val-share must be below 1. Received: {arguments.val_share}")
 
 
 def add_length(parser, default: str):
-    """Adds how long the training is, in steps or in passes over the training data; see `choose_steps`.
+    """Adds the training's length, in steps or in passes over the training data; see `choose_steps`.
 
     Args:
         parser: The parser.
-        default: What the length is where neither is given, in words.
+        default: The length if neither is given, in words.
     """
     either = parser.add_mutually_exclusive_group().add_argument
-    either("--steps", type=whole_number(1), help=f"of the training: {STEP}; default: {default}")
-    passes = f"or how often the training sees each of its pictures; default: {default}"
+    either("--steps", type=whole_number(1), help=f"steps of the training: {STEP}; default: {default}")
+    passes = f"or the number of passes over the training data; default: {default}"
     either("--epochs", type=whole_number(1), metavar="PASSES", help=passes)
 
 
@@ -242,24 +244,24 @@ def count_epoch_steps(arguments, num_examples: int) -> int:
 
 
 def choose_steps(arguments, num_examples: int, epochs: int) -> int:
-    """Returns the number of steps: --steps, or those of --epochs, by default of `epochs`."""
+    """Returns the number of steps: --steps, or those of --epochs, which is `epochs` by default."""
     return arguments.steps or (arguments.epochs or epochs) * count_epoch_steps(arguments, num_examples)
 
 
 def add_step_options(parser, rate, warm_up=WARM_UP, weight_decay=None, clip_norm=None):
-    """Adds how far a step goes.
+    """Adds the options of the optimizer.
 
     Args:
         parser: The parser.
         rate: The default of --learning-rate, in words.
-        warm_up: That of --warm-up, in words.
-        weight_decay: That of --weight-decay; None for no such option.
-        clip_norm: That of --clip-norm, in words; None for no such option.
+        warm_up: The default of --warm-up, in words.
+        weight_decay: The default of --weight-decay; None for no such option.
+        clip_norm: The default of --clip-norm, in words; None for no such option.
     """
     add = parser.add_argument
     add("--learning-rate", type=number(at_least=0), help=f"default: {rate}")
     if weight_decay is not None:
-        decay = "decoupled, not of norms and biases; default: %(default)s"
+        decay = "decoupled weight decay, not of norms and biases; default: %(default)s"
         add("--weight-decay", type=number(at_least=0), default=weight_decay, help=decay)
     steps = f"steps of linear warm-up, 0 for none; default: {warm_up}"
     add("--warm-up", type=whole_number(0), help=steps)
@@ -274,7 +276,7 @@ def add_step_options(parser, rate, warm_up=WARM_UP, weight_decay=None, clip_norm
         metavar="N",
         help=f"{accumulate}; default: %(default)s",
     )
-    average = "score and keep a moving average of the weights with this decay a step, such as 0.999"
+    average = "score and keep a moving average of the weights with this decay per step, such as 0.999"
     add("--ema", type=number(above=0, below=1), metavar="DECAY", help=f"{average}; default: no average")
 
 
@@ -284,63 +286,63 @@ def choose_optimizer_options(arguments) -> dict:
     if arguments.accumulate > 1:
         options["gradient_accumulation_steps"] = arguments.accumulate
     if arguments.ema is not None:
-        # Keras takes the average at each batch, and not only where the weights have changed.
+        # Keras updates the average at each batch, not only where the weights have changed.
         options |= {"use_ema": True, "ema_momentum": arguments.ema ** (1 / arguments.accumulate)}
     return options
 
 
 def add_detector_views(parser):
-    """Adds how a detector looks at a picture: in slices, or also mirrored and at other scales."""
+    """Adds the options of a detector's views: in slices, or also mirrored and at other scales."""
     add = parser.add_argument
-    slices = "look at overlapping squares of this side, and at the whole picture; default: the latter alone"
+    slices = "look at overlapping squares of this side, and at the whole picture; default: only at the latter"
     add("--slices", type=whole_number(1), metavar="SIDE", help=slices)
-    overlap = "share of a slice's side that the next one has, too; default: 0.2"
+    overlap = "share of a slice's side that overlaps the next one; default: 0.2"
     add("--overlap", type=number(at_least=0), metavar="SHARE", help=overlap)
     scales = "look at the picture at several scales; default: 1"
     add("--scales", type=number(above=0), nargs="+", metavar="FACTOR", help=scales)
-    add("--flip-test", action="store_true", help="look at the mirrored picture, too, in twice the time")
+    add("--flip-test", action="store_true", help="also look at the mirrored picture, in twice the time")
 
 
 def check_detector_views(parser, arguments):
-    """Ends the program where the options of `add_detector_views` contradict each other."""
+    """Ends the program if the options of `add_detector_views` contradict each other."""
     if arguments.overlap is not None and not arguments.slices:
         parser.error("--overlap needs --slices")
     if arguments.overlap is not None and arguments.overlap >= 1:
         parser.error(f"--overlap must be below 1. Received: {arguments.overlap}")
     if arguments.slices and (arguments.scales or arguments.flip_test):
-        parser.error("--slices takes neither --scales nor --flip-test")
+        parser.error("--slices cannot be combined with --scales or --flip-test")
 
 
 def add_views(parser):
-    """Adds how a segmenter looks at a picture: by windows, or also at its mirror image."""
+    """Adds the options of a segmenter's views: through a sliding window, or also of the mirror image."""
     add, side = parser.add_argument, whole_number(1)
     crop = "slide a window of this size; default: whole pictures"
     add("--crop-size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=crop)
-    stride = "of the sliding window; default: two thirds of --crop-size"
+    stride = "stride of the sliding window; default: two thirds of --crop-size"
     add("--stride", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=stride)
     add("--flip-test", action="store_true", help="average with the mirrored picture, in twice the time")
 
 
 def check_views(parser, arguments):
-    """Ends the program where the options of `add_views` contradict each other."""
+    """Ends the program if the options of `add_views` contradict each other."""
     if arguments.stride and not arguments.crop_size:
         parser.error("--stride needs --crop-size")
 
 
 def check_output(parser, output):
-    """Ends the program where an output folder is a file."""
+    """Ends the program if an output folder is a file."""
     if output is not None and os.path.isfile(output):
         parser.error(f"--output must be a folder. Received: the file {output}")
 
 
 def check_model(parser, path):
-    """Ends the program where a model's file is missing."""
+    """Ends the program if a model's file is missing."""
     if not os.path.isfile(path):
         parser.error(f"there is no model {path}")
 
 
 def whole_number(at_least: int, at_most: int | None = None):
-    """A whole number within limits."""
+    """Returns the type of an option that is a whole number within limits."""
     limits = f"at least {at_least}" if at_most is None else f"{at_least} .. {at_most}"
 
     def read(text):
@@ -356,7 +358,7 @@ def whole_number(at_least: int, at_most: int | None = None):
 
 
 def number(at_least: float | None = None, above: float | None = None, below: float | None = None):
-    """A finite number within limits."""
+    """Returns the type of an option that is a finite number within limits."""
     limit = f"at least {at_least}" if above is None else f"above {above}"
     limit += "" if below is None else f" and below {below}"
 
@@ -377,6 +379,6 @@ def number(at_least: float | None = None, above: float | None = None, below: flo
 def check_model_or_variant(parser, arguments):
     """Ends the program unless there is either a model's file or a variant."""
     if (arguments.model is None) == (arguments.variant is None):
-        parser.error("give a model file or --variant, one of them")
+        parser.error("pass either a model's file or --variant")
     if arguments.model is not None:
         check_model(parser, arguments.model)

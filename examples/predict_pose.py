@@ -4,9 +4,9 @@
     python examples/predict_pose.py runs/pose-1/best.keras pictures/ --boxes detections.json
 
 The boxes around the people come from a detector, or from a JSON file in COCO's format, such as the one that
-detect.py writes or a data set's annotations; with neither, each picture is taken for one person. For each
-picture NAME.jpg it writes NAME.png with the skeletons, and for all of them keypoints.json: the pictures and
-the people in COCO's format, with scores.
+detect.py writes or a data set's annotations; without either, each picture is taken for one person. For each
+picture NAME.jpg it writes NAME.png with the skeletons; for all of them together keypoints.json, with the
+pictures and the people in COCO's format, with scores.
 """
 
 import pathlib
@@ -24,17 +24,17 @@ def parse_arguments(argv=None):
     whole = "default: each picture is one person"
     either("--detector", type=pathlib.Path, help=f"a .keras file of a detector that finds people; {whole}")
     either("--boxes", type=pathlib.Path, help=f"or a JSON file in COCO's format; {whole}")
-    name = "of the people, in the detector or the JSON file; default: %(default)s"
+    name = "name of the people's class, in the detector or the JSON file; default: %(default)s"
     add("--class-name", default="person", help=name)
     threshold = number(at_least=0)
-    boxes = "people whose boxes score less are left out; default: %(default)s"
+    boxes = "leave out people whose boxes have lower scores; default: %(default)s"
     add("--box-threshold", type=threshold, default=0.3, help=boxes)
-    scores = "keypoints below it are not drawn; default: %(default)s"
+    scores = "do not draw keypoints with lower scores; default: %(default)s"
     add("--score-threshold", type=threshold, default=0.3, help=scores)
-    batch = "most people that are looked at together; default: %(default)s"
+    batch = "most people per batch; default: %(default)s"
     add("--batch-size", type=whole_number(1), default=32, help=batch)
     add("--flip-test", action="store_true", help="average with the mirrored crops, in twice the time")
-    output = "folder; default: the next of runs/keypoints-1, runs/keypoints-2 ..."
+    output = "folder of the results; default: the next of runs/keypoints-1, runs/keypoints-2 ..."
     add("--output", type=pathlib.Path, help=output)
     arguments = parser.parse_args(argv)
     check_model(parser, arguments.model)
@@ -70,12 +70,12 @@ CATEGORY_ID = 1
 
 
 def main(argv=None):
-    """Runs the script; gives 1 if a picture was unreadable, else 0."""
+    """Runs the script; returns 1 if a picture was unreadable, else 0."""
     parser, arguments = parse_arguments(argv)
     paths = find_pictures(parser, arguments.pictures, arguments.output)
     model = keras.saving.load_model(arguments.model, compile=False)
     if not isinstance(model, SimpleBaseline):
-        parser.error(f"{arguments.model} must be a pose model")
+        parser.error(f"the model must be a pose model. Received: {arguments.model}, a {type(model).__name__}")
     if arguments.flip_test and model.flip_pairs is None:
         parser.error(f"--flip-test needs a model with flip_pairs. Received: {arguments.model}")
     find_boxes = choose_boxes(parser, arguments)
@@ -108,7 +108,7 @@ def main(argv=None):
 
 
 def choose_boxes(parser, arguments):
-    """Returns a function of a picture's path and pixels that gives boxes (n, 4) and their scores (n,)."""
+    """Returns a function of a picture's path and pixels that returns boxes (n, 4) and their scores (n,)."""
     if arguments.boxes is not None:
         return read_boxes(parser, arguments)
     if arguments.detector is None:
@@ -149,7 +149,7 @@ def read_boxes(parser, arguments):
 
     def look_up(path, image):
         if path.name not in found:
-            print(f"{path.name} is not in {arguments.boxes}, and is taken for empty", file=sys.stderr)
+            print(f"{path.name} is not in {arguments.boxes}: no people are assumed", file=sys.stderr)
         rows = found.get(path.name, [])
         boxes = np.array([box for box, _ in rows], "float32").reshape(-1, 4)
         return boxes, np.array([score for _, score in rows])

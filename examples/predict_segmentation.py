@@ -2,8 +2,8 @@
 
     python examples/predict_segmentation.py runs/segmentation-1/best.keras pictures/ --output predictions
 
-For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png, which
-is for people and smaller than a large picture. `--tiles 512` segments pictures of any size in little memory.
+For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png to look
+at, which is reduced for large pictures. `--tiles 512` segments pictures of any size in little memory.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file")
     add("pictures", type=pathlib.Path, help="a folder of pictures, or one picture")
-    output = "folder; default: the next of runs/predictions-1, runs/predictions-2 ..."
+    output = "folder of the results; default: the next of runs/predictions-1, runs/predictions-2 ..."
     add("--output", type=pathlib.Path, help=output)
     names = "text file with a class name per line; default: the names in the model's file"
     add("--class-names", "--classes", type=pathlib.Path, help=names)
@@ -35,7 +35,7 @@ def parse_arguments(argv=None):
     arguments = parser.parse_args(argv)
     check_views(parser, arguments)
     if arguments.tiles and arguments.crop_size:
-        parser.error("--tiles and --crop-size are two ways to cut a picture: give one of them")
+        parser.error("--tiles and --crop-size are two ways to cut a picture: pass one of them")
     check_model(parser, arguments.model)
     check_output(parser, arguments.output)
     return parser, arguments
@@ -65,16 +65,17 @@ LARGEST_OVERLAY = 4096  # pixels of the longer side
 
 
 def main(argv=None):
-    """Runs the script; gives 1 if a picture was unreadable, else 0."""
+    """Runs the script; returns 1 if a picture was unreadable, else 0."""
     parser, arguments = parse_arguments(argv)
     paths = find_pictures(parser, arguments.pictures, arguments.output)
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "segment") or model.num_classes > 255:
-        parser.error(f"{arguments.model} must be a semantic segmenter of at most 255 classes (8 bits)")
+        wanted = "the model must be a semantic segmenter of at most 255 classes (8 bits)"
+        parser.error(f"{wanted}. Received: {arguments.model}, a {type(model).__name__}")
     if model.image_channels != RGB_CHANNELS:
         parser.error(
-            f"{arguments.model} must take RGB pictures; in Python, `predict_pictures` takes others. "
-            f"Received: a model of {model.image_channels} channels"
+            "the model must take RGB pictures; in Python, `predict_pictures` takes others. "
+            f"Received: {arguments.model}, a model of {model.image_channels} channels"
         )
     class_names = choose_class_names(parser, arguments, model)
     window = {
@@ -110,7 +111,7 @@ def main(argv=None):
 
 
 def choose_class_names(parser, arguments, model):
-    """Returns the names of the option or of the model's file; ends the program where they do not fit."""
+    """Returns the names of the option or of the model's file; ends the program if they do not fit."""
     if not arguments.class_names:
         return model.class_names
     try:
@@ -126,9 +127,9 @@ def choose_class_names(parser, arguments, model):
 
 
 def find_pictures(parser, pictures, output):
-    """Returns the paths of the pictures; ends the program where results would overwrite something."""
+    """Returns the paths of the pictures; ends the program if results would overwrite something."""
     if pictures.is_dir():
-        # Hidden files are none that a person put there: macOS writes ._a.jpg beside a.jpg.
+        # Hidden files are not the user's: macOS writes ._a.jpg beside a.jpg.
         paths = sorted(
             path
             for path in pictures.iterdir()
@@ -137,9 +138,11 @@ def find_pictures(parser, pictures, output):
     else:
         paths = [pictures]
     if not paths:
-        parser.error(f"{pictures} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+        parser.error(f"the folder must hold pictures ({', '.join(PICTURE_SUFFIXES)}). Received: {pictures}")
     if output is not None and output.resolve() in {path.resolve().parent for path in paths}:
-        parser.error(f"--output must not be the folder of the pictures, or they are overwritten: {output}")
+        parser.error(
+            f"--output must not be the folder of the pictures, which it overwrites. Received: {output}"
+        )
     results = collections.Counter(path.stem + end for path in paths for end in (".png", ".overlay.png"))
     twice = sorted(show_path(name) for name, count in results.items() if count > 1)
     if twice:

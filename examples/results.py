@@ -1,4 +1,4 @@
-"""What runs and evaluations keep of their scores, for people and for programs."""
+"""The files in which runs and evaluations keep their scores, for people and for programs."""
 
 import json
 
@@ -9,10 +9,10 @@ from heads.drawing import draw_curves, make_report
 from heads.metrics import save_scores
 from heads.training import RunError, make_numbered_folder
 
-# What a folder may hold -> its heading in the report.
+# Picture that a folder may hold -> its heading in the report.
 PICTURES = {
     "curves.png": "Learning curves",
-    "confusion.png": "Which classes are taken for which",
+    "confusion.png": "Which classes are confused",
     "precision_recall.png": "Precision over recall",
     "worst.png": "The pictures with the most mistakes",
     "predictions.png": "The first pictures",
@@ -35,24 +35,24 @@ def keep_scores(folder, scores, table, class_names=(), **about):
     """Writes `scores.json`, in percent, and the table that was printed as `scores.txt`.
 
     Args:
-        folder: Where they go.
+        folder: Folder for the files.
         scores: See `heads.metrics.save_scores`.
         table: Text.
         class_names: See `heads.metrics.save_scores`.
-        **about: What the scores are of, see `heads.metrics.save_scores`.
+        **about: What was scored, see `heads.metrics.save_scores`.
     """
     save_scores(scores, folder / "scores.json", class_names, **about)
     (folder / "scores.txt").write_text(table + "\n", encoding="utf-8")
 
 
 def find_worst(mistakes, most: int = 6) -> list[int]:
-    """Returns where the pictures with the most mistakes are, the worst first; none without mistakes."""
+    """Returns the positions of the pictures with the most mistakes, the worst first, if they have any."""
     mistakes = np.nan_to_num(np.asarray(mistakes, "float64"))
     return [int(place) for place in np.argsort(-mistakes, kind="stable")[:most] if mistakes[place] > 0]
 
 
 def keep_report(folder):
-    """Writes `report.html`, one page of all that a run or an evaluation has kept in its folder."""
+    """Writes `report.html`, one page with all that a run or an evaluation has kept in its folder."""
     parts = []
     if (folder / "scores.json").exists():
         scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))

@@ -3,9 +3,9 @@
     python examples/serve.py runs/detection-1/best.keras
     python examples/serve.py runs/pose-1/best.keras --detector runs/detection-1/best.keras
 
-A picture that is dropped there comes back with its boxes, masks, segments, classes, keypoints or saliency,
-beside a table of them; a slider hides what has a low score. Only this machine can open the page, unless
---host says otherwise: it asks for no password. `pip install 'van-backbones[serve]'` installs what it needs.
+The page shows a dropped picture with its boxes, masks, segments, classes, keypoints or saliency, and a table
+of them; a slider hides low scores. It asks for no password, so only this machine can open it, unless --host
+says otherwise. `pip install 'van-backbones[serve]'` installs what it needs.
 """
 
 import argparse
@@ -27,27 +27,27 @@ def parse_arguments(argv=None):
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("model", type=pathlib.Path, help="a .keras file, of any head")
-    threshold = "where the slider starts, 0 .. 1; default: %(default)s"
+    threshold = "initial position of the slider, 0 .. 1; default: %(default)s"
     add("--score-threshold", type=number(at_least=0), default=0.3, help=threshold)
     people = "a .keras file of a detector that finds the people of a pose model; default: each picture is one"
     add("--detector", type=pathlib.Path, help=people)
-    name = "of the people in the detector; default: %(default)s"
+    name = "name of the detector's class of people; default: %(default)s"
     add("--class-name", default="person", help=name)
-    boxes = "people whose boxes score less are left out; default: %(default)s"
+    boxes = "leave out people whose boxes have lower scores; default: %(default)s"
     add("--box-threshold", type=number(at_least=0), default=0.3, help=boxes)
-    host = "where the page listens; 0.0.0.0 lets in the whole network; default: %(default)s"
+    host = "address of the page; 0.0.0.0 lets in the whole network; default: %(default)s"
     add("--host", default=LOOPBACK[0], help=host)
-    port = f"default: the first free one from {PORTS[0]} on"
+    port = f"port of the page; default: the first free one from {PORTS[0]} on"
     add("--port", type=whole_number(1, 65535), help=port)
     megabytes = "limit of a picture's file; default: %(default)s"
     add("--max-megabytes", type=whole_number(1), default=20, metavar="MEGABYTES", help=megabytes)
     megapixels = "limit of a picture's size, in millions of pixels; default: %(default)s"
     most = whole_number(1, MOST_MEGAPIXELS)
     add("--max-megapixels", type=most, default=16, metavar="MEGAPIXELS", help=megapixels)
-    browser = "whether to open the page in a browser; default: where this machine has a screen"
+    browser = "whether to open the page in a browser; default: if this machine has a screen"
     add("--open", action=argparse.BooleanOptionalAction, default=has_screen(), help=browser)
     arguments = parser.parse_args(argv)
-    arguments.boxes = None  # people come from the detector alone: see `choose_boxes`
+    arguments.boxes = None  # people come from the detector only: see `choose_boxes`
     if arguments.score_threshold > 1:
         parser.error(f"--score-threshold must be 0 .. 1. Received: {arguments.score_threshold}")
     check_model(parser, arguments.model)
@@ -61,7 +61,7 @@ def parse_arguments(argv=None):
 
 
 def has_screen():
-    """Whether a browser that is opened here would be seen."""
+    """Returns whether anybody would see a browser that is opened here."""
     if "SSH_CONNECTION" in os.environ:
         return False
     return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
@@ -97,11 +97,11 @@ from heads import SimpleBaseline
 from van_backbones.checkpoints.file_kinds import describe_file
 
 THUMBNAIL_SIDE = 400
-MOST_VISITORS = 20  # whose pictures are kept: some 20 MB each
+MOST_VISITORS = 20  # whose pictures are kept: about 20 MB each
 SECONDS_KEPT = 3600
 MOST_WAITING = 20  # pictures in front of the network
 FONTS = ["system-ui", "sans-serif"]  # of the browser's machine: nothing is downloaded
-# Browsers fetch nothing from elsewhere for this page, whatever gradio's code names, and show it in no other.
+# Browsers fetch nothing from elsewhere for this page, whatever gradio's code names, and embed it in no other.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 
 
@@ -118,13 +118,13 @@ def main(argv=None):
         received = f"{arguments.model}, of the class {type(model).__name__}"
         parser.error(f"--detector is for pose models. Received: {received}")
     look = functools.partial(look_at, model, find_boxes)
-    # The first visitors shall not wait for the graphs: the second size makes one for all sizes on TensorFlow.
+    # Visitors should not wait for graphs to be traced: the second size makes one for all sizes on TensorFlow.
     blanks = [look(np.full((*size, 3), 128, "uint8"), "") for size in ((256, 320), (320, 256))]
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="van-backbones-", ignore_cleanup_errors=True) as folder:
-        # What is uploaded and drawn lies there and goes with it, also what a visitor broke off. gradio reads
-        # the variables when it is imported.
+        # Uploads, also interrupted ones, and drawings are kept there and deleted with it. gradio reads the
+        # variables when it is imported.
         tempfile.tempdir = folder
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         page = build_page(model, look, blanks[0].result, arguments)
@@ -132,11 +132,11 @@ def main(argv=None):
 
 
 def choose_port(parser, host, port):
-    """Returns a port that is free; ends the program where there is none, or the host is not this machine."""
+    """Returns a free port; ends the program if there is none, or the host is not this machine."""
     problem = None
     for candidate in PORTS if port is None else [port]:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            if os.name == "posix":  # elsewhere it would find a port free that is not
+            if os.name == "posix":  # elsewhere a port in use would seem to be free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, candidate))
@@ -148,7 +148,7 @@ def choose_port(parser, host, port):
 
 
 def load_model(parser, path):
-    """Returns the model of a file; ends the program where it is none that sees pictures."""
+    """Returns the model of a file; ends the program if it is not one that predicts pictures."""
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # of many kinds, depending on what the file is
@@ -168,7 +168,7 @@ def build_page(model, look, blank, arguments):
     Args:
         model: The model.
         look: A function of a picture and its name that returns a `Seen`.
-        blank: A result of the model, which shows what kind it is.
+        blank: A result of the model, which shows the kind of its results.
         arguments: From `parse_arguments`.
     """
     import gradio
@@ -180,15 +180,15 @@ def build_page(model, look, blank, arguments):
             shown = show(seen, threshold)
         except Exception as error:
             message = str(error)
-            if not isinstance(error, UnusablePictureError):  # the memory that is not enough, for instance
+            if not isinstance(error, UnusablePictureError):  # too little memory, for instance
                 traceback.print_exc()
-                message = f"{pathlib.Path(path).name}: the model failed. The terminal tells why"
+                message = f"{pathlib.Path(path).name}: the model failed. The terminal says why"
             gradio.Warning(html.escape(message), title="No result")
             return None, None, None, None, [], message
         return None, seen, reduce_size(seen.image, {}, THUMBNAIL_SIDE)[0], *shown
 
     def show(seen, threshold):
-        if seen is None:  # no picture yet, or one that is kept no longer
+        if seen is None:  # no picture yet, or one that is no longer kept
             return None, [], "Drop a picture first"
         _, rows = tabulate(seen.result, threshold, name_classes(model))
         return draw(model, seen, threshold), rows, seen.text
@@ -227,13 +227,13 @@ def build_page(model, look, blank, arguments):
                     headers=headers, interactive=False, max_height=500, buttons=[], elem_id="table"
                 )
             with gradio.Column(scale=3):
-                buttons = ["download", "fullscreen"]  # not gradio's third: it sends pictures elsewhere
+                buttons = ["download", "fullscreen"]  # without gradio's third: it sends pictures elsewhere
                 drawing = gradio.Image(
                     label="What the model sees", show_label=False, buttons=buttons, elem_id="drawing"
                 )
         shown = [drawing, table, message]
         private = {"api_visibility": "private", "show_progress": "minimal"}
-        # One picture at a time: a second one would make both slower, and take its memory, too.
+        # One picture at a time: a second one would slow down both, and take twice the memory.
         outputs = [file, kept, thumbnail, *shown]
         file.upload(take_picture, [file, slider], outputs, concurrency_limit=1, **private)
         slider.change(show, [kept, slider], shown, trigger_mode="always_last", **private)
@@ -265,10 +265,10 @@ def launch(page, arguments, port):
 
     is_local = arguments.host in LOOPBACK
     middleware = [Middleware(OwnSourcesOnly)]
-    if is_local:  # other names of this machine are those of pages that try to reach it through the browser
+    if is_local:  # pages that try to reach this one through the browser use other names of this machine
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
     elif arguments.host != "::1":
-        print(f"Whoever reaches {arguments.host} can use the page: it has no password", file=sys.stderr)
+        print(f"Anybody who reaches {arguments.host} can use the page: it has no password", file=sys.stderr)
     page.queue(max_size=MOST_WAITING, api_open=False)
     page.launch(
         server_name=f"[{arguments.host}]" if ":" in arguments.host else arguments.host,
@@ -294,7 +294,7 @@ def launch(page, arguments, port):
     except KeyboardInterrupt:
         print("Closing the page ...", flush=True)
     finally:
-        page.close(verbose=False)  # before its folder goes: a drawing in progress would come back
+        page.close(verbose=False)  # before its folder is deleted: a drawing in progress would make it again
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the page of serve.py shows of a picture: it is read, looked at, drawn and listed here."""
+"""What serve.py shows of a picture: here it is read, predicted, drawn and listed."""
 
 import pathlib
 import time
@@ -13,20 +13,20 @@ from heads.ops.labels import IGNORED_LABEL, PADDING_LABEL
 from heads.ops.segments import number_segments
 from heads.pictures import read_picture, read_upright_size, show_path
 
-LARGEST_SIDE = 1600  # of what is drawn and kept; pictures and maps beyond it are reduced
+LARGEST_SIDE = 1600  # of what is drawn and kept; larger pictures and maps are reduced
 
 
 class UnusablePictureError(ValueError):
-    """What is wrong with a picture, for its visitor."""
+    """A picture cannot be shown; the message says why, for the visitor."""
 
 
 class Seen(typing.NamedTuple):
-    """What is kept of a visitor's picture, so that another threshold asks no network.
+    """What is kept of a visitor's picture, so that another threshold needs no network.
 
     Attributes:
-        text: what the picture is.
-        image: uint8 (height, width, 3), at most `LARGEST_SIDE`.
-        result: one of `predict_pictures`, in the pixels of the image, its masks as run lengths.
+        text: a description of the picture.
+        image: uint8 (height, width, 3), each side at most `LARGEST_SIDE`.
+        result: a result of `predict_pictures`, in the pixels of the image, its masks as run lengths.
     """
 
     text: str
@@ -38,7 +38,7 @@ def open_picture(path, most_pixels: int) -> np.ndarray:
     """Returns the pixels of an uploaded file, which is deleted.
 
     Raises:
-        UnusablePictureError: Where it cannot be read or is too large. The message has its name, no folder.
+        UnusablePictureError: If it cannot be read or is too large. The message has its name without a folder.
     """
     path = pathlib.Path(path)
     try:
@@ -54,13 +54,13 @@ def open_picture(path, most_pixels: int) -> np.ndarray:
 
 
 def look_at(model, find_boxes, image, name) -> Seen:
-    """Returns what a model sees in a picture: the network runs here, and nowhere else.
+    """Returns what a model sees in a picture: the only place where the network runs.
 
     Args:
         model: The model.
-        find_boxes: From `choose_boxes`, of a pose model.
+        find_boxes: For a pose model, what `choose_boxes` returned; else None.
         image: uint8 (height, width, 3).
-        name: The picture's.
+        name: The picture's name.
     """
     start = time.perf_counter()
     if find_boxes is None:
@@ -74,7 +74,7 @@ def look_at(model, find_boxes, image, name) -> Seen:
 
 
 def reduce_size(image, result, largest_side=LARGEST_SIDE):
-    """Returns a picture and its result, smaller by a whole factor where a side is too long."""
+    """Returns a picture and its result, smaller by a whole factor if a side is too long."""
     factor = -(-max(image.shape[:2]) // largest_side)
     if factor == 1:
         return image, result
@@ -89,12 +89,12 @@ def reduce_size(image, result, largest_side=LARGEST_SIDE):
 
 
 def name_classes(model):
-    """Returns the names of a model's classes; none where it has no classes."""
+    """Returns the names of a model's classes; an empty list if it has none."""
     return model.class_names or [f"class {label}" for label in range(getattr(model, "num_classes", 0))]
 
 
 def keep_segments(result, threshold):
-    """Returns a result without the segments below a score; those of other kinds as they are."""
+    """Returns a result without the segments below a score; results of other kinds as they are."""
     if "segments" not in result:
         return result
     labels = np.where(result["scores"] >= threshold, result["labels"], PADDING_LABEL)
@@ -102,7 +102,7 @@ def keep_segments(result, threshold):
 
 
 def draw(model, seen, threshold):
-    """Returns the drawing of what was seen, without what has a lower score."""
+    """Returns the drawing of what was seen, without anything of a lower score."""
     result, names = keep_segments(seen.result, threshold), name_classes(model) or None
     return draw_result(seen.image, result, names, threshold, getattr(model, "skeleton", None))
 
@@ -111,7 +111,7 @@ def tabulate(result, threshold, class_names):
     """Returns what was found as (headers, rows).
 
     Args:
-        result: One of `predict_pictures`.
+        result: A result of `predict_pictures`.
         threshold: Objects, segments and keypoints of lower scores are left out.
         class_names: The names of all classes.
     """

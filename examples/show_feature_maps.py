@@ -7,17 +7,17 @@
     python examples/show_feature_maps.py --weights imagenet --receptive-field path/to/pictures
 
 The model is a .keras file of a head, a classifier or a backbone; without one it is a backbone of --variant,
-random without --weights. Without a picture it takes a synthetic scene. Of heads and classifiers it also draws
-where each level speaks for the class that stands out, or that of --class (Grad-CAM). --compare draws the
-features of two models in one projection, and --receptive-field what the middle of each level looks at, over a
-folder's pictures.
+random without --weights. Without a picture, a synthetic scene is used. For heads and classifiers, the page
+also shows where each level speaks for the most prominent class, or for that of --class (Grad-CAM). --compare
+draws the features of two models in one projection, and --receptive-field what the middle of each level looks
+at, over a folder's pictures.
 """
 
 import pathlib
 
 from options import VARIANTS, check_model, load_keras, make_parser, whole_number
 
-NUM_PICTURES = 100  # as the paper's figure 8
+NUM_PICTURES = 100  # as in the paper's figure 8
 
 
 def parse_arguments(argv=None):
@@ -25,18 +25,18 @@ def parse_arguments(argv=None):
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("model", nargs="?", help="a .keras file; default: see --variant")
-    add("image", nargs="?", help="default: a synthetic scene")
+    add("image", nargs="?", help="picture; default: a synthetic scene")
     add("--variant", choices=VARIANTS, help="instead of a file: a backbone of this size; default: b0")
-    add("--weights", help="of --variant: 'imagenet', a release or a file; default: a random start")
-    add("--classifier", action="store_true", help="of --variant the classifier, whose weights have a head")
+    add("--weights", help="weights of --variant: 'imagenet', a release or a file; default: a random start")
+    add("--classifier", action="store_true", help="take the classifier of --variant, not only its backbone")
     side = "resize the longer side to this; default: as the model's file says"
     add("--image-size", type=whole_number(32), metavar="SIDE", help=side)
-    name = "name or number of the class to explain; default: the one that stands out"
+    name = "name or number of the class to explain; default: the most prominent one"
     add("--class", dest="label", metavar="CLASS", help=name)
     point = "pixel to compare all positions with, and whose class a segmenter explains; default: none"
     add("--point", type=whole_number(0), nargs=2, metavar=("X", "Y"), help=point)
-    add("--compare", type=pathlib.Path, metavar="FILE", help="draw this model's features, too; default: none")
-    field = "folder of pictures, to draw the effective receptive fields over them instead; default: none"
+    add("--compare", type=pathlib.Path, metavar="FILE", help="also draw this model's features; default: none")
+    field = "draw the effective receptive fields over a folder's pictures instead; default: none"
     add("--receptive-field", type=pathlib.Path, metavar="FOLDER", help=field)
     output = "picture; default: feature_maps.png in the next of runs/feature_maps-1, runs/feature_maps-2 ..."
     add("--output", type=pathlib.Path, help=output)
@@ -48,19 +48,19 @@ def parse_arguments(argv=None):
 
 
 def check_arguments(parser, arguments):
-    """Ends the program where files are missing or options contradict each other."""
+    """Ends the program if files are missing or options contradict each other."""
     for path in (arguments.model, arguments.compare):
         if path is not None:
             check_model(parser, path)
     if arguments.model and (arguments.variant or arguments.weights or arguments.classifier):
-        parser.error("give a model's file or --variant, --weights and --classifier, not both")
+        parser.error("pass either a model's file, or --variant, --weights and --classifier")
     arguments.variant = arguments.variant or "b0"
     if arguments.compare and (arguments.label or arguments.point):
         parser.error("--class and --point are for the maps of one model, not for --compare")
     if arguments.receptive_field is None:
         return
     if arguments.image or arguments.compare or arguments.label or arguments.point:
-        parser.error("--receptive-field takes a folder alone, no picture, --compare, --class or --point")
+        parser.error("--receptive-field cannot be combined with a picture, --compare, --class or --point")
     if not arguments.receptive_field.is_dir():
         parser.error(f"--receptive-field must be a folder of pictures. Received: {arguments.receptive_field}")
 
@@ -128,7 +128,7 @@ def build_model(arguments):
 
 
 def load_model(parser, path):
-    """Returns the model of a file; ends the program where it has no VAN inside."""
+    """Returns the model of a file; ends the program if it has no VAN inside."""
     try:
         model = keras.saving.load_model(path, compile=False)
     except ValueError as error:
@@ -167,10 +167,10 @@ def read_image(parser, arguments, model):
 
 
 def explain_class(parser, arguments, model, image, point):
-    """Returns the name of a class -> where the levels speak for it; None of a backbone, which has none."""
+    """Returns the name of a class -> where the levels speak for it; None for models without classes."""
     if not hasattr(model, "backbone") or hasattr(model, "num_keypoints"):
         if arguments.label is not None:
-            parser.error("--class needs a model that gives classes")
+            parser.error(f"--class needs a model that predicts classes. Received: a {type(model).__name__}")
         return None
     is_classifier = isinstance(model, VANClassifier)
     names = list_names(model)
@@ -200,7 +200,7 @@ def list_names(model):
 
 
 def find_label(parser, text, names):
-    """Returns the number of a class; ends the program where there is none."""
+    """Returns the number of a class; ends the program if there is no such class."""
     if text in names:
         return names.index(text)
     if text.isdecimal() and int(text) < len(names):
@@ -210,7 +210,7 @@ def find_label(parser, text, names):
 
 
 def name_models(*paths):
-    """Returns a name for the model of each path: best.keras of two runs are told apart."""
+    """Returns a name for the model of each path, which also tells the best.keras of two runs apart."""
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         names = [f"{path.resolve().parent.name}/{path.stem}" for path in paths]
@@ -220,7 +220,7 @@ def name_models(*paths):
 
 
 def draw_fields(arguments, backbone):
-    """Returns the page of the effective receptive fields, over squares from the middle of pictures."""
+    """Returns the page of the effective receptive fields, over square crops from the middle of pictures."""
     side = arguments.image_size or 512
     paths = find_pictures(arguments.receptive_field)[:NUM_PICTURES]
     levels = sorted(backbone.pyramid_outputs)

@@ -1,11 +1,11 @@
-"""Tells how many parameters and multiply-accumulates the parts of a model have, at a size of pictures.
+"""Prints how many parameters and multiply-accumulates the parts of a model have, at a given image size.
 
     python examples/summarize.py runs/segmentation-1/best.keras --image-size 512 512
     python examples/summarize.py --head upernet --variant b2 --image-size 512 2048
     python examples/summarize.py upernet_b2_ade20k
 
 A multiply-accumulate is one product of a weight with an activation, in a convolution or a dense layer; they
-are counted for one picture, as it is predicted. Published "FLOPs" of vision models mostly are these.
+are counted for the prediction of one picture. Published "FLOPs" of vision models are mostly these.
 """
 
 import pathlib
@@ -37,13 +37,13 @@ def parse_arguments(argv=None):
     add("model", nargs="?", help="a .keras file, or the name of a release; default: see --head")
     add("--head", choices=HEADS, help="instead of a file: this head; default: the backbone alone")
     add("--variant", choices=VARIANTS, help="size of the backbone; default: b0")
-    classes = "of --head; default: those of ImageNet, ADE20K or COCO"
+    classes = "classes of --head; default: as many as in ImageNet, ADE20K or COCO"
     add("--num-classes", type=whole_number(1), metavar="CLASSES", help=classes)
-    size = "default: 224 224 for classifiers, 512 512 for others"
+    size = "size of the picture; default: 224 224 for classifiers, 512 512 for others"
     add("--image-size", type=whole_number(1), nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
     arguments = parser.parse_args(argv)
     if arguments.model and (arguments.head or arguments.variant or arguments.num_classes):
-        parser.error("give a model, or --head, --variant and --num-classes, not both")
+        parser.error("pass either a model, or --head, --variant and --num-classes")
     if arguments.num_classes and HEADS.get(arguments.head, (None, None))[1] is None:
         parser.error(f"--num-classes is for --head with classes. Received: --head {arguments.head}")
     if arguments.model and arguments.model.endswith(".keras") and not pathlib.Path(arguments.model).is_file():
@@ -107,7 +107,7 @@ def build_head(head, variant, num_classes=None):
 
 
 def format_parts(parts):
-    """Returns the lines of a table, with the sums below."""
+    """Returns the lines of a table, with the sums in the last one."""
     totals = [sum(part[column] for part in parts) for column in (1, 2)]
     rows = [("part", "parameters", "", "multiply-accumulates", "")]
     for name, *counts in [*parts, ("total", *totals)]:

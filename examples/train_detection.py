@@ -2,10 +2,10 @@
 
     python examples/train_detection.py --data path/to/data --variant b0 --weights imagenet
 
-The data folder is in COCO's, YOLO's, Pascal VOC's or labelme's format, with the splits train and val; of one
-without splits, `--val-share 0.2` holds out a fifth of each class. Without --data the embedded, synthetic data
+The data folder is in COCO's, YOLO's, Pascal VOC's or labelme's format, with the splits train and val; if it
+has no splits, `--val-share 0.2` holds out a fifth of each class. Without --data, the embedded, synthetic data
 set is used. The defaults are the paper's settings for COCO. The models, their scores, curves and pictures go
-into a folder of the run's own: runs/detection-1, runs/detection-2 ...
+into a new folder for each run: runs/detection-1, runs/detection-2 ...
 """
 
 from options import (
@@ -61,26 +61,26 @@ def parse_arguments(argv=None):
     add("--num-samples", type=count, help=samples)
     proposals = "R-CNNs: regions per image that a stage looks at; default: the paper's"
     add("--num-proposals", type=count, help=proposals)
-    box_head = "cascade_mask_rcnn: layers and losses; default: 4conv1fc"
+    box_head = "cascade_mask_rcnn: layers and losses of its box heads; default: 4conv1fc"
     add("--box-head", choices=("4conv1fc", "2fc"), help=box_head)
     add("--max-detections", type=count, help="objects per picture that are found and scored; default: 100")
     stages = whole_number(0, 4)
-    frozen = "how many stages of the backbone stay as they are; default: %(default)s"
+    frozen = "number of the backbone's first stages that are not trained; default: %(default)s"
     add("--frozen-stages", type=stages, default=0, help=frozen)
-    add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
+    add("--frozen-batch-norms", action="store_true", help="keep all batch norms of the backbone as they are")
     schedule = "epochs, drops of the rate, short sides; default: %(default)s"
     add("--schedule", default="1x", choices=list(SCHEDULES), help=schedule)
-    add_length(parser, "the schedule's epochs, whose drops move along")
+    add_length(parser, "the schedule's epochs; its drops of the rate scale with the length")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
     add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=16, help="pictures of a batch; default: %(default)s")
+    add("--batch-size", type=count, default=16, help="pictures per batch; default: %(default)s")
     either = parser.add_mutually_exclusive_group().add_argument
-    short = "of the pictures, drawn anew, the largest is scored; default: the schedule's"
+    short = "short sides of the pictures, drawn at random; scored at the largest; default: the schedule's"
     either("--short-sides", type=count, nargs="+", help=short)
     square = "square pictures instead; default: none, embedded data: 128"
     either("--image-size", type=count, metavar="SIDE", help=square)
     add("--long-side", type=count, help="limit of the long side; default: 1333")
-    jitter = "jitter of the square pictures; default: 0.1 2"
+    jitter = "scale jitter of the square pictures; default: 0.1 2"
     add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
     rate, clip_norm = (
         "1e-4 * pictures of a step / 16, or 2e-3 without --weights",
@@ -98,7 +98,7 @@ def parse_arguments(argv=None):
 
 
 def check_arguments(arguments):
-    """Raises ValueError at options that another one makes void."""
+    """Raises ValueError for options that contradict another one."""
     for name, heads in HEAD_OPTIONS.items():
         if getattr(arguments, name) is not None and arguments.head not in heads:
             raise ValueError(f"--head {arguments.head} has no --{name.replace('_', '-')}")
@@ -181,7 +181,7 @@ HEADS = {
     "sparse_rcnn": SparseRCNN,
 }
 LEARNING_RATE = 1e-4  # for 16 images, from ImageNet weights
-# A random start takes larger steps, but no peaks; the embedded data's AP50 after 400 steps doubled so.
+# A random start takes larger steps, but no peaks: that doubled AP50 on the embedded data after 400 steps.
 LEARNING_RATE_FROM_SCRATCH, CLIP_NORM_FROM_SCRATCH = 2e-3, 1.0
 ADVICE = "Try a lower --learning-rate or --clip-norm, or a longer --warm-up, and look at these annotations."
 
@@ -257,7 +257,7 @@ def open_data(arguments):
 
 
 def open_split(arguments, split, with_masks):
-    """Returns a split of --data, or where `split` is None what --val-share is taken from."""
+    """Returns a split of --data; if `split` is None, the data that --val-share divides."""
     data = pathlib.Path(arguments.data)
     if arguments.annotations or arguments.images:
         annotations = arguments.annotations or "annotations/instances_{split}.json"
@@ -270,7 +270,7 @@ def open_split(arguments, split, with_masks):
 
 
 def hold_out(arguments, with_masks):
-    """Returns what is trained on and what is held out of the pictures of --data, checked, and its counts."""
+    """Returns the training and the held-out pictures of --data, checked, and the counts of them all."""
     whole = open_split(arguments, None, with_masks)
     counts = {"all": whole.check()}
     datasets = whole.split(arguments.val_share, arguments.seed)
@@ -295,7 +295,7 @@ def choose_sizes(arguments):
 
 
 def plan_steps(arguments, num_images):
-    """Returns the number of steps, those between two scores, and those after which the rate falls."""
+    """Returns the number of steps, the steps between scores, and the steps after which the rate falls."""
     epochs, drops, _ = SCHEDULES[arguments.schedule]
     epoch_steps = count_epoch_steps(arguments, num_images)
     steps = choose_steps(arguments, num_images, epochs)
@@ -345,7 +345,7 @@ def build_scorer(arguments, validation, resizing):
 
 
 def print_scores(title, model, scorer, output=None):
-    """Prints average precision, also per class; returns COCO's results, and keeps both in `output`."""
+    """Prints average precision, also per class, keeps it in `output`, and returns COCO's results."""
     print(f"\nScoring {len(scorer.image_ids):,} pictures ...", flush=True)
     results = predict_coco_results(model, scorer.dataset, scorer.image_ids, scorer.category_ids)
     scores = evaluate_coco(scorer.truth, results, scorer.kinds, scorer.max_detections)

@@ -4,10 +4,10 @@
 
 The data folder holds `images/<split>`, `panoptic/<split>` and `annotations/panoptic_<split>.json` in COCO's
 panoptic format, for the splits train and val; for COCO itself add `--splits train2017 val2017
---images "{split}" --segments "annotations/panoptic_{split}"`. Without --data the embedded, synthetic data
-set is used. The defaults are the paper's settings for COCO, but for the backbone's learning rate, which is a
-tenth of the head's there. The models, their scores, curves and pictures go into a folder of the run's own:
-runs/panoptic-1, runs/panoptic-2 ...
+--images "{split}" --segments "annotations/panoptic_{split}"`. Without --data, the embedded, synthetic data
+set is used. The defaults are the paper's settings for COCO, except for the backbone's learning rate, which is
+a tenth of the head's in the paper. The models, their scores, curves and pictures go into a new folder for
+each run: runs/panoptic-1, runs/panoptic-2 ...
 """
 
 from options import (
@@ -31,25 +31,25 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("--data", help="folder of pictures and segments; default: the embedded data set")
     add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--annotations", help="where in --data; default: annotations/panoptic_{split}.json")
-    add("--images", help="where in --data; default: images/{split}")
-    add("--segments", help="where in --data; default: panoptic/{split}")
+    add("--annotations", help="file in --data; default: annotations/panoptic_{split}.json")
+    add("--images", help="folder in --data; default: images/{split}")
+    add("--segments", help="folder in --data; default: panoptic/{split}")
     add_variant(parser)
     count = whole_number(1)
     add("--channels", type=count, help="channels of the head; default: 256")
     add("--num-queries", type=count, help="most segments of a picture; default: 100")
     add("--num-points", type=whole_number(4), help="points at which masks are compared; default: 12544")
-    add("--num-encoder-layers", type=count, help="of the pixel decoder; default: 6")
-    add("--num-decoder-layers", type=count, help="of the queries; default: 9")
-    threshold = "segments below are left out; default: %(default)s"
+    add("--num-encoder-layers", type=count, help="layers of the pixel decoder; default: 6")
+    add("--num-decoder-layers", type=count, help="layers of the query decoder; default: 9")
+    threshold = "leave out segments with lower scores; default: %(default)s"
     add("--score-threshold", type=number(at_least=0), default=0.8, help=threshold)
-    add_length(parser, "50 epochs; the drops of the rate move along")
+    add_length(parser, "50 epochs; the drops of the rate scale with the length")
     every = "most steps between scores and checkpoints, in equal rounds; default: an epoch, >= 200"
     add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=16, help="pictures of a batch; default: %(default)s")
+    add("--batch-size", type=count, default=16, help="pictures per batch; default: %(default)s")
     side = "side of the square pictures; default: 1024, embedded data: 128"
     add("--image-size", type=count, metavar="SIDE", help=side)
-    jitter = "jitter of the sizes; default: 0.1 2"
+    jitter = "scale jitter of the pictures; default: 0.1 2"
     range_of = {"nargs": 2, "metavar": ("LOWEST", "HIGHEST"), "default": (0.1, 2.0)}
     add("--scale-range", type=number(above=0), **range_of, help=jitter)
     rate, clip_norm = (

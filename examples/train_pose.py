@@ -4,9 +4,9 @@
         --variant b2 --weights imagenet
 
 The data folder holds `images/<split>` and `annotations/person_keypoints_<split>.json` in COCO's format, for
-the splits train and val. Without --data the people of the embedded, synthetic data set are used. The defaults
-are the paper's settings for COCO. The models, their scores, curves and pictures go into a folder of the run's
-own: runs/pose-1, runs/pose-2 ...
+the splits train and val. Without --data, the people of the embedded, synthetic data set are used. The
+defaults are the paper's settings for COCO. The models, their scores, curves and pictures go into a new folder
+for each run: runs/pose-1, runs/pose-2 ...
 """
 
 from options import (
@@ -33,28 +33,28 @@ def parse_arguments(argv=None):
     add = parser.add_argument
     add("--data", help="folder of pictures and annotations; default: the embedded data set")
     add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    add("--annotations", help="where in --data; default: annotations/person_keypoints_{split}.json")
-    add("--images", help="where in --data; default: images/{split}")
-    sigmas = "what the scores forgive of each keypoint; default: COCO's, where the keypoints are COCO's"
+    add("--annotations", help="file in --data; default: annotations/person_keypoints_{split}.json")
+    add("--images", help="folder in --data; default: images/{split}")
+    sigmas = "tolerance of the scores for each keypoint; default: COCO's, if the keypoints are COCO's"
     add("--sigmas", type=number(above=0), nargs="+", help=sigmas)
     add_variant(parser)
     count = whole_number(1)
     add("--channels", type=count, default=256, help="channels of the head; default: %(default)s")
     stages = whole_number(0, 4)
-    frozen = "how many stages of the backbone stay as they are; default: %(default)s"
+    frozen = "number of the backbone's first stages that are not trained; default: %(default)s"
     add("--frozen-stages", type=stages, default=0, help=frozen)
-    add("--frozen-batch-norms", action="store_true", help="all batch norms of the backbone stay as they are")
-    add_length(parser, "210 epochs; the drops of the rate move along")
+    add("--frozen-batch-norms", action="store_true", help="keep all batch norms of the backbone as they are")
+    add_length(parser, "210 epochs; the drops of the rate scale with the length")
     every = "most steps between scores and checkpoints, in equal rounds; default: ten epochs, >= 200"
     add("--evaluate-every", type=count, help=every)
-    add("--batch-size", type=count, default=64, help="people of a batch; default: %(default)s")
-    size = "of the crops; default: 256 192, of the embedded data 64 64"
+    add("--batch-size", type=count, default=64, help="people per batch; default: %(default)s")
+    size = "size of the crops; default: 256 192, embedded data: 64 64"
     add("--image-size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
-    scales = "factors of the crops' sides; default: 0.5 1.5"
+    scales = "scale jitter of the crops; default: 0.5 1.5"
     add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=scales)
-    rotation = "largest turn of the crops, degrees; default: %(default)s"
+    rotation = "largest rotation of the crops, in degrees; default: %(default)s"
     add("--rotation", type=number(at_least=0), default=80.0, help=rotation)
-    add("--flip-test", action="store_true", help="score with the mirrored crops, too")
+    add("--flip-test", action="store_true", help="average the scored predictions with the mirrored crops")
     rate, clip_norm = (
         "5e-4 * people of a step / 64, or 2e-3 without --weights",
         "none, or 1 without --weights",
@@ -70,10 +70,10 @@ def parse_arguments(argv=None):
 
 
 def check_arguments(arguments):
-    """Raises ValueError at options that another one makes void, or out of range."""
+    """Raises ValueError for options that contradict another one, or are out of range."""
     in_data = (arguments.splits, arguments.annotations, arguments.images, arguments.sigmas)
     if arguments.data is None and any(in_data):
-        raise ValueError("--splits, --annotations, --images and --sigmas need --data: they tell of it")
+        raise ValueError("--splits, --annotations, --images and --sigmas need --data: they describe it")
     if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
         raise ValueError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
     if arguments.rotation > 180:
@@ -195,8 +195,8 @@ def open_data(arguments):
             )
     if datasets[1].sigmas is None:
         raise SystemExit(
-            f"--sigmas must be given for keypoints that are not COCO's, {datasets[0].num_keypoints} numbers "
-            "such as 0.05: what the scores forgive, in units of a person's size"
+            f"--sigmas must be given for keypoints that are not COCO's: {datasets[0].num_keypoints} numbers "
+            "such as 0.05, the tolerances of the scores in units of a person's size"
         )
     return datasets
 
@@ -207,7 +207,7 @@ def describe_run(arguments, train):
 
 
 def plan_steps(arguments, num_people):
-    """Returns the number of steps, those between two scores, and those after which the rate falls."""
+    """Returns the number of steps, the steps between scores, and the steps after which the rate falls."""
     epoch_steps = count_epoch_steps(arguments, num_people)
     steps = choose_steps(arguments, num_people, EPOCHS)
     evaluate_every = plan_rounds(steps, arguments.evaluate_every or max(10 * epoch_steps, 200))
@@ -215,7 +215,7 @@ def plan_steps(arguments, num_people):
 
 
 def build_model(arguments, train):
-    """Returns the model, with all that it needs to know of the keypoints."""
+    """Returns the model, with all that it needs to know about the keypoints."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     backbone.freeze(arguments.frozen_stages, arguments.frozen_batch_norms)
     return SimpleBaseline(
@@ -256,7 +256,7 @@ def build_scorer(arguments, validation):
 
 
 def print_scores(title, model, scorer, output=None):
-    """Prints average precision and recall; returns COCO's results, and keeps all in `output`."""
+    """Prints average precision and recall, keeps them in `output`, and returns COCO's results."""
     print("\nScoring the held-out people ...", flush=True)
     results = scorer.predict(model)
     scores = scorer.evaluate(results)

@@ -2,10 +2,10 @@
 
     python examples/train_saliency.py --data path/to/data --variant b1 --weights imagenet
 
-The data folder holds `images/<split>` and `masks/<split>`, for the splits train and val; masks are PNG of 0
-and 255 or 0 and 1. Without --data the embedded, synthetic data set is used: things against all else. The
-sizes, the batch, Adam and the weight decay are those of EDN's paper for DUTS. The models, their scores,
-curves and pictures go into a folder of the run's own: runs/saliency-1, runs/saliency-2 ...
+The data folder holds `images/<split>` and `masks/<split>`, for the splits train and val; masks are PNG files
+of 0 and 255 or 0 and 1. Without --data, the embedded, synthetic data set is used: things against all else.
+The sizes, the batch size, Adam and the weight decay are those of EDN's paper for DUTS. The models, their
+scores, curves and pictures go into a new folder for each run: runs/saliency-1, runs/saliency-2 ...
 """
 
 from options import (
@@ -32,14 +32,12 @@ def parse_arguments(argv=None):
     add, count = parser.add_argument, whole_number(1)
     add("--data", help="folder of pictures and masks; default: the embedded data set")
     add("--splits", nargs=2, metavar=("TRAIN", "VAL"), help="default: train val")
-    ignored = "of pixels without truth in the masks; default: none"
+    ignored = "value of the masks' pixels without truth; default: none"
     add("--ignored-value", type=whole_number(0, 255), help=ignored)
     add_variant(parser)
-    sides = (
-        "of the squares, each batch has one of them; the largest is scored; default: 320 352 384, embedded"
-    )
-    add("--image-sizes", type=count, nargs="+", metavar="SIDE", help=f"{sides} data: 128")
-    add("--batch-size", type=count, help="pictures of a batch; default: 24, embedded data: 8")
+    sides = "sides of the square pictures, one for each batch; scored at the largest; default: 320 352 384"
+    add("--image-sizes", type=count, nargs="+", metavar="SIDE", help=f"{sides}, embedded data: 128")
+    add("--batch-size", type=count, help="pictures per batch; default: 24, embedded data: 8")
     add_length(parser, "30 epochs, embedded data: 2")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=count, default=200, help=every)
@@ -90,8 +88,8 @@ LEARNING_RATE_FROM_SCRATCH = 1e-3
 BETAS = (0.9, 0.99)
 ADVICE = (
     "Try a lower --learning-rate or a longer --warm-up, and look at the masks of these pictures. The norms "
-    "of the coarsest level, with a place for each 128 x 128 pixels, magnify noise where a batch has few; "
-    "take larger --image-sizes or a larger --batch-size."
+    "of the coarsest level, which has a position for each 128 x 128 pixels, magnify noise if a batch has "
+    "few positions; choose larger --image-sizes or a larger --batch-size."
 )
 
 
@@ -151,13 +149,13 @@ def open_data(arguments):
 
 
 def build_model(arguments):
-    """Returns EDN, which resizes pictures as the validation data is."""
+    """Returns EDN, which resizes pictures to the size at which it is scored."""
     backbone = VANBackbone(arguments.variant, weights=arguments.weights)
     return EDN(backbone, resizing=Resizing(max(arguments.image_sizes)))
 
 
 def build_optimizer(arguments, steps):
-    """Returns Adam as in the paper's recipe; its rate falls to 0."""
+    """Returns Adam as in the paper's recipe; its learning rate falls to 0."""
     learning_rate = LEARNING_RATE_FROM_SCRATCH if arguments.weights is None else LEARNING_RATE
     if arguments.learning_rate is not None:
         learning_rate = arguments.learning_rate

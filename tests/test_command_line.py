@@ -1,4 +1,4 @@
-"""`van-backbones`: one door for the scripts of examples/."""
+"""`van-backbones`: one command for the scripts of examples/."""
 
 import pathlib
 import re
@@ -19,21 +19,21 @@ TASKS = [(name, task) for name, tasks in COMMANDS.items() if isinstance(tasks, d
 
 
 def call(*words):
-    """Returns what a process does with the words."""
+    """Runs a process with the words as its arguments."""
     command = [sys.executable, str(EXAMPLES / "command_line.py"), *words]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The scripts that would have been run: (script, options, program)."""
+    """Returns the scripts that would have been run: (script, options, program)."""
     found = []
     monkeypatch.setattr(command_line, "run_script", lambda *call: found.append(call) or 0)
     return found
 
 
 def call_quickly(*words):
-    """Returns what a process does with the words, which must not take longer than people wait gladly."""
+    """Runs a process with the words as its arguments, which must not take longer than people like to wait."""
     fastest = float("inf")
     for _ in range(5):  # other tests may keep the machine busy
         start = time.perf_counter()
@@ -88,12 +88,12 @@ def test_wrong_use_gives_2_before_keras_is_loaded(words, message):
 
 def test_the_scripts_own_exit_code(tmp_path):
     (tmp_path / "model.keras").touch()
-    # Its options are right, so it runs, and ends by itself where there are no pictures.
+    # Its options are right, so it runs, and ends itself because there are no pictures.
     done = call(
         "predict", "segmentation", str(tmp_path / "model.keras"), str(tmp_path), "--crop-size", "8", "8"
     )
     assert done.returncode == 2
-    assert "holds no pictures" in done.stderr
+    assert "the folder must hold pictures" in done.stderr
     assert done.stderr.startswith("usage: van-backbones predict segmentation ")
 
 
@@ -117,7 +117,7 @@ def test_all_scripts_have_a_command():
         for each in COMMANDS.values()
         for script in (each.values() if isinstance(each, dict) else [each])
     }
-    assert scripts - named == {"benchmark_exports", "keras_cv_heads"}  # experiments, and no daily work
+    assert scripts - named == {"benchmark_exports", "keras_cv_heads"}  # experiments, not daily work
     assert named <= scripts
 
 
@@ -148,7 +148,7 @@ def test_checkpoints(capsys):
 
 @pytest.mark.parametrize("task", demo.DEMOS)
 def test_scripts_take_the_options_of_the_demo(task, calls, tmp_path, capsys):
-    """As `make demo` and `van-backbones demo` call them; on the embedded data and on others."""
+    """As `make demo` and `van-backbones demo` call them, on the embedded data and on other data."""
     heads = demo.DETECTORS if task == "detection" else [None]
     for words in ([task, "--head", head] if head else [task] for head in heads):
         for data in ([], ["--data", str(tmp_path)]):

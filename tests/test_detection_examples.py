@@ -45,9 +45,9 @@ def build_model(*arguments, build=train_detection.build_model):
 
 @contextlib.contextmanager
 def small_backbones():
-    """Puts a tiny backbone in the place of each variant: what is tested is the script.
+    """Replaces each variant by a tiny backbone, because the script is tested, not the model.
 
-    And lets RetinaNet, which starts with scores of 0.01, give detections from the first step on.
+    It also lets RetinaNet, which starts with scores of 0.01, have detections from the first step on.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_detection, "build_model", build_model)
@@ -57,7 +57,7 @@ def small_backbones():
 
 
 def train(output, *options, data=None, sizes=("--image-size", "64", "--scale-range", "0.8", "1.25")):
-    """Runs the script and gives what it printed."""
+    """Runs the script and returns what it printed."""
     arguments = ["--output", str(output), "--batch-size", "2", *sizes, *options]
     arguments += ["--channels", "8", "--evaluate-every", "2"]
     arguments += ["--data", str(data)] if data else []
@@ -82,7 +82,7 @@ def mask_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_detection, "DetectionShapes", lambda _, *args: DetectionShapes(2, *args))
         try:
-            # Resuming where there is nothing to resume leaves out the scores before training: to save time.
+            # Resuming with nothing to resume leaves out the scores before training, which saves time.
             options = ("--head", "mask_rcnn", "--steps", "2", "--mixed-precision", "--resume")
             return output, train(output, *options, "--num-samples", "16", "--num-proposals", "20")
         finally:
@@ -91,7 +91,7 @@ def mask_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mask_model(tmp_path_factory):
-    """The path of an untrained Mask R-CNN of seven classes, whose scores are about an eighth."""
+    """Returns the path of an untrained Mask R-CNN of seven classes, whose scores are about an eighth."""
     keras.utils.set_random_seed(0)
     path = tmp_path_factory.mktemp("mask_model") / "model.keras"
     MaskRCNN(TinyVAN("b0"), 7, channels=8, num_proposals=20).save(path)
@@ -100,7 +100,7 @@ def mask_model(tmp_path_factory):
 
 @contextlib.contextmanager
 def without_scores():
-    """Leaves out what only scores and draws, but for the titles, to save time."""
+    """Leaves out scores and drawings, except for the titles, to save time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_detection, "print_scores", lambda title, *args: sys.stdout.write(title) and [])
         patch.setattr(train_detection, "draw_pictures", lambda *args: None)
@@ -171,7 +171,7 @@ def test_mask_rcnn_writes_masks(mask_run):
 
 @pytest.mark.slow
 def test_resuming_goes_on(run, data_folder, tmp_path):
-    """Four steps, then eight with --resume: exactly four more, and the log and the optimizer go on."""
+    """Four steps, then eight with --resume: exactly four more, and the log and the optimizer continue."""
     output = shutil.copytree(run[0], tmp_path / "run")
     before = read_log(output)
     timers = []
@@ -179,7 +179,7 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
         timer_class = run_module.StepTimer
         patch.setattr(run_module, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
         printed = train(output, "--steps", "8", "--num-convs", "1", "--resume", data=data_folder)
-    assert "Before training" not in printed  # the weights are no longer those
+    assert "Before training" not in printed  # the weights have changed
     assert "After training" in printed
     assert len(timers[0].seconds) == 4
     log = read_log(output)
@@ -214,7 +214,7 @@ class Interruption(keras.callbacks.Callback):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_model(data_folder, tmp_path):
-    """Frozen stages, COCO's layout and pictures of two sizes, to have them run once."""
+    """Frozen stages, COCO's layout and pictures of two sizes are run once."""
     data = tmp_path / "coco"
     shutil.copytree(data_folder / "annotations", data / "annotations")
     for split in ("train", "val"):
@@ -320,7 +320,7 @@ def test_evaluation_in_several_views(run, data_folder, tmp_path):
 
 @pytest.mark.slow
 def test_evaluation_of_a_checkpoint(data_folder, tmp_path):
-    """A file of reference names gives what the model gives; sizes and kinds are taken from the options."""
+    """A file with reference names scores like the model; sizes and kinds come from the options."""
     keras.utils.set_random_seed(3)
     model = RetinaNet(TinyVAN("b0"), 2, num_convs=4)
     for output in (model.class_output, model.box_output):
@@ -374,7 +374,7 @@ def test_evaluation_refuses(run, mask_model, data_folder, tmp_path, capsys, opti
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two good pictures of different sizes, one of them grey, one file that is none, and a text."""
+    """Writes two good pictures of different sizes, one of them grey, one broken picture, and a text file."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     image, _ = draw_example(np.random.default_rng(1))
@@ -427,7 +427,7 @@ def test_detect_writes_pictures_and_coco(mask_model, pictures, tmp_path, capsys)
     for annotation in content["annotations"]:
         assert annotation["score"] >= 0.05
         assert annotation["segmentation"]["size"] == sizes[annotation["image_id"]]
-    # What was found can be read as truth and scored, but for masks that an untrained model left empty.
+    # What was found can be read as truth and scored, except for masks that an untrained model left empty.
     path = output / "detections.json"
     content["annotations"] = [
         found for found in content["annotations"] if run_lengths.area(found["segmentation"]) > 0
@@ -465,7 +465,7 @@ def test_pictures_with_many_masks_are_drawn_smaller():
     assert detect.shrink(image, {"boxes": found["boxes"]}, 1)[0] is image
     small, less = detect.shrink(
         image, found, most_pixels=3 * 60 * 40 / 5
-    )  # of five pixels one: a third a side
+    )  # one of five pixels, or a third per side
     assert small.shape == (20, 14, 3)
     np.testing.assert_array_equal(less["boxes"], found["boxes"] / 3)
     np.testing.assert_array_equal(less["masks"], masks[:, ::3, ::3])
@@ -495,10 +495,10 @@ def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
     ("options", "message"),
     [
         (["missing.keras", "PICTURES"], "there is no model missing.keras"),
-        (["MODEL", "EMPTY"], "holds no pictures"),
+        (["MODEL", "EMPTY"], "the folder must hold pictures"),
         (["MODEL", "PICTURES", "--output", "PICTURES"], "must not be the folder of the pictures"),
         (["MODEL", "PICTURES", "PICTURES"], "different names"),
-        (["MODEL", "PICTURES", "--class-names", "NAMES"], "the model has 2 classes. Received: 1 names"),
+        (["MODEL", "PICTURES", "--class-names", "NAMES"], "of the model's 2 classes. Received: 1 names"),
         (["MODEL", "PICTURES", "--class-names", "none.txt"], "Received: none.txt (No such file"),
         (["MODEL", "PICTURES", "--class-names", "LATIN"], "must be UTF-8 text"),
         (["MODEL", "PICTURES", "--score-threshold", "30"], "--score-threshold must be 0 .. 1"),
@@ -512,7 +512,10 @@ def test_detect_gives_the_results_of_the_evaluation(run, data_folder, tmp_path):
             ["MODEL", "PICTURES", "--slices", "64", "--overlap", "1"],
             "--overlap must be below 1. Received: 1.0",
         ),
-        (["MODEL", "PICTURES", "--slices", "64", "--flip-test"], "neither --scales nor --flip-test"),
+        (
+            ["MODEL", "PICTURES", "--slices", "64", "--flip-test"],
+            "--slices cannot be combined with --scales or --flip-test",
+        ),
         (["MODEL", "PICTURES", "--scales", "0"], "above 0. Received: '0'"),
     ],
 )

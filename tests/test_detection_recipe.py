@@ -56,7 +56,7 @@ def test_recipe(options, num_images, steps, evaluate_every, milestones, rate, wa
 
 @pytest.mark.parametrize("head", list(train_detection.HEADS))
 def test_options_of_each_head(head, capsys):
-    """A head takes the options that its constructor has, also those of the head that it is built on."""
+    """A head takes the options of its constructor, also those of the head that it is built on."""
     options = {"--channels": "8", "--max-detections": "7"}
     one_stage, stages = head in ("retinanet", "gfl", "atss"), head.endswith("rcnn")
     options |= {"--num-convs": "1"} if one_stage else {}
@@ -89,7 +89,7 @@ def test_square_pictures_have_large_scale_jitter():
 
 
 def test_weight_decay_leaves_out_norms_and_biases():
-    """With gradients of zero only the weight decay moves a weight."""
+    """If all gradients are zero, only the weight decay moves a weight."""
     model = RetinaNet(TinyVAN("b0"), 2, channels=8, num_convs=1)
     arguments = train_detection.parse_arguments(["--learning-rate", "1", "--warm-up", "1"])
     optimizer = train_detection.build_optimizer(arguments, 1000, [600, 900])
@@ -184,7 +184,7 @@ def test_pictures_of_an_unsure_model_show_as_many_detections_as_objects():
 
 
 def write_flat_yolo(root):
-    """Twelve pictures in YOLO's format, without splits; the objects of the embedded data."""
+    """Writes twelve pictures in YOLO's format, without splits, with objects of the embedded data."""
     content, pixels = draw_shapes(12, with_masks=False)[1:]
     write_yolo(root / "splits", content, pixels)
     for kind in ("images", "labels"):
@@ -216,8 +216,8 @@ def test_the_format_is_found_and_a_share_held_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--val-share", "0.2"], "it needs that, and no --splits"),
-        (["--data", "mine", "--splits", "a", "b", "--val-share", "0.2"], "it needs that, and no --splits"),
+        (["--val-share", "0.2"], "pass --data, and leave out --splits"),
+        (["--data", "mine", "--splits", "a", "b", "--val-share", "0.2"], "--data, and leave out --splits"),
         (["--data", "mine", "--val-share", "1"], "--val-share must be below 1. Received: 1.0"),
         (["--data", "mine", "--val-share", "0"], "argument --val-share: must be a number, above 0"),
     ],
@@ -236,4 +236,4 @@ def test_the_evaluation_refuses_data_that_it_cannot_read(tmp_path, capsys):
         evaluate_detection.main(options)
     with pytest.raises(SystemExit):
         evaluate_detection.main([*options, "--splits", "val", "--val-share", "0.2"])
-    assert "and no --splits" in capsys.readouterr().err
+    assert "and leave out --splits" in capsys.readouterr().err

@@ -73,7 +73,11 @@ def test_unreadable_pictures_are_named(classifier, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["a", "b"], "one folder per class"), (["9"], "no class of 7")]
+    ("names", "message"),
+    [
+        (["a", "b"], "one folder per class"),
+        (["9"], "class numbers 0 .. 6, or pass --num-classes. Received: 9"),
+    ],
 )
 def test_folders_that_are_no_classes(tmp_path, capsys, names, message):
     make_pictures(tmp_path / "data", names)

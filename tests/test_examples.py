@@ -28,7 +28,7 @@ TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1,
 
 
 def draw_facade(generator, size=(48, 64)):
-    """A wall with bright windows and a dark door, and what is where."""
+    """Returns a wall with bright windows and a dark door, and its labels."""
     label_map = np.zeros(size, "uint8")
     for left in (6, 26, 46):
         label_map[8:20, left : left + 10] = 1
@@ -58,7 +58,7 @@ def data_folder(tmp_path_factory):
 
 @contextlib.contextmanager
 def small_backbones():
-    """Puts a tiny backbone in the place of each variant: what is tested is the script."""
+    """Replaces each variant by a tiny backbone, because the script is tested, not the model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune_segmentation, "VANBackbone", TinyVAN)
         patch.setattr(show_feature_maps, "VANBackbone", TinyVAN)
@@ -66,7 +66,7 @@ def small_backbones():
 
 
 def finetune(output, *options, data=None):
-    """Runs the script and gives what it printed."""
+    """Runs the script and returns what it printed."""
     arguments = ["--output", str(output), "--crop-size", "32", "48", "--batch-size", "2", *options]
     arguments += ["--channels", "8", "--evaluate-every", "2"]
     arguments += ["--data", str(data)] if data else []
@@ -85,7 +85,7 @@ def run(data_folder, tmp_path_factory):
 
 @contextlib.contextmanager
 def without_scores():
-    """Leaves out what only scores and draws, but for the titles, to save time."""
+    """Leaves out scores and drawings, except for the titles, to save time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune_segmentation, "print_scores", lambda title, *args: sys.stdout.write(title))
         patch.setattr(finetune_segmentation, "draw_pictures", lambda *args: None)
@@ -152,7 +152,7 @@ def test_finetune_prints_scores(run):
 
 @pytest.mark.slow
 def test_resuming_goes_on(run, data_folder, tmp_path):
-    """Four steps, then eight with --resume: exactly four more, and the log and the optimizer go on."""
+    """Four steps, then eight with --resume: exactly four more, and the log and the optimizer continue."""
     output = shutil.copytree(run[0], tmp_path / "run")
     before = read_log(output)
     timers = []
@@ -160,7 +160,7 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
         timer_class = run_module.StepTimer
         patch.setattr(run_module, "StepTimer", lambda: timers.append(timer_class()) or timers[-1])
         printed = finetune(output, "--steps", "8", "--resume", data=data_folder)
-    assert "Before training" not in printed  # the weights are no longer those
+    assert "Before training" not in printed  # the weights have changed
     assert "After training" in printed
     assert len(timers[0].seconds) == 4
     log = read_log(output)
@@ -168,7 +168,7 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     assert log[:2] == before
     optimizer = keras.saving.load_model(output / "last.keras").optimizer
     assert int(optimizer.iterations) == 8
-    # At the end of the schedule nothing is learnt any more: step 7 of 8 has (1 - 7 / 8)^0.9 of the rate.
+    # At the end of the schedule almost nothing is learnt: step 7 of 8 has (1 - 7 / 8)^0.9 of the rate.
     np.testing.assert_allclose(optimizer._learning_rate(7), 1e-3 * (1 / 8) ** 0.9, rtol=1e-5)
 
 
@@ -194,7 +194,7 @@ class Interruption(keras.callbacks.Callback):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_model(tmp_path):
-    """Embedded data, UPerNet and mixed precision, to have them run once."""
+    """Embedded data, UPerNet and mixed precision are run once."""
     policy = keras.config.dtype_policy()
     make_loggers = run_module.make_loggers
     with pytest.MonkeyPatch.context() as patch:
@@ -251,8 +251,8 @@ def test_recipe(options, learning_rate, weight_decay, power, warm_up):
         (["--reduce-zero-label"], "need --data"),
         (["--base-size", "512", "2048"], "--base-size must be LONG SHORT"),
         (["--class-colours", "table.txt"], "need --data"),
-        (["--val-share", "0.2"], "--val-share splits the pictures of --data: it needs that"),
-        (["--data", "mine", "--splits", "a", "b", "--val-share", "0.2"], "it needs that, and no --splits"),
+        (["--val-share", "0.2"], "--val-share splits the pictures of --data: pass --data"),
+        (["--data", "mine", "--splits", "a", "b", "--val-share", "0.2"], "--data, and leave out --splits"),
         (["--data", "mine", "--val-share", "1"], "--val-share must be below 1. Received: 1.0"),
     ],
 )
@@ -314,7 +314,7 @@ def test_coloured_labels_without_splits(data_folder, tmp_path, capsys):
 
 
 def test_weight_decay_leaves_out_norms_and_biases():
-    """With gradients of zero only the weight decay moves a weight."""
+    """If all gradients are zero, only the weight decay moves a weight."""
     model = SemanticFPN(TinyVAN("b0"), 3, channels=8, pyramid_channels=8)
     arguments = finetune_segmentation.parse_arguments(["--learning-rate", "1", "--steps", "1000"])
     optimizer = finetune_segmentation.build_optimizer(arguments)
@@ -334,7 +334,7 @@ def test_weight_decay_leaves_out_norms_and_biases():
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two good pictures of different sizes, one of them grey, one file that is none, and a text."""
+    """Writes two good pictures of different sizes, one of them grey, one broken picture, and a text file."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     image, _ = draw_facade(np.random.default_rng(1))
@@ -391,7 +391,7 @@ def test_predict_one_picture_with_windows(run, pictures, tmp_path):
     [
         (["MODEL", "PICTURES", "--stride", "8", "8"], "--stride needs --crop-size"),
         (["missing.keras", "PICTURES"], "there is no model missing.keras"),
-        (["MODEL", "EMPTY"], "holds no pictures"),
+        (["MODEL", "EMPTY"], "the folder must hold pictures"),
         (["MODEL", "PICTURES", "--output", "PICTURES"], "must not be the folder of the pictures"),
     ],
 )

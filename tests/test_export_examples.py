@@ -27,18 +27,18 @@ def need(*packages):
 
 
 def build_classifier(variant, weights):
-    """A tiny network in the place of each VANClassifier: what is tested is the script."""
+    """Replaces each VANClassifier by a tiny network, because the script is tested, not the model."""
     backbone = TinyVAN(variant)
     return keras.Model(backbone.input, keras.layers.GlobalAveragePooling2D()(backbone.output["P5"]))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder of models: "detector.keras", "segmenter.keras" and one that has no VAN in it."""
+    """Returns a folder of models: "detector.keras", "segmenter.keras" and one without a VAN in it."""
     folder = tmp_path_factory.mktemp("models")
     keras.utils.set_random_seed(0)
     detector = RetinaNet(TinyVAN("b0"), 3, channels=16, num_convs=1, max_detections=20)
-    # A new detector's scores are nearly equal, and rounding would sort them.
+    # A new detector's scores are nearly equal, so that rounding would decide their order.
     kernel = detector.class_output.kernel
     kernel.assign(keras.random.normal(kernel.shape, stddev=3.0, seed=0))
     detector.save(folder / "detector.keras")
@@ -63,7 +63,7 @@ def test_detector(models, tmp_path, capsys):
         r"40 detections in both, 0\.0% of the model's are missing",
         r"boxes: float32 \(2, 20, 4\), largest difference \S+ of the largest value",
         r"labels: int32 \(2, 20\), 100\.0000% equal",
-        r"One call: \d+\.\d ms; of the Keras model: \d+\.\d ms",
+        r"One call: \d+\.\d ms; with the Keras model: \d+\.\d ms",
     ):
         assert re.search(pattern, printed), pattern
 
@@ -93,7 +93,7 @@ def test_variant_of_any_size(tmp_path, capsys, monkeypatch):
 
 @contextlib.contextmanager
 def imagined_export(outputs):
-    """Has the script find these answers in the export, or this error, without an export."""
+    """Lets the script find these answers in the export, or this error, without an export."""
     loaded = (
         {"side_effect": outputs} if isinstance(outputs, Exception) else {"return_value": lambda _: outputs}
     )
@@ -110,7 +110,7 @@ def imagined_export(outputs):
     [
         ({"outputs": np.full((1, 16), 9.0)}, r"outputs by \S+ of the largest, allowed is 1e-03"),
         ({"outputs": np.full((1, 16), np.nan)}, r"outputs by nan of the largest"),
-        ({"other": np.zeros((1, 16))}, r"the model gives {'outputs': \(1, 16\)}, the export {'other'"),
+        ({"other": np.zeros((1, 16))}, r"the model returns {'outputs': \(1, 16\)}, the export {'other'"),
     ],
 )
 def test_wrong_answers_are_told(outputs, message, tmp_path, capsys):
@@ -130,14 +130,14 @@ def test_without_the_runtime_nothing_is_compared(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give a model file or --variant"),
-        (["DETECTOR", "--variant", "b0"], "give a model file or --variant"),
+        ([], "pass either a model's file or --variant"),
+        (["DETECTOR", "--variant", "b0"], "pass either a model's file or --variant"),
         (["missing.keras"], "there is no model missing.keras"),
         (
             ["DETECTOR", "--format", "onnx", "--output", "a.xml"],
             "--output must end in .onnx for --format onnx",
         ),
-        (["DETECTOR", "--output", "a.onnx"], 'give format="onnx" for this file'),
+        (["DETECTOR", "--output", "a.onnx"], 'pass format="onnx" for this file'),
         (["DETECTOR", "--output", "FULL"], "which holds notes.txt"),
         (["DETECTOR", "--output", "DETECTOR"], "--output must be a folder for --format saved_model"),
         (["DETECTOR", "--format", "onnx", "--output", "FOLDER"], "--output must be a file for --format onnx"),
@@ -177,7 +177,7 @@ def test_export_refuses_without_the_converter(models, tmp_path, capsys):
 
 
 def test_images_that_are_normalised_already(tmp_path, capsys):
-    """Numbers of any kind, as no picture is what such a model wants."""
+    """Any numbers will do, because such a model takes no pictures."""
     TinyVAN("b0", normalization=None, input_shape=(None, None, 2)).save(tmp_path / "model.keras")
     options = ["--format", "onnx", "--output", str(tmp_path / "a.onnx"), "--image-size", "32", "32"]
     with imagined_export({}):
@@ -192,7 +192,7 @@ def test_images_that_are_normalised_already(tmp_path, capsys):
 
 
 def make_detections():
-    """Ten detections and two empty rows in each of two images."""
+    """Returns ten detections and two empty rows for each of two images."""
     random = np.random.default_rng(0)
     scores = -np.sort(-random.uniform(0.1, 1.0, (2, 12)))
     labels = random.integers(0, 3, (2, 12))
@@ -273,7 +273,7 @@ def test_benchmark_of_a_variant(capsys):
     need("openvino", "onnxruntime", "onnx", "tf2onnx")
     keras.utils.set_random_seed(0)
     with mock.patch.object(benchmark_exports, "VANBackbone", TinyVAN):
-        # On smaller images norms over one or two positions would blow up bfloat16's errors.
+        # On smaller images, norms over one or two positions would magnify bfloat16's errors.
         options = ["--formats", "onnx", "openvino", "--image-size", "96", "128", "--rounds", "2"]
         benchmark_exports.main(["--variant", "b1", *options])
     printed = capsys.readouterr().out
@@ -341,7 +341,7 @@ def test_errors_by_hand():
 
 
 def test_weights_matter():
-    """Every norm and every branch of the untrained backbone has a say."""
+    """Every norm and every branch of the untrained backbone matters."""
     backbone = TinyVAN("b0", drop_path_rate=0.0)
     images = benchmark_exports.make_scenes(1, (32, 64))
     assert images.shape == (1, 32, 64, 3)
@@ -359,7 +359,7 @@ def test_weights_matter():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give a model file or --variant"),
+        ([], "pass either a model's file or --variant"),
         (["missing.keras"], "there is no model missing.keras"),
         (
             ["--variant", "b0", "--image-size", "16", "32"],
@@ -377,12 +377,12 @@ def test_weights_matter():
             ["--variant", "b0", "--rounds", "0"],
             "argument --rounds: must be a whole number, at least 1. Received: '0'",
         ),
-        (["--variant", "b0", "--threads", "1234"], "TensorFlow is at work already"),
+        (["--variant", "b0", "--threads", "1234"], "TensorFlow is running already"),
         (["STRANGER"], "model must be a VANBackbone"),
     ],
 )
 def test_benchmark_refuses(options, message, models, capsys):
-    keras.ops.zeros(1) + 1  # TensorFlow is at work
+    keras.ops.zeros(1) + 1  # TensorFlow is running
     with pytest.raises(SystemExit):
         benchmark_exports.main([str(models / "stranger.keras") if o == "STRANGER" else o for o in options])
     assert message in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_a_folder_of_another_task_is_told(tmp_path, file, script, other):
     with pytest.raises(SystemExit) as end, explain_faults(tmp_path, script):
         raise ValueError("annotations must be a file")
     assert str(end.value).startswith("\nannotations must be a file")
-    assert ("looks like data of" in str(end.value)) == (other is not None)
+    assert ("looks like data for" in str(end.value)) == (other is not None)
     assert other is None or str(end.value).endswith(other)
 
 

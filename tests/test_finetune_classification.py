@@ -40,7 +40,7 @@ def write_pictures(root, count=6, size=(40, 48)):
 
 
 def run(data, output, *options):
-    """Runs the script with a tiny network and gives what it printed."""
+    """Runs the script with a tiny network and returns what it printed."""
     arguments = [
         "--data",
         str(data),
@@ -66,7 +66,7 @@ def read_log(output):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(The folder of the data, that of the results, what was printed)."""
+    """Returns (the folder of the data, that of the results, what was printed)."""
     root = tmp_path_factory.mktemp("classification")
     data = write_pictures(root / "data")
     printed = run(data, root / "run", "--steps", "24", "--evaluate-every", "8", "--area-range", "0.5", "1")
@@ -107,7 +107,7 @@ def test_resuming_and_weights_from_a_file(trained, tmp_path, capsys, monkeypatch
     printed = run(data, tmp_path / "run", "--steps", "32", "--resume", *options)
     assert "No step was left to train" in printed
 
-    # The file goes into another training, and into the script that scores.
+    # The file works in another training, and in the script that scores.
     shutil.copytree(data, tmp_path / "two", ignore=shutil.ignore_patterns("red"))
     with pytest.warns(UserWarning, match="head"):
         run(tmp_path / "two", tmp_path / "other", "--steps", "1", "--weights", str(output / "best.keras"))
@@ -169,7 +169,7 @@ def test_a_share_of_folders_that_are_split_already_is_refused(tmp_path, capsys):
         write_pictures(tmp_path / split, 1)
     with pytest.raises(SystemExit):
         finetune_classification.parse_arguments(["--data", str(tmp_path), "--val-share", "0.1"])
-    assert "--val-share must not be given where there is a folder val" in capsys.readouterr().err
+    assert "--val-share is for data without splits: leave it out. Received: " in capsys.readouterr().err
 
 
 def test_all_faulty_pictures_are_named_at_once(tmp_path):
@@ -185,7 +185,7 @@ def test_all_faulty_pictures_are_named_at_once(tmp_path):
 
 
 def make_plain_batches():
-    """Batches of eight pictures, each of one colour: that of its class."""
+    """Returns batches of eight pictures, each in the colour of its class."""
     labels = np.tile(np.arange(4, dtype="int32"), 2)
     images = np.broadcast_to(50.0 * labels[:, None, None, None], (8, 4, 5, 3)).astype("float32")
     return tf.data.Dataset.from_tensors((images, labels)).repeat(20), labels

@@ -21,7 +21,7 @@ from van_backbones import VANBackbone
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a segmenter, "model.keras", and four pictures in "pictures"."""
+    """Returns a folder with a segmenter, "model.keras", and four pictures in "pictures"."""
     build(SemanticFPN, num_classes=3, channels=8, pyramid_channels=8).save(tmp_path / "model.keras")
     (tmp_path / "pictures").mkdir()
     for index, image in enumerate(draw_images((64, 96), 4)):
@@ -62,7 +62,7 @@ def test_options_that_make_no_sense(options, message, folder, capsys):
 
 
 def test_what_the_export_is_given(folder, capsys):
-    """The pictures, and a score that is how much of the model's own answers is found."""
+    """The pictures, and a score: the share of the model's own answers that is found."""
     model = keras.saving.load_model(folder / "model.keras", compile=False)
     pictures = draw_images((64, 96), 4)
     expected = model.predict_on_batch(pictures.astype("float32"))
@@ -108,7 +108,7 @@ def test_agreement_by_hand():
     assert measure(objects, objects) == 100
     # The second object has another label, the third one's score is too low to count.
     assert measure(objects, {**objects, "labels": np.array([[0, 0, 1]])}) == 50
-    with pytest.raises(ValueError, match=r"labels or objects. Received: one that gives P2, P3"):
+    with pytest.raises(ValueError, match=r"labels or objects. Received: one that predicts P2, P3"):
         measure({"P2": logits, "P3": logits}, {})
 
 

@@ -24,7 +24,7 @@ from heads.metrics import evaluate_keypoints
 
 @keras.saving.register_keras_serializable(package="tests")
 class SmallBackbone(contracts.PooledBackbone):
-    """In the place of each variant: what is tested is the script."""
+    """Replaces each variant, because the script is tested, not the model."""
 
     def freeze(self, stages, batch_norms):
         assert (stages, batch_norms) == (0, False)
@@ -36,7 +36,7 @@ def make_backbone(variant, weights=None):
 
 @pytest.fixture(scope="module")
 def data_folder(tmp_path_factory):
-    """The embedded people as a data set of files: four scenes for each split."""
+    """Writes the embedded people as a data set of files: four scenes for each split."""
     root = tmp_path_factory.mktemp("data")
     (root / "annotations").mkdir()
     for split, seed in (("train", 0), ("val", 1)):
@@ -52,7 +52,7 @@ def data_folder(tmp_path_factory):
 
 
 def train(output, *options, data=None):
-    """Runs the script and gives what it printed."""
+    """Runs the script and returns what it printed."""
     arguments = ["--output", str(output), "--batch-size", "2", "--image-size", "64", "32"]
     arguments += ["--channels", "8", "--evaluate-every", "2", *options]
     arguments += ["--data", str(data), "--sigmas", *["0.1"] * 7] if data else []
@@ -165,7 +165,7 @@ def test_training_refuses(options, message, capsys):
 def test_training_refuses_data_that_it_cannot_use(data_folder, tmp_path):
     with pytest.raises(SystemExit, match=r"(?s)--weights must be a file.*imagine"):
         train_pose.main(["--weights", "imagine", "--output", str(tmp_path / "run")])
-    with pytest.raises(SystemExit, match=r"--sigmas must be given for keypoints that are not COCO's, 7"):
+    with pytest.raises(SystemExit, match=r"--sigmas must be given for keypoints that are not COCO's: 7"):
         train_pose.open_data(train_pose.parse_arguments(["--data", str(data_folder)]))
     data = shutil.copytree(data_folder, tmp_path / "data")
     path = data / "annotations/person_keypoints_val.json"
@@ -184,7 +184,7 @@ def test_training_refuses_data_that_it_cannot_use(data_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
-    """The path of an untrained model of three keypoints."""
+    """Returns the path of an untrained model of three keypoints."""
     keras.utils.set_random_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.keras"
     names = {"keypoint_names": ["a", "b", "c"], "skeleton": [(0, 1)], "flip_pairs": [(1, 2)]}

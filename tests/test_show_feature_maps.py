@@ -22,7 +22,7 @@ NAMES = ("wall", "window", "door")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Saved models, two pictures."""
+    """Returns a folder with saved models and two pictures."""
     folder = tmp_path_factory.mktemp("features")
     options = {"channels": 8, "pyramid_channels": 8, "num_classes": 3}
     build(SemanticFPN, **options, class_names=NAMES, resizing=Resizing(short_side=32)).save(
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def pages(monkeypatch):
-    """What the pages were drawn of: (function, positional and named arguments)."""
+    """Returns what the pages were drawn of: (function, positional and named arguments)."""
     found = []
 
     def watch(name):
@@ -66,7 +66,7 @@ def run(folder, tmp_path, *words):
 def test_a_segmenter_of_ones_own(folder, tmp_path, pages, capsys):
     run(folder, tmp_path, "one.keras", "pictures/0.png", "--class", "door", "--point", "63", "47")
     ((_, (_, image), options),) = pages
-    assert image.shape == (32, 43, 3)  # as the model's file says
+    assert image.shape == (32, 43, 3)  # the size in the model's file
     assert options["point"] == (42, 31)
     assert list(options["class_maps"]) == ["door"]
     assert options["class_maps"]["door"]["P2"].shape == (8, 11)
@@ -111,7 +111,7 @@ def test_two_models(folder, tmp_path, pages):
     run(folder, tmp_path, "one.keras", "pictures/0.png", "--compare", "other.keras")
     ((name, (backbones, _image), _),) = pages
     assert name == "draw_feature_comparison"
-    assert list(backbones) == ["other", "one"]  # what it is compared with comes first: before, after
+    assert list(backbones) == ["other", "one"]  # --compare's model comes first: before, after
 
 
 def test_files_of_one_name_are_told_apart(folder):
@@ -137,10 +137,13 @@ def test_receptive_fields(folder, tmp_path, pages):
     [
         (["no.keras"], "there is no model"),
         (["one.keras", "pictures/9.png"], "cannot read the picture"),
-        (["one.keras", "--variant", "b1"], "give a model's file or --variant"),
+        (["one.keras", "--variant", "b1"], "pass either a model's file, or --variant"),
         (["one.keras", "--compare", "no.keras"], "there is no model"),
         (["one.keras", "--compare", "other.keras", "--point", "1", "1"], "not for --compare"),
-        (["one.keras", "--compare", "boxes.keras", "--receptive-field", "x"], "takes a folder alone"),
+        (
+            ["one.keras", "--compare", "boxes.keras", "--receptive-field", "x"],
+            "cannot be combined with a picture",
+        ),
         (["--receptive-field", "no/folder"], "must be a folder of pictures. Received: no/folder"),
         (["--receptive-field", "one.keras"], "must be a folder of pictures"),
         (
@@ -148,7 +151,10 @@ def test_receptive_fields(folder, tmp_path, pages):
             "within the picture of 64 x 48 pixels. Received: [64, 0]",
         ),
         (["one.keras", "--class", "roof"], "--class must be one of wall, window, door, or a number below 3"),
-        (["pose.keras", "--class", "0"], "--class needs a model that gives classes"),
+        (
+            ["pose.keras", "--class", "0"],
+            "--class needs a model that predicts classes. Received: a SimpleBaseline",
+        ),
         (["pictures/0.png", "--compare", "backbone.keras"], "same levels and channels"),
         (["one.keras", "--receptive-field", "."], "must hold pictures"),
     ],
@@ -178,4 +184,4 @@ def test_a_file_without_a_van_is_refused(tmp_path, capsys):
 def test_classes_by_number_and_name():
     assert find_label(None, "door", list(NAMES)) == 2
     assert find_label(None, "1", list(NAMES)) == 1
-    assert find_label(None, "0", ["1", "0"]) == 1  # a name goes first
+    assert find_label(None, "0", ["1", "0"]) == 1  # a name takes precedence

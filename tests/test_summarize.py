@@ -33,7 +33,7 @@ def test_a_head(capsys):
 
 
 def test_a_release_and_the_usual_sizes(capsys):
-    """What a release looks like is known without its weights, which cost a download."""
+    """The structure of a release is known without its weights, which would have to be downloaded."""
     summarize.main(["b0_imagenet"])
     title, parts = read_table(capsys.readouterr().out)
     assert title == "VANClassifier at 224 x 224"
@@ -74,7 +74,7 @@ def test_heads_exist(head, monkeypatch):
     [
         (["no.keras"], "there is no model no.keras"),
         (["b9_imagenet"], "there is no file b9_imagenet, and no release of this name"),
-        (["b0_imagenet", "--variant", "b1"], "give a model, or --head"),
+        (["b0_imagenet", "--variant", "b1"], "pass either a model, or --head"),
         (["--head", "edn", "--num-classes", "3"], "--num-classes is for --head with classes"),
         (["--num-classes", "3"], "--num-classes is for --head with classes"),
         (["--image-size", "0", "3"], "at least 1. Received: '0'"),
