@@ -1,6 +1,6 @@
 """Makes the notebooks from the scripts beside them: `make notebooks`.
 
-The scripts are what is edited, in jupytext's percent format, where `# %%` starts a cell.
+Edit the scripts, not the notebooks. They are in jupytext's percent format, where `# %%` starts a cell.
 """
 
 import argparse
@@ -13,9 +13,9 @@ FOLDER = pathlib.Path(__file__).resolve().parent / "notebooks"
 
 
 def convert(script) -> str:
-    """Returns the text of the notebook of a script, without outputs, the same each time."""
+    """Returns the text of a script's notebook, without outputs, the same each time."""
     notebook = jupytext.read(script, fmt="py:percent")
-    notebook.metadata.pop("jupytext", None)  # how the script was written
+    notebook.metadata.pop("jupytext", None)  # names the script's format
     for number, cell in enumerate(notebook.cells, 1):
         cell.id = f"cell-{number}"  # jupytext's are random
     return nbformat.writes(notebook) + "\n"

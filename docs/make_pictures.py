@@ -2,8 +2,8 @@
 
     python docs/make_pictures.py detection pose
 
-For each task it trains a small model on the embedded data set from random weights, some minutes on two CPU
-cores, and draws what it makes of the first scenes that it has not seen, into docs/images. That of semantic
+For each task it trains a small model on the embedded data set from random weights, for a few minutes on two
+CPU cores, and draws its predictions on scenes that it has not seen into docs/images. The picture of semantic
 segmentation comes from `make demo`.
 """
 
@@ -42,7 +42,7 @@ THRESHOLD = 0.4  # of the scores of objects
 
 
 def make_backbone():
-    """Returns a VAN that two cores can train."""
+    """Returns a VAN that is small enough for two cores."""
     return VANBackbone("b0", widths=(16, 32, 64, 128), depths=(1, 1, 2, 1))
 
 
@@ -152,7 +152,7 @@ TASKS = {
 
 
 def save_picture(picture, path):
-    """Saves a picture with 256 colours in a quarter of the bytes; no colour moves far."""
+    """Saves a picture with 256 colours, in a quarter of the bytes; no colour changes much."""
     colours = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
     colours.save(path, optimize=True)
 
@@ -163,7 +163,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tasks", nargs="+", choices=TASKS)
-    parser.add_argument("--steps", type=int, help="of each training; default: enough for a picture")
+    parser.add_argument("--steps", type=int, help="steps of each training; default: enough for a picture")
     parser.add_argument("--output", type=pathlib.Path, default=FOLDER, help="folder; default: docs/images")
     arguments = parser.parse_args(argv)
     for task in arguments.tasks:

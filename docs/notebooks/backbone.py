@@ -9,10 +9,10 @@
 # %% [markdown]
 # # Look into the backbone
 #
-# What does a backbone make of a picture, how far does it see, and which part of the picture made a model
-# say what it says? Nothing is downloaded: the picture is drawn by the package, and the backbone is trained
-# for about a minute on two CPU cores on the way. Lines that are marked **yours** are those to change for a
-# picture of your own, and for weights that have seen ImageNet.
+# What does a backbone see in a picture, how far does it see, and which part of the picture is the reason for
+# a model's answer? Nothing is downloaded: the package draws the picture, and the backbone is trained on the
+# way, for about a minute on two CPU cores. Change the lines that are marked **yours** for your own picture,
+# and for weights from ImageNet.
 #
 # `pip install '.[notebooks]'` in the repository installs what this notebook needs. It runs on the backend
 # that `KERAS_BACKEND` names, TensorFlow by default.
@@ -53,8 +53,8 @@ Image.fromarray(image)
 # %% [markdown]
 # ## Four stages, four maps
 #
-# VAN has four stages. Each halves the resolution (the first one quarters it) and returns more channels: P2
-# has a position for every 4 pixels, P5 one for every 32. All heads read these four maps.
+# VAN has four stages. Each one halves the resolution (the first one quarters it) and returns more channels:
+# P2 has a position for every 4 pixels, P5 one for every 32. All heads read these four maps.
 
 # %%
 backbone = VANBackbone("b0")  # yours: VANBackbone("b0", weights="imagenet")
@@ -65,8 +65,8 @@ for level, features in pyramid.items():
 # %% [markdown]
 # ## Features as colours
 #
-# A position of P5 has 256 numbers. Their three principal components, as red, green and blue, make a picture
-# of them: positions with equal colours have similar features.
+# A position of P5 has 256 numbers. Their first three principal components, as red, green and blue, make a
+# picture of them: positions with equal colours have similar features.
 
 # %%
 
@@ -82,12 +82,12 @@ Image.fromarray(draw_colours(pyramid))
 
 # %% [markdown]
 # That looks as if the backbone had seen something. It has not: these are **RANDOM WEIGHTS**. Edges and
-# colours survive any convolutions. So keep this picture in mind as what nothing looks like.
+# colours survive any convolution. Remember this picture: it is what nothing looks like.
 #
 # ## Teach it something
 #
-# A minute of training as a segmenter is enough to compare with. The untrained weights are kept aside. With
-# weights from ImageNet you may leave out the training; everything below but the part on classes works
+# A minute of training as a segmenter is enough for a comparison, for which the untrained weights are kept.
+# With weights from ImageNet you can leave out the training; everything below except the part on classes works
 # without it.
 
 # %%
@@ -102,7 +102,7 @@ model.compile(optimizer=keras.optimizers.AdamW(1e-3))
 history = model.fit(batches, steps_per_epoch=STEPS // 2, epochs=2, shuffle=False, verbose=2)
 
 # %% [markdown]
-# What it makes of the picture after so little:
+# What it sees in the picture after so little training:
 
 # %%
 (result,) = model.predict_pictures(image, progress=False)
@@ -139,9 +139,9 @@ print(f"{np.mean(similarity > 0.8):.1%} of the positions have a cosine above 0.8
 # %% [markdown]
 # ## Why this class?
 #
-# Grad-CAM shows where a level speaks for an answer. The question is any number that is computed from the
-# model's predictions: here how strongly the pixels that were found to be a class speak for it, for the two
-# classes that fill most of the picture.
+# Grad-CAM shows where a level speaks for an answer, which is any number that is computed from the model's
+# predictions. Here it is the score of a class over the pixels that were found to be of this class, for the
+# two classes that fill most of the picture.
 
 # %%
 labels, sizes = np.unique(result["label_map"], return_counts=True)
@@ -165,8 +165,8 @@ fields = {level: receptive_field(backbone, pictures, level) for level in levels}
 Image.fromarray(draw_receptive_fields(fields, len(pictures), backbone))
 
 # %% [markdown]
-# The large kernels could reach much farther. How much of that is used is learnt: compare with the untrained
-# weights.
+# The large kernels could reach much farther. A network learns how much of that it uses: compare with the
+# untrained weights.
 
 # %%
 before = {level: receptive_field(untrained, pictures, level) for level in levels}
@@ -177,6 +177,6 @@ for level in levels:
 # %% [markdown]
 # ## Where to go from here
 #
-# - The same of any trained model, from the command line: `van-backbones features
+# - The same for any trained model, from the command line: `van-backbones features
 #   runs/segmentation-1/best.keras picture.jpg --point 128 120`
 # - What the pages show, and what they do not: `docs/feature_maps.md`

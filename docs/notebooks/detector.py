@@ -10,9 +10,9 @@
 # # Train a detector
 #
 # From a folder of pictures with boxes to a model in one file, which finds objects and says what they are.
-# Nothing is downloaded: the pictures are drawn by the package, and the training takes about two minutes on
-# two CPU cores. Comments that begin with **yours** tell what to change for pictures of your own, and for
-# weights that have seen ImageNet.
+# Nothing is downloaded: the package draws the pictures, and the training takes about two minutes on two CPU
+# cores. Comments that begin with **yours** say what to change for your own pictures, and for weights from
+# ImageNet.
 #
 # `pip install '.[notebooks]'` in the repository installs what this notebook needs. It runs on the backend
 # that `KERAS_BACKEND` names, TensorFlow by default.
@@ -80,8 +80,8 @@ print(folder)
 # %% [markdown]
 # ## Look at the data first
 #
-# `check()` reads every picture and every box before anything is trained: what is wrong with them comes as
-# one list, not after an hour. It returns the objects of each class.
+# `check()` reads every picture and every box before anything is trained, and lists everything that is wrong
+# at once, not after an hour. It returns the objects of each class.
 
 # %%
 train, held_out = open_detection_folder(folder, "train"), open_detection_folder(folder, "val")
@@ -90,7 +90,7 @@ print(f"Found {train.format}'s format")
 print(format_class_counts(counts, train.class_names, "objects"))
 
 # %% [markdown]
-# Do the boxes lie on the objects, and have they the right names?
+# Are the boxes on the objects, and do they have the right names?
 
 # %%
 examples = list(train.load().take(3).as_numpy_iterator())
@@ -102,12 +102,12 @@ Image.fromarray(
 # ## The model
 #
 # A backbone turns a picture into features, a head turns these into boxes. Both are small here, so that two
-# CPU cores train them in two minutes, and they start at random. For pictures of the real world take a whole
-# backbone that has seen ImageNet, and leave out `channels` and `num_convs`. The first time, the weights are
-# downloaded.
+# CPU cores train them in two minutes, and they start with random weights. For pictures of the real world,
+# take a whole backbone with weights from ImageNet, and leave out `channels` and `num_convs`. The weights are
+# downloaded once.
 #
-# `GFL` is a quick detector in one stage. `resizing` is kept in the model: pictures of any size are fitted
-# into `SIZE` when it is used.
+# `GFL` is a fast one-stage detector. The model keeps `resizing`: when it is used, pictures of any size are
+# fitted into `SIZE`.
 
 # %%
 SIZE = (128, 128)  # yours: (512, 512), or what your smallest objects need
@@ -127,9 +127,9 @@ print(f"{model.count_params():,} parameters")
 # %% [markdown]
 # ## Train
 #
-# From random weights a learning rate of 2e-3 is right for AdamW, with gradients that are clipped; from
-# ImageNet's take 1e-4 for batches of 16 pictures, and less for smaller ones. Before the first step nothing
-# seems to happen for a while: Keras traces the model.
+# For random weights, a learning rate of 2e-3 suits AdamW with clipped gradients; for weights from ImageNet,
+# take 1e-4 for batches of 16 pictures, and less for smaller ones. Before the first step nothing seems to
+# happen for a while: Keras traces the model.
 
 # %%
 STEPS, ROUNDS = 1200, 4
@@ -150,7 +150,7 @@ history = model.fit(
 )
 
 # %% [markdown]
-# Does the loss still fall, does the score still rise? Then train longer. A detector needs more steps than a
+# If the loss still falls or the score still rises, train longer. A detector needs more steps than a
 # segmenter.
 
 # %%
@@ -162,7 +162,7 @@ Image.fromarray(draw_curves(log, monitor="val_bbox_AP"))
 # ## How good is it?
 #
 # AP50 counts a box as right if it covers an object of its class with an IoU of a half; AP is the mean over
-# ten such limits, up to 0.95. Both look at all boxes, the unsure ones too, in the order of their scores.
+# ten such limits, up to 0.95. Both look at all boxes, also uncertain ones, in the order of their scores.
 
 # %%
 results = predict_coco_results(model, evaluation, held_out.image_ids, held_out.category_ids)
@@ -172,7 +172,7 @@ print(format_coco_scores(evaluate_coco(held_out.to_coco(), results)))
 Image.fromarray(draw_precision_recall(measure_precision(held_out.to_coco(), results)))
 
 # %% [markdown]
-# ## From which score on is it an object?
+# ## Which score is high enough?
 #
 # A detector returns many boxes with low scores. Where to cut depends on which mistakes cost you more: a low
 # threshold makes up objects, a high one misses them.
@@ -188,7 +188,7 @@ THRESHOLD = 0.4
 print(format_mistakes(count_mistakes(held_out.to_coco(), results, THRESHOLD), THRESHOLD))
 
 # %% [markdown]
-# In pictures that it has never seen: solid boxes are right, dashed ones false, dotted white ones were
+# In pictures that it has never seen: solid boxes are right, dashed ones false, and dotted white ones were
 # missed.
 
 # %%
@@ -200,8 +200,8 @@ Image.fromarray(draw_detection_comparison(images, examples, found, train.class_n
 # %% [markdown]
 # ## Save it, load it, use it
 #
-# A trained model is one file, with its weights, the names of its classes, and how pictures are resized. Who
-# loads it imports `heads` and `van_backbones` first, and needs nothing else of this notebook.
+# A trained model is one file, with its weights, the names of its classes, and how pictures are resized. To
+# load it, import `heads` and `van_backbones` first; nothing else of this notebook is needed.
 
 # %%
 model.save(folder / "detector.keras")
@@ -209,8 +209,8 @@ loaded = keras.saving.load_model(folder / "detector.keras")
 print(loaded.class_names)
 
 # %% [markdown]
-# `predict_pictures` takes a file, a folder, an array, or a list of them, and answers in the pixels of each
-# file.
+# `predict_pictures` takes a file, a folder, an array, or a list of them; its results are in the pixels of
+# each file.
 
 # %%
 path = held_out.image_paths[0]
@@ -222,8 +222,8 @@ for name, score, box in zip(result["names"], result["scores"], result["boxes"], 
 Image.fromarray(draw_result(path, result, loaded.class_names, THRESHOLD))
 
 # %% [markdown]
-# COCO's tools and servers take rows like these; `heads.to_supervision(result)` makes what supervision's
-# trackers and counters take.
+# COCO's tools and servers take rows like these; `heads.to_supervision(result)` converts a result for
+# supervision's trackers and counters.
 
 # %%
 to_coco(result, image_id=held_out.image_ids[0], category_ids=held_out.category_ids)[:2]
@@ -235,4 +235,4 @@ to_coco(result, image_id=held_out.image_ids[0], category_ids=held_out.category_i
 #   `van-backbones train detection --data path/to/data --weights imagenet`
 # - Small objects in large pictures, other detectors: `docs/tasks/detection.md`
 # - Outlines instead of boxes: `docs/tasks/instance_segmentation.md`
-# - On what does it base a box? `backbone.ipynb`
+# - What is the reason for a box? `backbone.ipynb`

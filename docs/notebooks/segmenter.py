@@ -10,9 +10,8 @@
 # # Fine-tune a segmenter
 #
 # From a folder of pictures to a model in one file, which says for each pixel what it shows. Nothing is
-# downloaded: the pictures are drawn by the package, and the training takes about two minutes on two CPU
-# cores. Comments that begin with **yours** tell what to change for pictures of your own, and for weights
-# that have seen ImageNet.
+# downloaded: the package draws the pictures, and the training takes about two minutes on two CPU cores.
+# Comments that begin with **yours** say what to change for your own pictures, and for weights from ImageNet.
 #
 # `pip install '.[notebooks]'` in the repository installs what this notebook needs. It runs on the backend
 # that `KERAS_BACKEND` names, TensorFlow by default.
@@ -56,8 +55,8 @@ keras.utils.set_random_seed(0)
 # ## A folder of pictures
 #
 # A folder for segmentation holds `images/train`, `images/val`, and `labels/` with a PNG of the same name
-# for each picture, whose pixels are class numbers; `classes.txt` names the classes. Other layouts are found
-# as well, and so are outlines of objects from labelling tools: see `docs/data.md`.
+# for each picture, whose pixels are class numbers; `classes.txt` names the classes. Other layouts are
+# recognised as well, and so are outlines of objects from labelling tools: see `docs/data.md`.
 #
 # This cell writes such a folder.
 
@@ -78,7 +77,7 @@ print(folder)
 # %% [markdown]
 # ## Look at the data first
 #
-# `check()` reads every file before anything is trained: what is wrong with them comes as one list, not
+# `check()` reads every file before anything is trained, and lists everything that is wrong at once, not
 # after an hour. It returns the pixels of each class. Classes with less than 5 % are called rare: a short
 # training hardly finds them.
 
@@ -88,7 +87,7 @@ counts = {"train": train.check(progress=False), "val": held_out.check(progress=F
 print(format_class_counts(counts, train.class_names, "pixels"))
 
 # %% [markdown]
-# Pictures tell what no table does: whether the labels lie where they should.
+# Only pictures show whether the labels are where they should be.
 
 # %%
 images, truths = zip(*train.load().take(4).as_numpy_iterator(), strict=True)
@@ -101,10 +100,10 @@ Image.fromarray(tile_pictures([[page], [draw_legend(train.class_names, 1000)]], 
 # %% [markdown]
 # ## The model
 #
-# A backbone turns a picture into features, a head turns these into classes. Both are small here, so that
-# two CPU cores train them in two minutes, and they start at random. For pictures of the real world take a
-# whole backbone that has seen ImageNet, with which a few hundred pictures are a start, and leave out the
-# two numbers of channels. The first time, the weights are downloaded.
+# A backbone turns a picture into features, a head turns these into classes. Both are small here, so that two
+# CPU cores train them in two minutes, and they start with random weights. For pictures of the real world,
+# take a whole backbone with weights from ImageNet, for which a few hundred pictures are a start, and leave
+# out the two numbers of channels. The weights are downloaded once.
 
 # %%
 CROP = (96, 96)  # what a step sees of a picture; yours: (512, 512), or what your smallest objects need
@@ -119,8 +118,8 @@ print(f"{model.count_params():,} parameters")
 # %% [markdown]
 # ## Train
 #
-# `fit` sees random parts of the pictures, scaled, mirrored and in changed colours. The learning rate rises
-# for some steps, and falls to zero at the end. From random weights it is 2e-3; from ImageNet's take 2e-4.
+# `fit` sees random crops of the pictures, scaled, mirrored and in changed colours. The learning rate rises
+# for some steps, and then falls to zero. For random weights it is 2e-3; for weights from ImageNet, take 2e-4.
 #
 # After each round the held-out pictures are scored. Before the first step nothing seems to happen for a
 # while: Keras traces the model.
@@ -142,7 +141,7 @@ history = model.fit(
 )
 
 # %% [markdown]
-# Does the loss still fall, does the score still rise? Then train longer.
+# If the loss still falls or the score still rises, train longer.
 
 # %%
 rounds = zip(*history.history.values(), strict=True)
@@ -160,7 +159,7 @@ found = evaluate_semantic(model, semantic_evaluation_batches(held_out))
 print(format_semantic_scores(found, train.class_names))
 
 # %% [markdown]
-# Which classes are taken for which? Rows are the truth, in percent of its pixels.
+# Which classes are confused? Rows are the truth, in percent of its pixels.
 
 # %%
 Image.fromarray(draw_confusion(found["confusion"], train.class_names, in_percent=True))
@@ -176,8 +175,8 @@ Image.fromarray(draw_comparison(images, truths, predictions, train.class_names))
 # %% [markdown]
 # ## Save it, load it, use it
 #
-# A trained model is one file, with its weights and the names of its classes. Who loads it imports `heads`
-# and `van_backbones` first, and needs nothing else of this notebook.
+# A trained model is one file, with its weights and the names of its classes. To load it, import `heads` and
+# `van_backbones` first; nothing else of this notebook is needed.
 
 # %%
 model.save(folder / "segmenter.keras")
@@ -185,8 +184,8 @@ loaded = keras.saving.load_model(folder / "segmenter.keras")
 print(loaded.class_names)
 
 # %% [markdown]
-# `predict_pictures` takes a file, a folder, an array, or a list of them, and answers in the pixels of each
-# file.
+# `predict_pictures` takes a file, a folder, an array, or a list of them; its results are in the pixels of
+# each file.
 
 # %%
 path = held_out.image_paths[0]
