@@ -5,7 +5,7 @@
 
 Each section is a script of its own in this folder, with more options: `python -m tests.benchmarks.inference
 --help`. Options that are not listed here go to the first section that runs, which is inference if all do. All
-sections take about 50 minutes on 2 cores, a few with --quick.
+sections together take about 50 minutes on 2 cores, a few minutes with --quick.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(argv=None):
         if section in arguments.only:
             print(f"\n## {section}", flush=True)
             start = time.perf_counter()
-            # A process of its own: TensorFlow keeps the threads that it was started with.
+            # In a process of its own: TensorFlow keeps the number of threads that it was started with.
             command = [sys.executable, "-m", f"tests.benchmarks.{section}", *common, *others]
             others = []
             if subprocess.run(command).returncode:

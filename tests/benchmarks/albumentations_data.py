@@ -1,7 +1,7 @@
 """The pipelines that `tests.benchmarks.data` compares with: albumentations in PyTorch's DataLoader.
 
-What they do is what ours do: a JPEG is read (by OpenCV), the picture scaled, cropped and mirrored, its
-colours changed half of the time; batches are float32. `pip install albumentations`: no dependency of ours.
+They do the same as ours: a JPEG is read (by OpenCV), the picture scaled, cropped and mirrored, its colours
+changed half of the time; batches are float32. Needs `pip install albumentations`, which we do not depend on.
 """
 
 import json
@@ -15,7 +15,7 @@ MEAN_GREY = (124, 116, 104)
 
 
 class SemanticCrops(torch.utils.data.Dataset):
-    """Crops of 512 x 512 with label maps; endless, as far as a benchmark sees."""
+    """Crops of 512 x 512 with label maps; endless for the purposes of a benchmark."""
 
     def __init__(self, folder):
         import albumentations
@@ -79,7 +79,7 @@ class Boxes(torch.utils.data.Dataset):
 
 
 def distort_colours(albumentations):
-    """Returns mmsegmentation's distortion, each of the four half of the time."""
+    """Returns mmsegmentation's distortion, in which each of the four changes is applied half of the time."""
     return [
         albumentations.RandomBrightnessContrast(brightness_limit=32 / 255, contrast_limit=0, p=0.5),
         albumentations.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.5, p=0.5),
@@ -109,7 +109,7 @@ def join_boxes(samples):
 
 
 def start_worker(_):
-    """Leaves the other core to the other worker."""
+    """Keeps a worker on one core, so that the other worker has the other one."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -122,7 +122,7 @@ def build_loaders(folder, batch_size, num_workers):
         "batch_size": batch_size,
         "num_workers": num_workers,
         "persistent_workers": True,
-        "multiprocessing_context": "spawn",  # a fork would copy TensorFlow's threads half
+        "multiprocessing_context": "spawn",  # a fork would copy TensorFlow's threads incompletely
         "worker_init_fn": start_worker,
     }
     return {

@@ -1,8 +1,9 @@
-"""Times the optimal assignment of 100 proposals and 100 objects in 16 images, with its way to the host.
+"""Times the optimal assignment of 100 proposals and 100 objects in 16 images, with the call to the host.
 
     python -m tests.benchmarks.assignment [--rounds 20] [--output FILE.csv]
 
-Random boxes' costs; inside of a graph, as in a training step, against SciPy alone on arrays that are there.
+The costs are those of random boxes; inside a graph, as in a training step, against SciPy alone on NumPy
+arrays.
 """
 
 import argparse

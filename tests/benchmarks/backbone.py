@@ -36,7 +36,7 @@ def main(argv=None):
 
 
 def describe_machine():
-    """Returns the CPU's name, its matrix extensions and the cores."""
+    """Returns the CPU's name, its matrix extensions and its number of cores."""
     info = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
     name = next((line.split(":")[1].strip() for line in info.splitlines() if "model name" in line), "CPU")
     flags = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in info]
@@ -45,7 +45,7 @@ def describe_machine():
 
 
 def calibrate(model, images):
-    """Sets the statistics of every norm to those of `images`, and layer scales so that branches count."""
+    """Sets the statistics of every norm to those of `images`, and makes layer scales matter."""
     random = np.random.default_rng(1)
     for variable in model.variables:
         if "layer_scale" in variable.path:

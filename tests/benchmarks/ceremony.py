@@ -1,10 +1,10 @@
-"""Counts code lines, tokens a line, and the share of ceremony in the models, layers and ops of heads/.
+"""Counts code lines, tokens per line, and the share of ceremony in the models, layers and ops of heads/.
 
     python -m tests.benchmarks.ceremony
 
 Code lines are those that hold more than a comment or a docstring. Ceremony is what a class or module needs
-beside its algorithm: imports, constants, constructors, `build`, configurations, shapes, reference names and
-checks. When all of heads/ lay in one folder, with three detectors, this count gave 42.6 %.
+besides its algorithm: imports, constants, constructors, `build`, configurations, shapes, reference names and
+checks. When all of heads/ was in one folder, with three detectors, the share was 42.6 %.
 """
 
 import ast
@@ -16,7 +16,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("van_backbones", "heads")
 ROOMS = ("heads", "heads/layers", "heads/ops")
-# What Keras asks of a layer or a model, and what loads checkpoints.
+# What Keras requires of a layer or a model, and what loads checkpoints.
 CEREMONIES = {
     *("__init__", "__new__", "build", "build_from_config", "get_config", "from_config"),
     *("compute_output_shape", "compute_output_spec", "reference_layers"),
@@ -33,7 +33,7 @@ IGNORED = (
 
 
 def read_code(path):
-    """Returns the numbers of a file's code lines, and how many tokens they hold."""
+    """Returns the line numbers of a file's code, and how many tokens it has."""
     source = path.read_text(encoding="utf-8")
     docstrings = set()
     for node in ast.walk(ast.parse(source)):
@@ -48,7 +48,7 @@ def read_code(path):
 
 
 def find_ceremony(tree):
-    """Returns what kind of ceremony lines are: line number -> kind."""
+    """Returns line number -> kind of ceremony, for the lines that are ceremony."""
     found = {}
 
     def mark(kind, *nodes):

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.checkpoints [--variant b3] [--output FILE.csv]
 
-A file in PyTorch's zip format, as the Hugging Face releases are, is written with random weights; a second
-process builds the model, then loads the file. Needs PyTorch, to write the file.
+A file in PyTorch's zip format, which the Hugging Face releases have, is written with random weights; a second
+process builds the model, then loads the file. Needs PyTorch to write the file.
 """
 
 import argparse

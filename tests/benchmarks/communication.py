@@ -1,13 +1,13 @@
-"""Prints what processes say to each other in a training step, and what that costs as they become more.
+"""Prints what processes send each other in a training step, and what that costs with more of them.
 
     python -m tests.benchmarks.communication [--head semantic_fpn] [--variant b1] [--processes 2 4 8]
     python -m tests.benchmarks.communication --variant b1 --plan [--milliseconds 32] [--batch-size 8]
 
 The sums over all devices are read from the step that JAX compiles for two devices: how many there are, and
-how large. The first line then lets so many processes form the same sums, over gloo on this machine's
+how large. The first command then lets this many processes compute the same sums, over gloo on this machine's
 loopback, counts the bytes that go through it, and compares them with those of a ring: each process sends
-2 (n - 1) / n times the bytes of the sums. The second prints the plan of docs/distributed.md: the time of a
-step on up to 256 devices, from that of one. On Linux.
+2 (n - 1) / n times the bytes of the sums. The second one prints the plan of docs/distributed.md: the time of
+a step on up to 256 devices, computed from that of one. On Linux.
 """
 
 import argparse
@@ -32,12 +32,12 @@ BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1,
 SUM = re.compile(r"= (.+?) all-reduce(?:-start)?\(")
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 NUM_ROUNDS = 7
-# What the plan takes for granted: eight H100 of a machine by NVLink, a 100 Gbit/s card for each of them.
+# What the plan assumes: machines of eight H100, connected by NVLink, with a 100 Gbit/s card for each of them.
 DEVICES_OF_A_MACHINE = 8
-RATE_INSIDE, RATE_BETWEEN = 300e9, 10e9  # bytes a second of a device
-DELAY_INSIDE, DELAY_BETWEEN = 20e-6, 10e-6  # seconds of a small sum; of each doubling of the machines
+RATE_INSIDE, RATE_BETWEEN = 300e9, 10e9  # bytes per second of a device
+DELAY_INSIDE, DELAY_BETWEEN = 20e-6, 10e-6  # seconds of a small sum; for each doubling of the machines
 BYTES_OF_A_PICTURE = 160e3  # COCO's JPEG files
-CORE_SECONDS_OF_A_PICTURE = 15e-3  # read, augmented and batched, by docs/speed.md
+CORE_SECONDS_OF_A_PICTURE = 15e-3  # read, augmented and batched, from docs/speed.md
 
 
 def main(argv=None):
@@ -82,18 +82,18 @@ def compare(arguments):
 
 
 def count_ring_bytes(count, total):
-    """Returns the bytes that each of `count` processes sends to sum `total` bytes over all."""
+    """Returns the bytes that each of `count` processes sends to sum `total` bytes over all of them."""
     return 2 * (count - 1) / count * total
 
 
 def plan_step(count, total, num_sums, seconds):
-    """Returns the seconds of a step on several devices, in which nothing overlaps.
+    """Returns the seconds of a step on several devices if nothing overlaps.
 
     Args:
-        count: devices.
+        count: number of devices.
         total: bytes of all sums.
-        num_sums: how many sums there are.
-        seconds: of the step on one device, with the same pictures a device.
+        num_sums: number of sums.
+        seconds: of the step on one device, with as many pictures per device.
     """
     if count == 1:
         return seconds
@@ -104,7 +104,7 @@ def plan_step(count, total, num_sums, seconds):
 
 
 def print_plan(total, num_sums, arguments):
-    """Prints the time of a step, and what the disk and the cores must give, on up to 256 devices."""
+    """Prints the time of a step on up to 256 devices, and what it needs of the disk and the cores."""
     seconds, batch_size = arguments.milliseconds / 1000, arguments.batch_size
     rows = []
     for count in (1, 2, 8, 16, 64, 256):
@@ -176,7 +176,7 @@ def train_a_step(head, variant):
 
 
 def run_processes(count, sizes):
-    """Returns the median seconds in which processes form all sums, and the bytes that all send for it."""
+    """Returns the median seconds in which processes compute all sums, and the bytes that all of them send."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -196,7 +196,7 @@ def run_processes(count, sizes):
 
 
 def form_sums(sizes, port, index, count):
-    """Forms the sums of a step, one after the other, as one of the processes; the first one prints."""
+    """Computes the sums of a step, one after the other, as one of the processes; the first one prints."""
     import jax
 
     from heads import processes
@@ -208,7 +208,7 @@ def form_sums(sizes, port, index, count):
 
     def add(*arrays):
         results, last = [], 0.0
-        for array in arrays:  # each waits for the one before, as in most of a step
+        for array in arrays:  # each sum waits for the one before, as in most of a step
             total = jax.lax.psum(array + 0.0 * last, "all")
             results.append(total)
             last = total[..., 0].sum()
@@ -227,7 +227,7 @@ def form_sums(sizes, port, index, count):
         raise SystemExit(f"wrong sums: {set(sums)}")
     turns = {"seconds": [], "bytes": []}
     for _ in range(NUM_ROUNDS):
-        processes.gather_numbers([0])  # all begin together
+        processes.gather_numbers([0])  # all processes begin together
         before, start = read_loopback(), time.perf_counter()
         jax.block_until_ready(step(*arrays))
         turns["seconds"].append(time.perf_counter() - start)
@@ -238,7 +238,7 @@ def form_sums(sizes, port, index, count):
 
 
 def read_loopback():
-    """Returns the bytes that have gone through this machine's loopback."""
+    """Returns the bytes that have passed through this machine's loopback."""
     for line in pathlib.Path("/proc/net/dev").read_text().splitlines():
         name, _, counts = line.partition(":")
         if name.strip() == "lo":

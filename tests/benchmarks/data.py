@@ -1,11 +1,11 @@
-"""Counts the pictures per second that the input pipelines give, from JPEG and PNG files to batches.
+"""Counts the pictures per second of the input pipelines, from JPEG and PNG files to batches.
 
     python -m tests.benchmarks.data --pictures 64 --batches 20 [--albumentations] [--waiting]
 
 Pictures of 480 x 640 with about ten objects are drawn into a temporary folder. They stay in the system's file
-cache: what is measured is decoding and augmentation, and not the disk. With --albumentations its pipelines in
-PyTorch's DataLoader take turns with ours, one worker a thread. With --waiting, training steps of Semantic FPN
-b0 show which share of them waits for pictures.
+cache: decoding and augmentation are measured, not the disk. With --albumentations, its pipelines in PyTorch's
+DataLoader take turns with ours, one worker per thread. With --waiting, training steps of Semantic FPN b0 show
+for which share of their time they wait for pictures.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main(argv=None):
 
 
 def measure_waiting(dataset, arguments):
-    """Returns which percentage of training steps goes by until their batches are there; None if not asked."""
+    """Returns the percentage of training time spent waiting for batches; None if it was not asked for."""
     if not arguments.waiting:
         return None
     import keras
@@ -136,9 +136,9 @@ def build_pipelines(folder, batch_size):
 
 
 def time_batches(dataset, num_batches):
-    """Returns a `Turn` of batches, of a new iterator that has given its first.
+    """Returns a `Turn` of batches, from a new iterator after its first batch.
 
-    An iterator that went on in the background between its turns would take the time from others'.
+    An iterator that kept working in the background between its turns would take time from the others.
     """
     batches = iter(dataset)
     next(batches)
@@ -151,7 +151,7 @@ def time_batches(dataset, num_batches):
 
 
 def write_pictures(folder, num_pictures):
-    """Writes pictures, label maps and a COCO file, in the layout of both pipelines."""
+    """Writes pictures, label maps and a COCO file, in the layout that both pipelines read."""
     from heads.data.shapes.scenes import CLASS_NAMES, THING_NAMES, draw_scene
 
     for name in ("images/train", "labels/train"):
@@ -175,7 +175,7 @@ def write_pictures(folder, num_pictures):
 
 
 def draw_ellipse(box):
-    """Returns a polygon within a box, x and y in turns; most of COCO's masks are polygons."""
+    """Returns a polygon within a box, as x, y, x, y, ...; most of COCO's masks are polygons."""
     left, top, right, bottom = box
     angles = np.arange(CORNERS) * (2 * math.pi / CORNERS)
     x = (left + right + (right - left) * np.cos(angles)) / 2

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/detection_against_keras_cv.py --data ../shared/data/bccd --minutes 45
 
-Same data, augmentation, input size, batch, optimizer, wall time and score. The two run at once, one thread
-each, so that whatever else the machine does slows both; the learning rate follows the clock and not the step.
+Same data, augmentation, input size, batch size, optimizer, wall time and score. Both run at the same time,
+with one thread each, so that anything else on the machine slows both; the learning rate follows the clock,
+not the step.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def train(arguments):
 
 
 def pad_targets(batch):
-    """Returns the batch with targets of one shape: each new one would be traced anew."""
+    """Returns the batch with targets of one shape: each new shape would be traced again."""
     import numpy as np
 
     inputs, targets = batch
@@ -109,7 +110,7 @@ def pad_targets(batch):
 
 
 def train_by_the_clock(detector, batches, duration):
-    """Trains for `duration` seconds, with warm-up and a linear decay; gives the seconds of each step."""
+    """Trains for `duration` seconds, with warm-up and a linear decay; returns the seconds of each step."""
     optimizer = detector.model.optimizer
     start, seconds = time.perf_counter(), []
     while (now := time.perf_counter() - start) < duration:
@@ -124,7 +125,7 @@ def train_by_the_clock(detector, batches, duration):
 
 
 class Ours:
-    """RetinaNet with VAN-b0."""
+    """Returns RetinaNet with VAN-b0."""
 
     def __init__(self, num_classes, image_size):
         from heads import RetinaNet
@@ -141,7 +142,7 @@ class Ours:
 
 
 class KerasCV:
-    """KerasCV's RetinaNet with ResNet18."""
+    """Returns KerasCV's RetinaNet with ResNet18."""
 
     def __init__(self, num_classes, image_size):
         import keras_cv
@@ -165,7 +166,7 @@ class KerasCV:
 
         self.model.compile(classification_loss="focal", box_loss="smoothl1", optimizer=optimizer)
         self.model.optimizer.build(self.model.trainable_variables)
-        # Its `train_step` does not take what `train_on_batch` hands over.
+        # Its `train_step` does not accept what `train_on_batch` passes to it.
         self.train = tf.function(lambda images, targets: self.model.train_step((images, targets)))
 
     def train_on_batch(self, inputs, targets):

@@ -4,8 +4,8 @@
         [--size 320 320] [--folder EXPORTS] [--output FILE.csv]
 
 VAN-b0 with random weights, one picture, float32, from pixels to detections. The class scores are moved so
-that half of all pairs of a box and a class pass the score threshold, or 300, as of a trained model. A head is
-measured in a process of its own, in which Keras and the runtimes take turns; medians are compared.
+that half of all pairs of a box and a class pass the score threshold, or 300, as for a trained model. Each
+head is measured in a process of its own, in which Keras and the runtimes take turns; medians are compared.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class ExportedDetector:
         self.answers = {name: call(self.images) for name, call in self.calls.items()}
 
     def describe(self):
-        """Returns the number of detections, and the largest difference of a score from Keras's by format."""
+        """Returns the number of detections, and format -> largest difference of its scores from Keras's."""
         import numpy as np
 
         scores = {name: answer["scores"] for name, answer in self.answers.items()}
@@ -87,10 +87,10 @@ def move_scores(model, images, count):
     logits = np.asarray(model(images, training=False)["class_logits"])[0]
     limit = np.log(model.score_threshold / (1 - model.score_threshold))
     if is_softmax:
-        # A class passes where its logit is above what the others, the background included, add up to.
+        # A class passes if its logit is above the sum of the others, including the background.
         objects = logits[:, :-1].astype("float64")
         others = np.log(np.exp(objects).sum(-1, keepdims=True) - np.exp(objects))
-        free = np.exp(objects - limit) - np.exp(others)  # what the background's exponential may be at most
+        free = np.exp(objects - limit) - np.exp(others)  # the largest value of the background's exponential
         values = np.where(free > 0, np.log(np.maximum(free, 1e-30)), -60.0) - logits[:, -1:]
     else:
         values = logits

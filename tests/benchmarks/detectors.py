@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.detectors [--heads retinanet gfl atss] [--size 800 1280] [--output FILE.csv]
 
-Decoding takes turns over the heads, each on raw predictions of its own; medians are compared. The training
-step (AdamW, one picture with 20 objects) runs head by head, each in a process of its own.
+Decoding: the heads take turns, each with its own raw predictions; medians are compared. The training step
+(AdamW, one picture with 20 objects) is measured head by head, each in a process of its own.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def main(argv=None):
 
 
 def time_decoding(arguments, settings):
-    """Returns the median seconds of each head's decoding, in turns."""
+    """Returns the median seconds of each head's decoding; the heads take turns."""
     workers = {head: Worker(Detector, head, *settings) for head in arguments.heads}
     found = {head: [] for head in workers}
     for turn in range(arguments.rounds + 1):
@@ -122,7 +122,7 @@ def time_decoding(arguments, settings):
 
 
 def time_training(head, settings, num_steps):
-    """Returns the median seconds of a step; NaN where it failed, which is printed."""
+    """Returns the median seconds of a step; NaN if it failed, which is printed."""
     worker = Worker(Detector, head, *settings)
     try:
         worker("train")

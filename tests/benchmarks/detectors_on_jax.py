@@ -1,11 +1,12 @@
-"""Trains a detector from scratch on one accelerator with Keras on JAX, without TensorFlow, for some minutes.
+"""Trains a detector from scratch on one accelerator with Keras on JAX, without TensorFlow, for a few minutes.
 
     KERAS_BACKEND=jax python -m tests.benchmarks.detectors_on_jax train --head gfl --data bccd --minutes 6 \
         --output runs/jax
     python -m tests.benchmarks.detectors_on_jax score --data bccd --output runs/jax
 
-The data folder is in COCO's format, with the splits train and val. Several trainings may run at once, in
-turns on the device: each gets the same wall time, so that scores compare. `score` prints AP over time.
+The data folder is in COCO's format, with the splits train and val. Several trainings may run at once and take
+turns on the device: each gets the same wall time, so that the scores are comparable. `score` prints AP over
+time.
 """
 
 import argparse
@@ -30,7 +31,7 @@ HEADS = {
     "cascade_mask_rcnn": heads.CascadeMaskRCNN,
     "sparse_rcnn": heads.SparseRCNN,
 }
-# From a random start: one rate, but for the attention of Sparse R-CNN. They were not searched for.
+# From a random start: the same rate for all, except for the attention of Sparse R-CNN. Neither was tuned.
 LEARNING_RATES = {"sparse_rcnn": 2e-4}
 STEPS_PER_EPOCH = 25
 
@@ -128,7 +129,7 @@ def flip(arrays, rows, random, height, width):
 
 
 class Clock(keras.callbacks.Callback):
-    """Ends the training after some time, in which the rate rises and falls; saves detections."""
+    """Ends the training after a given time, in which the rate rises and falls; saves detections."""
 
     def __init__(self, arguments, rate, validation):
         super().__init__()

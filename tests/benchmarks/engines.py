@@ -1,8 +1,8 @@
 """The ways to run VAN's forward pass that `inference.py` compares; each class lives in a process of its own.
 
 All take images of whole numbers 0 .. 255, (batch, height, width, 3), as a NumPy array, and normalise them
-inside; what we export takes uint8, the others float32. All have the same methods: `list_rows` (what they run,
-and what they leave out, why), `start` (get ready for a shape), `measure_error` (against stock Keras layers in
+inside; our exports take uint8, the others float32. All have the same methods: `list_rows` (what they run, and
+what they leave out and why), `start` (gets ready for a shape), `measure_error` (against stock Keras layers in
 float32) and `take_turn`. A row's name is a pair: what runs, and its precision.
 """
 
@@ -16,7 +16,7 @@ from tests.benchmarks.turns import time_calls
 
 FLOAT, HALF = "float32", "bfloat16"
 POLICIES = {FLOAT: "float32", HALF: "mixed_bfloat16"}
-CALIBRATION_SIZE = (1, 512, 512, 3)  # of fewer positions the statistics would be too narrow for other images
+CALIBRATION_SIZE = (1, 512, 512, 3)  # with fewer positions, the statistics would not fit other images
 
 
 def make_images(shape):
@@ -24,7 +24,7 @@ def make_images(shape):
 
 
 def explain(error):
-    """Returns an error as the reason to leave a row out, in a line."""
+    """Returns an error in one line, as the reason for leaving out a row."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -66,7 +66,7 @@ class Engine:
 
 
 class KerasEngine(Engine):
-    """Ours as it is, deployed and as SavedModel, and stock layers; writes the weights for the others."""
+    """Our model, plain, deployed and as a SavedModel, and stock layers; writes the weights for the others."""
 
     def __init__(self, variant, num_threads, folder):
         super().__init__(folder)
@@ -80,8 +80,8 @@ class KerasEngine(Engine):
 
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
-        keras.utils.set_random_seed(0)  # the next process goes on with the exports of this one
-        tf.get_logger().setLevel("ERROR")  # it warns of the graphs that `start` makes anew on purpose
+        keras.utils.set_random_seed(0)  # the next process uses the exports of this one
+        tf.get_logger().setLevel("ERROR")  # it warns about graphs that `start` traces again on purpose
         self.models = {}
         for precision, policy in POLICIES.items():
             model = VANBackbone(variant, drop_path_rate=0.0, dtype=policy)
@@ -106,7 +106,7 @@ class KerasEngine(Engine):
             from van_backbones.deployment import deploy
 
             self.models["ours, deployed", precision] = deploy(self.models["ours", precision])
-        except Exception as error:  # whatever is wrong with it, the others can still be measured
+        except Exception as error:  # whatever is wrong, the others can still be measured
             self.left_out.append((f"ours, deployed, {precision}", explain(error)))
 
     def _load_saved_model(self, precision, shape):
@@ -120,7 +120,7 @@ class KerasEngine(Engine):
         self.calls["SavedModel, ours exported", precision] = lambda images: run(pixels)  # which are the same
 
     def export(self, name, format):
-        """Writes our float32 model; gives why not, or None."""
+        """Writes our float32 model; returns the reason if that fails, or None."""
         try:
             from van_backbones.exporting import export
 
@@ -129,7 +129,7 @@ class KerasEngine(Engine):
             return explain(error)
 
     def describe(self):
-        """Returns the machine, and what PyTorch needs to know of the network."""
+        """Returns the machine, and what PyTorch needs to know about the network."""
         from tests.benchmarks.backbone import describe_machine
 
         ours = self.models["ours", FLOAT]
@@ -145,7 +145,8 @@ class KerasEngine(Engine):
 
     def start(self, shape):
         for model in self.models.values():
-            # One graph for all shapes, which Keras would make of the second, is slower than one for each.
+            # A graph for all shapes, which Keras would trace at the second one, is slower than one for each
+            # shape.
             model.make_predict_function(force=True)
         for precision in POLICIES:
             self._load_saved_model(precision, shape)
@@ -160,7 +161,7 @@ class KerasEngine(Engine):
 
 
 class TorchEngine(Engine):
-    """PyTorch without compilation: Transformers' model as it comes, and our own in channels last."""
+    """PyTorch without compilation: Transformers' model as it is, and our own in channels last."""
 
     def __init__(self, row, num_threads, folder):
         super().__init__(folder)
@@ -212,14 +213,14 @@ class TorchEngine(Engine):
 
 
 class CompiledTorchEngine(TorchEngine):
-    """The same network through torch.compile, weights frozen, for each shape anew."""
+    """The same network through torch.compile, with frozen weights, compiled anew for each shape."""
 
     def __init__(self, row, num_threads, folder):
         Engine.__init__(self, folder)
         self.torch, self.model = load_torch_model(row, num_threads, self.folder)
         import torch._inductor.config
 
-        # Weights as constants: PyTorch's own "deployed". Compiles in half the time, and runs no slower.
+        # Weights as constants: PyTorch's own "deployed". It compiles in half the time, and is not slower.
         torch._inductor.config.freezing = True
         self.rows = [("torch.compile, channels last", precision) for precision in POLICIES]
 
@@ -306,7 +307,7 @@ def autocast(torch, precision):
 
 
 def copy_to_transformers(ours, theirs):
-    """Copies the weights between two PyTorch models that differ in names, and in where layer scales stand."""
+    """Copies weights between two PyTorch models that differ in names and in the order of the layer scales."""
     ours, theirs = ours.state_dict(), theirs.state_dict()
     # The model's last norm is never called.
     theirs = {name: value for name, value in theirs.items() if not name.startswith("layernorm.")}
@@ -318,7 +319,7 @@ def copy_to_transformers(ours, theirs):
 
 
 def name_levels(maps):
-    """Returns exported maps, (batch, height, width, channels) in any order, as a dict of levels."""
+    """Returns exported maps (batch, height, width, channels), in any order, as a dict of levels."""
     maps = sorted(maps, key=lambda output: output.shape[1] * output.shape[2], reverse=True)
     return {f"P{stage}": output for stage, output in enumerate(maps, 2)}
 

@@ -1,9 +1,9 @@
-"""Measures what folding batch norms into the convolutions of a head brings, beside the deployed backbone.
+"""Measures the gain from folding batch norms into the convolutions of a head, on top of a deployed backbone.
 
     python -m tests.benchmarks.folding --variant b0
 
-UPerNet, float32: its backbone deployed, once with the head's norms folded too and once without. In Keras and
-in each export, in turns.
+UPerNet, float32, with a deployed backbone, once with the head's norms folded too and once without; in Keras
+and in each export, in turns.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(argv=None):
 
 
 def write(model, path, format, image_size):
-    """Writes an export of a model as it is, so that nothing more is folded."""
+    """Exports a model as it is, so that nothing else is folded."""
     from van_backbones.exporting.export import ServedModel, write_export
 
     served = ServedModel(model)

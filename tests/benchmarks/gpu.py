@@ -1,10 +1,10 @@
-"""Times the backbone on a GPU: ours in Keras on JAX and on PyTorch against plain PyTorch, in turns.
+"""Times the backbone on a GPU, in turns: ours in Keras on JAX and on PyTorch, and plain PyTorch.
 
     python -m tests.benchmarks.gpu --variants b0 b1 --precisions bfloat16 --batch-size 8 --size 512x512
 
-Forward passes from images that lie on the GPU, and training steps as in `training.py`: ours in `fit`. float32
-may use TF32 in matrix products and convolutions everywhere, which is JAX's default. Needs neither TensorFlow
-nor a network; each way to run lives in a process of its own, and all compile at once.
+Forward passes of images that are on the GPU already, and training steps as in `training.py`: ours in `fit`.
+float32 may use TF32 in matrix products and convolutions everywhere, which is JAX's default. Needs neither
+TensorFlow nor a network; each way to run lives in a process of its own, and all compile at the same time.
 """
 
 import argparse
@@ -97,10 +97,10 @@ def measure(variant, shape, arguments):
 
 
 class Engine:
-    """What the engines share: they make `forward`, a function, and `train`, of a number of steps."""
+    """What the engines share. Each one defines `forward`, a function, and `train`, for a number of steps."""
 
     def take_turn(self, kind):
-        """Returns a `Turn` of calls that took 0.2 s or more together; the GPU is waited for at the end."""
+        """Returns a `Turn` of calls that took 0.2 s or more together; it waits for the GPU at the end."""
         if kind == "train":
             self.train(2)
             begin = time.perf_counter()
@@ -127,7 +127,7 @@ class Engine:
 
 
 class KerasEngine(Engine):
-    """Ours: builds the model in Keras, on the backend that the class names."""
+    """Ours: builds the model in Keras, on the backend of the class."""
 
     backend = None
 
@@ -189,11 +189,11 @@ class JAXEngine(KerasEngine):
         self.forward, self.wait = self.compile(self.model), jax.block_until_ready
 
     def compile(self, model):
-        """Returns a function without arguments that gives the maps."""
+        """Returns a function without arguments that returns the maps."""
         import jax
 
         variables = (model.trainable_variables, model.non_trainable_variables)
-        # Copies, as `fit` donates the buffers of the variables to its step.
+        # Copies, because `fit` donates the buffers of the variables to its step.
         weights = [[jax.numpy.array(variable.value) for variable in group] for group in variables]
         forward = jax.jit(lambda weights, images: model.stateless_call(*weights, images)[0])
         return lambda: forward(weights, self.images)
@@ -304,7 +304,7 @@ class CompiledTorchEngine(TorchEngine):
 
 
 def allow_tf32(torch):
-    """Lets PyTorch compute float32 products as JAX does, and choose among cuDNN's algorithms."""
+    """Lets PyTorch compute float32 products as JAX does, and try cuDNN's algorithms."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
 

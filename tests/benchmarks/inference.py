@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.inference --variants b0 --sizes 224x224 512x512 --batch-sizes 1 --rounds 10
 
-Equal weights, images and threads. NumPy images of 0 .. 255 go in, the four maps come out. "x ..." is how many
-times as fast a row is as the fastest PyTorch row, or as stock layers, in its precision. "Largest error" is
-that of the worst map over its largest value, against stock Keras layers in float32. "~" marks what other
-processes disturbed.
+Weights, images and threads are equal. NumPy images of 0 .. 255 go in, the four maps come out. "x ..." is how
+many times as fast a row is as the fastest PyTorch row, or as stock layers, in its precision. "Largest error"
+is that of the worst map over its largest value, against stock Keras layers in float32. "~" marks times that
+other processes disturbed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
         milliseconds: of a forward pass.
         error: the largest, over the largest value.
         share: FLOP/s over the machine's peak.
-        mark: "~" where other processes took so much of the machine that the time says little, or "".
+        mark: "~" if other processes took so much of the machine that the time means little, else "".
     """
 
     milliseconds: float
@@ -65,7 +65,7 @@ def main(argv=None):
 
 
 def list_numbers(tables):
-    """Yields the rows of the CSV file; what other processes disturbed is left out."""
+    """Yields the rows of the CSV file, without times that other processes disturbed."""
     for title, rows in tables.items():
         for row, found in rows.items():
             if not found.mark:
@@ -110,9 +110,9 @@ def parse_size(text):
 
 
 def measure_batch(variant, batch_size, folder, peaks, arguments):
-    """Returns title -> what `measure_shape` gives, for all sizes.
+    """Returns title -> result of `measure_shape`, for all sizes.
 
-    In new processes: old ones keep much of the memory that they once had.
+    In new processes, because old ones keep much of the memory that they once used.
     """
     tables, workers = {}, {}
     try:
@@ -129,14 +129,14 @@ def measure_batch(variant, batch_size, folder, peaks, arguments):
                 tables[title] = measure_shape(title, workers, shape, peaks, arguments)
             except WorkerError as error:
                 print(f"\n{title}: stopped, {error}", flush=True)
-                close_workers(workers)  # none knows what the others were asked
+                close_workers(workers)  # a process does not know what was asked of the others
     finally:
         close_workers(workers)
     return tables
 
 
 def start_workers(workers, variant, arguments, folder):
-    """Fills `workers`, framework -> process, and says what is left out."""
+    """Fills `workers`, framework -> process, and prints what is left out."""
     threads = arguments.threads
     workers["keras"] = keras = Worker(engines.KerasEngine, variant, threads, folder)
     machine, network = keras("describe")
@@ -186,7 +186,7 @@ def measure_peaks(workers, peaks):
 
 
 def measure_shape(title, workers, shape, peaks, arguments):
-    """Times all rows at one shape and prints the table; gives row -> `Measured`."""
+    """Times all rows at one shape and prints the table; returns row -> `Measured`."""
     owners = start_shape(workers, shape)
     errors = {row: worker("measure_error", row) for row, worker in owners.items()}
     turns = {row: functools.partial(worker, "take_turn", row) for row, worker in owners.items()}
@@ -202,7 +202,7 @@ def measure_shape(title, workers, shape, peaks, arguments):
 
 
 def start_shape(workers, shape):
-    """Has all get ready, at once, as that takes one core each; gives row -> worker."""
+    """Lets all get ready at once, because that takes one core each; returns row -> worker."""
     started, owners = {}, {}
     for name, worker in workers.items():
         with leaving_out(name):
@@ -217,7 +217,7 @@ def start_shape(workers, shape):
 
 @contextlib.contextmanager
 def leaving_out(name):
-    """Says what failed; only without ours and the exact maps is there nothing to compare."""
+    """Prints what failed; without our model and the exact maps there is nothing to compare."""
     try:
         yield
     except WorkerError as error:

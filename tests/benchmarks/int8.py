@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.int8 --variants b0 b1 --formats openvino onnx --heads none upernet
 
-Models have random weights, norms and layer scales like a trained one's, and take 1 x 512 x 512 pixels. The
-two exports of a model take turns. `--folder` keeps the exports: a second call measures without making them.
+Models have random weights, with norms and layer scales like those of a trained model, and take 1 x 512 x 512
+pixels. The two exports of a model take turns. `--folder` keeps the exports, so that a second call only
+measures.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main(argv=None):
 
 
 def write_exports(folder, head, variant, format, arguments):
-    """Returns the paths of a model's exports in float32 and int8, written where they are not there yet."""
+    """Returns the paths of a model's exports in float32 and int8; writes those that do not exist."""
     size = tuple(arguments.image_size)
     paths = [folder / f"{head}-{variant}-{name}{SUFFIXES[format]}" for name in ("float32", "int8")]
     if not all(path.exists() for path in paths):
@@ -80,7 +81,7 @@ def compare(paths, head, variant, format, arguments):
     seconds = [[] for _ in functions]
     for _ in range(arguments.rounds):
         for run, own in zip(functions, seconds, strict=True):
-            run(image)  # the other's threads sleep by now
+            run(image)  # by now the other's threads sleep
             start = time.perf_counter()
             run(image)
             own.append(time.perf_counter() - start)

@@ -1,10 +1,10 @@
-"""Kills a training again and again, also while it writes its files, and goes on with --resume each time.
+"""Kills a training again and again, also while it writes its files, and resumes it each time.
 
     python -m tests.benchmarks.kill_training --kills 100 --task detection
 
-The scripts are those in examples/, with a small backbone and a few drawn pictures. At the end the training
-must have finished and its log must have each epoch once. Of every two kills one comes while a state, a model
-or the log is being written, the other at any moment. TensorFlow is imported once: each run is a fork.
+The scripts are those in examples/, with a small backbone and a few drawn pictures. At the end, the training
+must have finished and its log must hold each epoch once. Every other kill comes while a state, a model or the
+log is being written, the others at any moment. TensorFlow is imported once: each run is a fork.
 """
 
 import argparse
@@ -46,11 +46,11 @@ def main(argv=None):
 
 
 def kill_and_resume(folder, task, num_kills, seed):
-    """Starts, kills and resumes a training; ends with SystemExit where one of them does not go on."""
+    """Starts, kills and resumes a training; raises SystemExit if a run does not continue."""
     draw = random.Random(seed)
     data, output = folder / "data", folder / "run"
     write_data(data)
-    epochs = num_kills // 2 + 3  # a kill mostly comes an epoch or less after the start
+    epochs = num_kills // 2 + 3  # most kills come within an epoch after the start
     options = f"--data {data} --output {output} --batch-size 2 --steps {2 * epochs} --evaluate-every 2"
     num_in_writes = 0
     for kill in range(num_kills):
@@ -73,7 +73,7 @@ def kill_and_resume(folder, task, num_kills, seed):
         if code not in (-signal.SIGKILL, 0):
             fail(folder, f"the training ended with {code}")
         if code == 0:
-            epochs += num_kills  # it was done before it was killed
+            epochs += num_kills  # it ended before it was killed
             options = (
                 f"--data {data} --output {output} --batch-size 2 --steps {2 * epochs} --evaluate-every 2"
             )
@@ -119,13 +119,13 @@ def start(folder, task, options):
 
 
 def end(process):
-    """Kills a process; gives its exit code, negative for a signal."""
+    """Kills a process; returns its exit code, negative for a signal."""
     os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def wait_until(process, happened):
-    """Waits until something happened in the process; False where it ended first."""
+    """Waits until something has happened in the process; returns False if it ended first."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if happened():
@@ -137,7 +137,7 @@ def wait_until(process, happened):
 
 
 def wait_for(process, seconds):
-    """Waits some seconds; False where the process ended first."""
+    """Waits some seconds; returns False if the process ended first."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if is_done(process):
@@ -147,7 +147,7 @@ def wait_for(process, seconds):
 
 
 def is_done(process):
-    """Whether a process has ended; it can still be waited for."""
+    """Returns whether a process has ended; it can still be waited for."""
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -159,7 +159,7 @@ def stamp(path):
 
 
 def describe(output):
-    """Says how far the log has come."""
+    """Prints the log's last epoch."""
     try:
         return f"{max(0, (output / 'log.csv').read_text().count(chr(10)) - 1)} epochs are logged"
     except OSError:
@@ -172,7 +172,7 @@ def fail(folder, text):
 
 
 def write_data(data):
-    """Four pictures to train and two to score, each with a square, for both tasks."""
+    """Writes four pictures for training and two for scores, each with a square, for both tasks."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.memory [--variant b2] [--size 512] [--batch-size 2] [--mode graph]
 
-Each configuration runs in a process of its own, through `train_on_batch`. Memory is the peak of the resident
-set during a step, less the resident set before it: activations and gradients, without weights, the
-optimizer's state and the framework. On Linux, and on the CPU.
+Each configuration runs in a process of its own, with `train_on_batch`. Memory is the peak of the resident
+set during a step minus the resident set before it: activations and gradients, without weights, the
+optimizer's state and the framework. On Linux, on the CPU.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from tests.benchmarks.results import add_output, write_results
 
 # glibc's mallopt: buffers from this size on are given back to the system when freed, so that the resident
-# set follows what is in use. It costs time, so the steps that are timed run before.
+# set follows what is in use. This costs time, so the timed steps run before.
 MMAP_THRESHOLD, SMALLEST_MAPPED = -3, 65536
 
 
@@ -104,9 +104,9 @@ def measure_steps(arguments):
 
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_THRESHOLD, SMALLEST_MAPPED)
-    float(model.train_on_batch(images, targets))  # whatever the heap still keeps is in use from now on
+    float(model.train_on_batch(images, targets))  # what the heap still keeps counts as in use
     libc.malloc_trim(0)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident_megabytes("VmRSS")
     float(model.train_on_batch(images, targets))
     peak = resident_megabytes("VmHWM") - before

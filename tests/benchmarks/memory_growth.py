@@ -1,10 +1,10 @@
-"""Prints how much memory a process that runs for days takes more and more of: requests, and epochs.
+"""Prints how the memory of a process grows that runs for days: with requests, and with epochs.
 
     python -m tests.benchmarks.memory_growth [--only predict "predict_on_batch" ...] [--calls 1000]
 
-Each case is a process of its own. The resident set is read at equal distances, after what is free was given
-back to the system; the first tenth, in which caches are filled, does not count. "ever new sizes" are pictures
-of 1,600 different sizes. On Linux.
+Each case is a process of its own. The resident set is read at regular intervals, after free memory was
+returned to the system; the first tenth, in which caches are filled, does not count. "ever new sizes" are
+pictures of 1,600 different sizes. On Linux.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tempfile
 from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import format_table
 
-# Case -> what it is called in the table.
+# Case -> its name in the table.
 CASES = {
     "predict": "predict, ever new sizes",
     "predict_on_batch": "predict_on_batch, ever new sizes",
@@ -60,7 +60,7 @@ def main(argv=None):
 
 
 def measure(name, count):
-    """Returns the resident set in MB after each tenth of what is counted."""
+    """Returns the resident set in MB after each tenth of the counted calls."""
     sizes, every = [], max(1, count // 10)
 
     def note(index):
@@ -119,7 +119,7 @@ def make_call(name):
     def predict(index):
         model.predict(make_images(index), verbose=0)
         if name == "cleared" and index % 50 == 0:
-            from tensorflow.python.eager import context  # to see whether it is this; no public way to do it
+            from tensorflow.python.eager import context  # is this the cause? there is no public way to do it
 
             context.context().clear_kernel_cache()
 
@@ -127,7 +127,7 @@ def make_call(name):
 
 
 def make_request():
-    """Returns a function that asks an exported detector."""
+    """Returns a function that calls an exported detector."""
     import numpy as np
 
     from heads import RetinaNet

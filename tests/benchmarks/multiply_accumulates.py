@@ -23,7 +23,7 @@ def count_multiply_accumulates(backbone, image_size):
 
 
 def check_against_published(backbone):
-    """Raises where the classifier on a backbone would not have the published number."""
+    """Raises an error if the classifier on a backbone does not have the published number."""
     found = count_multiply_accumulates(backbone, (224, 224)) + backbone.widths[-1] * 1000
     expected = CLASSIFIERS[backbone.variant]
     if found != expected:

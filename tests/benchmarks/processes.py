@@ -1,10 +1,10 @@
-"""Prints how much longer a training step takes on two processes than on one with half of the batch.
+"""Prints how much longer a training step takes in two processes than in one with half of the batch.
 
     python -m tests.benchmarks.processes [--head semantic_fpn] [--variant b0] [--size 256] [--batch-size 4]
 
 On JAX; each process is pinned to a core of its own and trains with `fit`. They take turns: one process alone,
-two that do not know of each other, two that train together. The second shows what the cores take from each
-other, as two threads of one core do, the third what the training together takes. On Linux.
+two that do not know each other, two that train together. The second case shows how much the cores slow each
+other down, as two threads of one core do, the third what training together costs. On Linux.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def train(arguments, port, index, count):
 
 
 class Timer:
-    """Notes the seconds between the ends of steps."""
+    """Records the seconds between the ends of steps."""
 
     def __init__(self):
         self.seconds, self.last = [], None
@@ -140,7 +140,7 @@ class Timer:
 
     def note(self, batch, logs):
         if logs:
-            float(logs["loss"])  # the step has ended then
+            float(logs["loss"])  # by then the step has ended
         now = time.perf_counter()
         if self.last is not None:
             self.seconds.append(now - self.last)

@@ -1,8 +1,8 @@
-"""Trains one small segmenter with several losses, from one seed, and tells what they make of rare classes.
+"""Trains one small segmenter with several losses, from one seed, and prints their scores of rare classes.
 
     python tests/benchmarks/rare_classes.py --data ../shared/data/coating_ebc --steps 400
 
-The losses are those of `finetune_segmentation.py`: --loss, and --class-weights behind a blank.
+The losses are those of `finetune_segmentation.py`: --loss, and after a blank --class-weights.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Measurements as rows of CSV files, which lie in `results/`, named by machine and versions.
+"""Measurements as rows of CSV files in `results/`, whose names contain the machine and the versions.
 
 One number is one row, so that a file of last year and one of today can be compared line by line. `--output`
-of each benchmark takes a `.csv` file, to which rows are added, or a folder, in which the file gets its name.
+of each benchmark takes a `.csv` file, to which rows are added, or a folder, in which the file is named.
 """
 
 import csv
@@ -26,7 +26,7 @@ def add_output(parser):
 
 
 def write_results(path, benchmark, rows):
-    """Adds rows to a CSV file, with a header where the file is new.
+    """Adds rows to a CSV file, with a header if the file is new.
 
     Args:
         path: a `.csv` file or an existing folder; None writes nothing.
@@ -70,7 +70,7 @@ def read_results(path):
 
 
 def name_file():
-    """Returns `<machine>_<versions>.csv` of this machine and the libraries that are installed."""
+    """Returns `<machine>_<versions>.csv` for this machine and the installed libraries."""
     machine = re.sub(r"[^a-z0-9]+", "-", f"{_name_processor()} {os.cpu_count()} cores".lower()).strip("-")
     versions = []
     for library in LIBRARIES:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.scoring --images 500 --detections 100
 
-Boxes in 80 classes, seven objects a picture: the detections are each object, moved, and false ones.
+Boxes in 80 classes, seven objects per picture: the detections are each object, moved, and false ones.
 """
 
 import argparse

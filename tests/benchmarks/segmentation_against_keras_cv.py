@@ -2,8 +2,8 @@
 
     python tests/benchmarks/segmentation_against_keras_cv.py --data ../shared/data/facades --minutes 80
 
-Same data, crops, batch, optimizer, wall time and score. The two run at once, one thread each, so that
-whatever else the machine does slows both; the learning rate follows the clock and not the step.
+Same data, crops, batch size, optimizer, wall time and score. Both run at the same time, with one thread each,
+so that anything else on the machine slows both; the learning rate follows the clock, not the step.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def train(arguments):
 
 
 def train_by_the_clock(model, batches, duration):
-    """Trains for `duration` seconds, with warm-up and polynomial decay; gives the seconds of each step."""
+    """Trains for `duration` seconds, with warm-up and polynomial decay; returns the seconds of each step."""
     start, seconds = time.perf_counter(), []
     while (now := time.perf_counter() - start) < duration:
         share = now / duration
@@ -104,7 +104,7 @@ def train_by_the_clock(model, batches, duration):
 
 
 def compile_model(model, optimizer):
-    """Compiles either model."""
+    """Compiles either of the models."""
     import keras
 
     if hasattr(model, "compute_losses"):

@@ -1,11 +1,11 @@
-"""Shows which part of a training step takes how much: networks, matching, sampling, RoIAlign, losses.
+"""Shows how the time of a training step is divided: networks, matching, sampling, RoIAlign, losses.
 
     python -m tests.benchmarks.shares [--heads RetinaNet GFL MaskRCNN] [--size 512 512] [--output FILE.csv]
 
-TensorFlow's profiler times each operation of a few steps (AdamW, one picture with 20 objects), head by head
-in a process of its own; of each, the least counts. A share is that of all operations' time, forward and
-backward, and not of the clock's: two operations may run at once. Operations belong to the innermost part that
-their names tell of.
+TensorFlow's profiler times each operation of a few steps (AdamW, one picture with 20 objects), each head in a
+process of its own; the shortest time of each operation counts. Shares are of the time of all operations,
+forward and backward, not of the wall time: two operations may run at once. An operation belongs to the
+innermost part in its name.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tests.benchmarks.detectors import HEADS, Detector
 from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import Worker, WorkerError
 
-# part -> functions of heads/ that do it; what such a function calls of another part counts there
+# part -> its functions in heads/; what they call of another part counts there
 PARTS = {
     "matching": ("match_boxes", "match_adaptively", "assign_optimally"),
     "sampling": ("sample_regions", "sample_matches"),
@@ -35,7 +35,7 @@ NETWORKS = ("backbone", "neck", "head")
 
 
 class ProfiledDetector(Detector):
-    """A detector whose operations are named by the part that makes them."""
+    """A detector whose operations' names contain the part that makes them."""
 
     def __init__(self, head, variant, size):
         import tensorflow as tf
@@ -53,7 +53,7 @@ class ProfiledDetector(Detector):
         self.profiler = tf.profiler.experimental
         layers = self.model._flatten_layers(include_self=False, recursive=False)
         self.layers = dict.fromkeys([layer.name for layer in layers], "head")
-        # The part of the backbone that gives the levels runs as a model of its own.
+        # The part of the backbone that returns the levels runs as a model of its own.
         self.layers |= {self.model.backbone.name: "backbone", "pyramid": "backbone", "neck": "neck"}
 
     def profile(self, num_steps):
@@ -70,7 +70,7 @@ class ProfiledDetector(Detector):
                     steps[-1][name] += value
         milliseconds = collections.Counter()
         for name in steps[0]:
-            # The least: in one step or another, an operation waits for a processor that others use.
+            # The minimum: in some steps, an operation waits for a core that others use.
             milliseconds[self.find_part(name)] += min(step[name] for step in steps)
         return milliseconds
 
@@ -89,7 +89,7 @@ class ProfiledDetector(Detector):
 
 
 def name_operations(name, scope):
-    """Wraps a function of heads/, wherever it was imported to."""
+    """Wraps a function of heads/ wherever it was imported."""
     modules = [module for key, module in sys.modules.items() if key.split(".")[0] == "heads"]
     found = {getattr(module, name) for module in modules if hasattr(module, name)}
     if len(found) != 1:
@@ -120,7 +120,7 @@ def read_operations(path):
     for plane in space.planes:
         for line in plane.lines:
             for event in line.events:
-                # Operations are called "name:Kind", all else otherwise.
+                # Only operations have names like "name:Kind".
                 name, colon, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
                 if colon and kind.isidentifier() and not re.search(r"[ :]", name):
                     yield name, event.duration_ps / 1e9

@@ -1,10 +1,10 @@
-"""Prints how long the packages take to import, and a backbone to be built.
+"""Prints how long it takes to import the packages and to build a backbone.
 
     python -m tests.benchmarks.startup [--rounds 5] [--output FILE.csv]
 
 Every round is a fresh process per variant: `import keras`, `import van_backbones`, `import heads`, then the
-first VANBackbone. Medians over the rounds, on the wall and of the processor: other processes disturb the
-latter less.
+first VANBackbone. Medians over the rounds, of wall time and of processor time, which other processes disturb
+less.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tests.benchmarks.results import add_output, write_results
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VARIANTS = ("b0", "b3")
 
-# Prints the name of each part with its seconds on the wall and of the processor.
+# Prints the name of each part with its seconds of wall time and of processor time.
 SCRIPT = """
 import json, sys, time
 
@@ -78,7 +78,7 @@ def main(argv=None):
 
 
 def measure(variant):
-    """Returns name -> (seconds on the wall, seconds of the processor) of a fresh process."""
+    """Returns name -> (seconds of wall time, seconds of processor time) of a fresh process."""
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, variant],
         cwd=ROOT,

@@ -1,9 +1,9 @@
-"""Times our way from raw logits to suppressed detections against TensorFlow's own.
+"""Times our way from raw logits to suppressed detections, and TensorFlow's own.
 
     python -m tests.benchmarks.suppression [--rounds 15] [--output FILE.csv]
 
 Both get 2 images of 49,104 anchors and 80 classes (RetinaNet at 512 x 512), take the 1000 best pairs of an
-anchor and a class and suppress to 100. Runs take turns; medians are compared.
+anchor and a class, and keep 100 after suppression. They take turns; medians are compared.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def suppress_ours(logits, boxes):
 
 
 def suppress_padded(logits, boxes):
-    """Returns the same by a plain top-k, boxes moved apart by class, and TensorFlow's kernel."""
+    """Returns the same with a plain top-k, boxes moved apart by class, and TensorFlow's kernel."""
     scores, pairs = tf.math.top_k(tf.reshape(logits, (BATCH, -1)), CANDIDATES)
     boxes = tf.gather(boxes, pairs // CLASSES, batch_dims=1)
     offsets = tf.cast(pairs % CLASSES, "float32")[..., None] * (tf.reduce_max(boxes) + 1.0)

@@ -1,6 +1,6 @@
-"""The backbone in PyTorch, under the names of the official code: what the comparisons run against.
+"""The backbone in PyTorch, with the names of the official code, for comparisons.
 
-As in VAN-Segmentation, less drop path, which the comparisons leave out. Needs PyTorch.
+As in VAN-Segmentation, but without drop path, which the comparisons do not use. Needs PyTorch.
 """
 
 import torch
@@ -14,7 +14,7 @@ class VAN(nn.Module):
     """Returns the four normed maps, (batch, channels, height, width), of RGB images of 0 .. 255.
 
     Args:
-        row: widths, depths and expansion ratios, as `van_backbones.VARIANTS` has them.
+        row: widths, depths and expansion ratios, a row of `van_backbones.VARIANTS`.
     """
 
     def __init__(self, row):
@@ -37,7 +37,7 @@ class VAN(nn.Module):
             x = getattr(self, f"patch_embed{stage}")(x)
             for block in getattr(self, f"block{stage}"):
                 x = block(x)
-            # In channels last the permuted map is contiguous, and nothing is copied.
+            # In channels last, the permuted map is contiguous, and nothing is copied.
             x = getattr(self, f"norm{stage}")(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             outputs[f"P{stage + 1}"] = x
         return outputs

@@ -1,9 +1,9 @@
-"""Times a training step of the backbone, ours in Keras's `fit` against PyTorch, and takes its peak memory.
+"""Times a training step of the backbone, in Keras's `fit` and in PyTorch, and measures its peak memory.
 
     python -m tests.benchmarks.training --variants b0 b1 --size 512x512 --batch-size 2
 
-Forward, backward and AdamW, equal weights at the start, no drop path; the loss is the mean squared difference
-of the four maps from fixed noise. The two frameworks take turns, each in a process of its own.
+Forward, backward and AdamW, with equal initial weights and without drop path; the loss is the mean squared
+difference between the four maps and fixed noise. The two frameworks take turns, each in a process of its own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tests.benchmarks.turns import (
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.05
 STEPS = 2  # of a turn
-BUDGET = 120.0  # seconds of a pair, after which it gets no further round
+BUDGET = 120.0  # seconds after which a pair gets no further round
 
 
 def main(argv=None):
@@ -99,7 +99,7 @@ def measure_pair(variant, precision, shape, arguments):
 
 
 class Trainer:
-    """What both share; `run_steps` gives the loss of the first step."""
+    """What both share; `run_steps` returns the loss of the first step."""
 
     def start(self):
         """Returns the loss of the first step."""
@@ -112,7 +112,7 @@ class Trainer:
         return time_calls(lambda: self.run_steps(STEPS), count=STEPS)
 
     def measure_memory(self):
-        """Returns MiB when the model was built, and at the highest."""
+        """Returns the MiB after the model was built, and at the peak."""
         return self.memory_before, measure_peak_memory()
 
 
@@ -132,7 +132,7 @@ class KerasTrainer(Trainer):
         np.savez(pathlib.Path(folder) / "weights.npz", **to_state_dict(self.model))
 
         def measure_loss(noise, outputs):
-            # Keras would take the mean in half precision.
+            # Keras would compute the mean in half precision.
             return keras.ops.mean(keras.ops.square(keras.ops.cast(outputs, "float32") - noise))
 
         self.model.compile(
@@ -182,7 +182,7 @@ class TorchTrainer(Trainer):
 
 
 def make_noise(shape, widths):
-    """Returns what the maps are compared with: level -> (batch, height, width, channels)."""
+    """Returns the noise that the maps are compared with: level -> (batch, height, width, channels)."""
     random = np.random.default_rng(1)
     noise = {}
     for stage, width in enumerate(widths, 2):

@@ -1,4 +1,4 @@
-"""What is compared takes turns, each thing in a process of its own; and the tables that come of it."""
+"""Turns: each thing that is compared lives in a process of its own; and the tables of the results."""
 
 import contextlib
 import multiprocessing
@@ -11,24 +11,24 @@ from typing import NamedTuple
 
 import psutil
 
-QUIET = 0.1  # the share of the machine that other processes may take in a turn that counts
+QUIET = 0.1  # the largest share of the machine that other processes may take in a valid turn
 
 
 class Worker:
-    """A process that makes one object and calls its methods when asked; in between it sleeps.
+    """A process that makes one object and calls its methods on request; in between it sleeps.
 
     TensorFlow, PyTorch and OpenVINO would share thread pools and allocators in one process.
 
     Args:
         factory: a class at the top of a module; the object is made in the new process.
-        *arguments: of the class.
+        *arguments: arguments of the class.
 
     Raises:
         WorkerError: if the object cannot be made.
     """
 
     def __init__(self, factory, *arguments):
-        # A fork would copy the parent's threads and locks half.
+        # A fork would copy the parent's threads and locks incompletely.
         context = multiprocessing.get_context("spawn")
         self.name = factory.__name__
         self.connection, theirs = context.Pipe()
@@ -47,7 +47,7 @@ class Worker:
         return self.receive()
 
     def send(self, method, *arguments):
-        """Asks for a method's result without waiting; `receive` waits."""
+        """Asks for a method's result without waiting for it; `receive` waits."""
         try:
             self.connection.send((method, arguments))
         except BrokenPipeError:
@@ -104,7 +104,7 @@ def _serve(connection, factory, arguments):
 
 
 class Turn(NamedTuple):
-    """The seconds of a call, and the share of the machine that other processes took meanwhile."""
+    """The seconds of a call, and the share of the machine that other processes took in this time."""
 
     seconds: float
     disturbance: float
@@ -118,7 +118,7 @@ def time_calls(function, least=0.1, count=1):
     Args:
         function: takes no arguments.
         least: seconds that the calls should take together.
-        count: how many of what is timed are in one call.
+        count: how many of the timed things are in one call.
     """
     before, num_calls = _read_clocks(), 1
     function()
@@ -132,7 +132,7 @@ def time_calls(function, least=0.1, count=1):
 
 
 def _read_clocks():
-    """Returns seconds: the wall's, those of all cores (busy or stolen), of this process and its children."""
+    """Returns seconds: of wall time, of all cores (busy or stolen), of this process and its children."""
     busy = 0.0
     if os.path.exists("/proc/stat"):
         with open("/proc/stat") as file:
@@ -149,14 +149,14 @@ def _read_clocks():
 def take_turns(turns, num_rounds, budget=float("inf"), least=4):
     """Returns name -> `Turn`, the median of the quiet ones and their largest disturbance; and the rounds.
 
-    Other processes slow down what they meet by different factors: OpenMP's threads, which wait for each other
-    at every loop, ten times. So the rounds go on until each has had enough quiet turns, but not for ever.
+    Other processes slow things down by different factors: OpenMP's threads, which wait for each other at
+    every loop, tenfold. So the rounds continue until each has had enough quiet turns, but not for ever.
 
     Args:
-        turns: name -> function that gives a `Turn`.
+        turns: name -> function that returns a `Turn`.
         num_rounds: quiet turns of each that are enough. Three times as many rounds are the limit.
         budget: seconds after which no further round begins.
-        least: rounds that take place even so.
+        least: rounds that are run in any case.
     """
     found = {name: [] for name in turns}
     start, done, fewest = time.perf_counter(), 0, 0
@@ -176,7 +176,7 @@ def take_turns(turns, num_rounds, budget=float("inf"), least=4):
 
 
 def describe_rounds(medians, num_rounds):
-    """Returns what a table's heading says of its turns."""
+    """Returns the part of a table's heading about its turns."""
     worst = max(turn.disturbance for turn in medians.values())
     warning = ": TOO MUCH FOR A FAIR COMPARISON" if worst >= QUIET else ""
     share = f"other processes took up to {100 * worst:.0f} % of the machine{warning}"
@@ -184,15 +184,15 @@ def describe_rounds(medians, num_rounds):
 
 
 def limit_threads(num_threads):
-    """Pins this process, and those it starts, to as many cores, and tells the libraries.
+    """Pins this process, and those it starts, to this many cores, and tells the libraries.
 
-    A library that counts its calling threads apart from its pool gains nothing by it then.
+    Then a library that does not count its calling thread as one of its pool has no advantage.
     """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     if not hasattr(os, "sched_setaffinity"):
         return
-    cores = {}  # of the threads that share a core, the first
+    cores = {}  # the first one of the threads that share a core
     for cpu in sorted(os.sched_getaffinity(0)):
         path = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.setdefault(path.read_text() if path.exists() else cpu, cpu)
@@ -200,7 +200,7 @@ def limit_threads(num_threads):
 
 
 def format_table(header, rows):
-    """Returns a Markdown table whose columns are aligned: the first to the left, the others to the right."""
+    """Returns a Markdown table; the first column is aligned to the left, the others to the right."""
     rows = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
