@@ -1,4 +1,4 @@
-"""Models with random weights, their files, and how two of them are compared."""
+"""Models with random weights, their files, and a comparison of two models."""
 
 import numpy as np
 import pytest

@@ -30,7 +30,7 @@ def write_coco_folder(root):
 
 
 def draw_example(generator, size=(48, 64)):
-    """Draws a bright square and a dark bar on grey: (image, boxes xywh)."""
+    """Returns a bright square and a dark bar on grey: (image, boxes xywh)."""
     image = generator.normal(120, 10, (*size, 3))
     top, left = generator.integers(2, 10, 2)
     image[top : top + 20, left : left + 20] = 220

@@ -2,7 +2,7 @@
 
 
 def make_truth(objects, image_ids=(1, 2), category_ids=(1,)):
-    """Returns the leanest truth: no info, crowd flags, areas or masks. Objects: (image, category, xywh)."""
+    """Returns the smallest truth: no info, crowd flags, areas or masks. Objects: (image, category, xywh)."""
     return {
         "images": [{"id": image_id, "height": 200, "width": 200} for image_id in image_ids],
         "categories": [{"id": category_id, "name": f"class {category_id}"} for category_id in category_ids],
@@ -19,7 +19,7 @@ def make_results(found):
 
 
 def perfect_results(truth):
-    """Returns the truth as predictions; a crowd is no object."""
+    """Returns the truth as predictions, without crowds."""
     keys = ("image_id", "category_id", "bbox", "segmentation")
     return [
         {**{key: annotation[key] for key in keys if key in annotation}, "score": 1.0}

@@ -1,4 +1,4 @@
-"""What all tests share. None reaches for the network: what the hub's client would download is an error."""
+"""What all tests share. No test uses the network: an attempt of the hub's client to download is an error."""
 
 import gc
 import os
@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.fixture(autouse=True, scope="module")
 def _leave_old_graphs_alone():
-    """Spares the garbage collector the graphs of earlier modules, which TensorFlow keeps for ever."""
+    """Hides the graphs of earlier modules, which TensorFlow keeps for ever, from the garbage collector."""
     yield
     gc.collect()
     gc.freeze()
@@ -22,7 +22,7 @@ SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "drop_path_rate": 0.0
 
 
 def build_segmenter(num_classes=3):
-    # Imported here: not every test wants to wait for TensorFlow.
+    # Imported here, because not every test needs to wait for TensorFlow.
     from heads import SemanticFPN
     from van_backbones import VANBackbone
 

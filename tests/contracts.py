@@ -1,7 +1,7 @@
-"""The checks that every head must pass: plain functions over a factory of small models and a batch.
+"""The checks that every head must pass: plain functions of a factory of small models and a batch.
 
-`make_model()` gives a new, small head that is not compiled; `batch` is (images, targets), images float32
-(batch, height, width, 3), of at least three pictures. Each check raises AssertionError.
+`make_model()` returns a new, small head that is not compiled; `batch` is (images, targets) of at least three
+pictures, the images float32 (batch, height, width, 3). Each check raises an AssertionError.
 """
 
 import json
@@ -19,7 +19,7 @@ LEVELS = ("P2", "P3", "P4", "P5")
 
 @keras.saving.register_keras_serializable(package="tests")
 class PooledBackbone(keras.Model):
-    """A hand-made backbone without norms: its own output is a vector, the pyramid is beside it."""
+    """Returns a backbone without norms whose output is a vector; it has `pyramid_outputs` besides."""
 
     def __init__(self, widths=(8, 8, 16, 16), levels=LEVELS, **kwargs):
         images = keras.Input((None, None, 3))
@@ -70,7 +70,7 @@ def check_fit(make_model, batch, metrics=(), without_gradient=()):
     """
     model = make_model()
     images, targets = batch
-    # Adam's steps show however small the gradients are.
+    # Adam's steps are visible, however small the gradients are.
     model.compile(optimizer=keras.optimizers.Adam(1e-2))
     before = get_values(model.variables)
     history = model.fit(images, targets, batch_size=len(images), epochs=2, verbose=0).history
@@ -94,7 +94,7 @@ def check_fit(make_model, batch, metrics=(), without_gradient=()):
 
 
 def check_targets_without_truth(make_model, images, empty_targets):
-    """Nothing to learn from is no accident: losses and weights stay finite."""
+    """With nothing to learn from, losses and weights stay finite."""
     model = make_model()
     model.compile(optimizer=keras.optimizers.SGD(0.1))
     losses = model.compute_losses(empty_targets, model(images, training=True))
@@ -105,7 +105,7 @@ def check_targets_without_truth(make_model, images, empty_targets):
 
 
 def check_image_sizes(make_model, make_batch, sizes=((64, 64), (33, 49), (1, 70))):
-    """One model trains on and predicts images of any size; `make_batch(size)` gives a batch."""
+    """One model trains on and predicts images of any size; `make_batch(size)` returns a batch."""
     model = make_model()
     model.compile(optimizer=keras.optimizers.SGD(0.01))
     for size in sizes:
@@ -118,7 +118,7 @@ def check_image_sizes(make_model, make_batch, sizes=((64, 64), (33, 49), (1, 70)
 
 
 def check_unknown_sizes(make_model, make_batch, sizes=((64, 64), (33, 49))):
-    """A dataset of (None, None, None, 3) trains, is scored and predicted as arrays are."""
+    """A dataset of shape (None, None, None, 3) trains, is scored and predicted like arrays."""
     batches = [make_batch(size) for size in sizes]
     targets_spec = tf.nest.map_structure(
         lambda array: tf.TensorSpec((None,) * array.ndim, array.dtype), batches[0][1]
@@ -136,7 +136,7 @@ def check_unknown_sizes(make_model, make_batch, sizes=((64, 64), (33, 49))):
 
 
 def check_saving(make_model, batch, path):
-    """A saved model comes back with its class, weights, predictions and optimizer, and trains on."""
+    """A loaded model has its class, weights, predictions and optimizer, and continues to train."""
     images, targets = batch
     model = make_model()
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
@@ -158,7 +158,7 @@ def check_saving(make_model, batch, path):
 
 
 def check_deployment(make_model, images, path):
-    """The deployed head gives what the head gives, is not trained any more, saves and loads."""
+    """The deployed head predicts what the head predicts, is not trainable, saves and loads."""
     model = make_model()
     shake_weights(model)
     before = model.get_weights()
@@ -187,7 +187,7 @@ def check_deployment(make_model, images, path):
 
 
 def drop_second_stage(predictions):
-    """Returns raw predictions without what hangs on the order of the proposals, where near-ties may swap."""
+    """Returns raw predictions without those that depend on the order of proposals: near-ties may swap."""
     if not isinstance(predictions, dict):
         return predictions
     if "proposals" not in predictions:
@@ -197,7 +197,7 @@ def drop_second_stage(predictions):
 
 
 def shake_weights(model):
-    """Gives vectors and statistics values that show: at their start the norms and biases do nothing."""
+    """Gives vectors and statistics visible values: initially, the norms and biases do nothing."""
     random = np.random.default_rng(0)
     for variable in model.weights:
         if len(variable.shape) == 1 and variable.dtype == "float32":
@@ -206,7 +206,7 @@ def shake_weights(model):
 
 
 def check_config(make_model):
-    """The configuration is JSON and gives the same model again."""
+    """The configuration is JSON, and the same model is made from it."""
     model = make_model()
     config = model.get_config()
     json.dumps(config)
@@ -264,7 +264,7 @@ def check_frozen_backbone(make_model, batch, path):
 
 
 def check_evaluate(make_model, batch, names):
-    """`evaluate` and validation in `fit` give these names, and the loss is that of the predictions."""
+    """`evaluate` and validation in `fit` return these names, and the loss is that of the predictions."""
     images, targets = batch
     model = make_model()
     model.compile(optimizer=keras.optimizers.SGD(0.01))
@@ -279,7 +279,7 @@ def check_evaluate(make_model, batch, names):
 
 
 def check_sample_weight(make_model, batch):
-    """Weights of samples are refused, not passed over."""
+    """Weights of samples are refused, not ignored."""
     images, targets = batch
     model = make_model()
     model.compile(optimizer=keras.optimizers.SGD(0.01))
@@ -288,7 +288,7 @@ def check_sample_weight(make_model, batch):
 
 
 def check_refused_options(make_model, batch, **options):
-    """What `compile` and `fit` cannot use is refused by name; `options` are more of `compile`'s."""
+    """Options that `compile` and `fit` cannot use are refused by name; `options` are more of `compile`'s."""
     images, targets = batch
     model = make_model()
     for name, value in {"loss": "mse", "loss_weights": {"class_loss": 2.0}, **options}.items():
@@ -303,7 +303,7 @@ def check_refused_options(make_model, batch, **options):
 
 
 def check_no_images(make_model, batch):
-    """No image gives no predictions, of the right shapes; training and scoring on nothing raise."""
+    """Predictions for no images are empty and of the right shapes; training or scoring on nothing raises."""
     nothing = tf.nest.map_structure(lambda array: array[:0], batch)
     model = make_model()
     model.compile("sgd")
@@ -319,13 +319,13 @@ def check_no_images(make_model, batch):
             use(*nothing, verbose=0)
     dataset = tf.data.Dataset.from_tensor_slices(batch).batch(1).take(0)
     for use in (model.fit, model.evaluate, model.predict):
-        with warnings.catch_warnings(action="ignore"):  # Keras says that the data ran out
+        with warnings.catch_warnings(action="ignore"):  # Keras warns that the data ran out
             with pytest.raises(ValueError, match="x must hold at least one batch"):
                 use(dataset, verbose=0)
 
 
 def check_backbones_without_pyramid(make_head):
-    """A backbone that lacks the pyramid or a level is refused; `make_head(backbone)` gives a head."""
+    """A backbone without the pyramid or a level is refused; `make_head(backbone)` returns a head."""
     images = keras.Input((None, None, 3))
     plain = keras.Model(images, keras.layers.Conv2D(4, 3)(images))
     with pytest.raises(ValueError, match=r"pyramid_outputs.*Received: .* with no pyramid_outputs"):
@@ -354,5 +354,5 @@ def assert_nearly_equal(ours, theirs):
 
 
 def normalize(config):
-    """Tuples and lists are one in JSON."""
+    """Tuples become lists in JSON."""
     return json.loads(json.dumps(config))

@@ -26,7 +26,7 @@ def count_trainable(model):
 
 
 def take_first(values):
-    """In place of the random sampler, as in the references: the first ones."""
+    """Takes the first ones, as in the references, instead of a random sample."""
     return ops.cumsum(ops.ones_like(values, "float32"), axis=1)
 
 
@@ -57,7 +57,7 @@ def compare_maps(reference, predictions, outputs, tolerance=2e-5):
 
 
 def fill_in(reference, ours):
-    """Returns the reference's values where they are known, ours elsewhere."""
+    """Returns the reference's values where they are known, and ours elsewhere."""
     if isinstance(reference, np.ndarray):
         return reference
     values = ours.copy().reshape(-1)
@@ -86,7 +86,7 @@ def make_inputs(reference, original=False):
 
 
 def make_targets(reference, empty=None, with_masks=False):
-    """Returns the true boxes, labels and masks as a padded batch; `empty` is an image that loses its own."""
+    """Returns the true boxes, labels and masks as a padded batch; the image `empty` has none."""
     targets = {"boxes": np.zeros((2, 5, 4), "float32"), "labels": np.full((2, 5), -1, "int32")}
     if with_masks:
         targets["masks"] = np.zeros((2, 5, *reference["input"].shape[2:]), "uint8")
@@ -119,7 +119,7 @@ def compute_gradients(model, inputs, targets):
 
 
 def compare_detections(reference, prefix, detections, image):
-    """Compares the detections of an image; of near-ties the order, or the last one, may differ."""
+    """Compares the detections of an image; the order of near-ties, or the last one of them, may differ."""
     boxes, scores, labels = (reference[f"{prefix}_{name}"] for name in ("bboxes", "scores", "labels"))
     np.testing.assert_allclose(detections["scores"][image], scores, rtol=0, atol=1e-4)
     free = list(range(len(labels)))
@@ -151,7 +151,7 @@ def compare_losses(model, predictions, name, case, losses):
 
 
 def compare_decoding(model, predictions, name, kind):
-    """Compares the detections, "pred" or "pred_rescaled", that a model makes of raw predictions."""
+    """Compares the detections, "pred" or "pred_rescaled", that a model decodes from raw predictions."""
     sizes = make_inputs(load(f"{name}/loss_eval.npz"), original=kind == "pred_rescaled")
     sizes = {key: ops.cast(values, "float32") for key, values in sizes.items() if key != "images"}
     detections = model.decode({**predictions, **sizes})
@@ -161,7 +161,7 @@ def compare_decoding(model, predictions, name, kind):
 
 
 def compare_adaptive_targets(predictions, name):
-    """Compares which anchor learns which object, where the reference gives boxes as targets."""
+    """Compares which anchor learns which object, if the reference's targets are boxes."""
     reference = load(f"{name}/loss_eval.npz")
     targets = make_targets(reference)
     levels = predictions["anchors"]

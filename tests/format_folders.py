@@ -1,4 +1,4 @@
-"""Small data sets in the formats of other tools, for tests: one function writes one split of each."""
+"""Small data sets in the formats of other tools, for tests: one function per format writes a split."""
 
 import base64
 import io
@@ -52,7 +52,7 @@ def write_coco(root, content, pixels, split="train"):
 
 
 def write_yolo(root, content, pixels, split="train"):
-    """images/<split>, labels/<split> and classes.txt; objects with polygons as these, others as boxes."""
+    """Writes images/<split>, labels/<split> and classes.txt, with polygons if there are any, else boxes."""
     save_pictures(root / "images" / split, content, pixels)
     (root / "labels" / split).mkdir(parents=True)
     (root / "classes.txt").write_text("\n".join(name_classes(content)))
@@ -70,7 +70,7 @@ def write_yolo(root, content, pixels, split="train"):
 
 
 def write_voc(root, content, pixels, split="train", with_masks=False):
-    """Annotations, JPEGImages, ImageSets and, where wanted, SegmentationObject."""
+    """Writes Annotations, JPEGImages, ImageSets and, if asked for, SegmentationObject."""
     save_pictures(root / "JPEGImages", content, pixels)
     for folder in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "SegmentationObject"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def write_voc(root, content, pixels, split="train", with_masks=False):
 
 
 def make_tree(picture, objects, **fields):
-    """An XML tree of objects (name, box xyxy in continuous pixels), with further fields of each."""
+    """Returns an XML tree of objects (name, box xyxy in continuous pixels), with further fields of each."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = picture["file_name"]
     size = ElementTree.SubElement(root, "size")
@@ -113,7 +113,7 @@ def save_palette(numbers, path):
 
 
 def write_labelme(root, content, pixels, split="train", embedded=False):
-    """A JSON file beside each picture; masks as masks, polygons as these, others as rectangles."""
+    """Writes a JSON file beside each picture, with masks, polygons, or else rectangles."""
     folder = root / split
     folder.mkdir(parents=True, exist_ok=True)
     if not embedded:

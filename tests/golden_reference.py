@@ -1,6 +1,6 @@
 """Reference outputs of the original PyTorch models, for the tests that compare: see data/golden/README.md.
 
-The developers have more of them in ../shared/golden; where a file is in neither place, the test is skipped.
+The developers have more of them in ../shared/golden; if a file is in neither place, the test is skipped.
 """
 
 import json
@@ -49,7 +49,7 @@ def make_weight(name, row, seed):
     if row["kind"] == "uniform":
         return (row["low"] + (row["high"] - row["low"]) * random.random(shape)).astype(dtype)
     values = random.standard_normal(shape)
-    if isinstance(row["std"], list):  # several matrices in one, each with its own deviation
+    if isinstance(row["std"], list):  # several matrices in one array, each with its own deviation
         deviations = np.repeat(row["std"], shape[0] // len(row["std"]))
         values *= deviations.reshape(-1, *[1] * (len(shape) - 1))
     else:
@@ -106,8 +106,8 @@ def to_nchw(array):
 def compare_training(model, reference, gradients, variables, tolerance, rounding=1e-5, head_tolerance=None):
     """Compares the gradients and the batch norms' new statistics that the reference of `model` holds.
 
-    `rounding` is the length of a gradient that is 0 but for rounding, `head_tolerance` the limit for the
-    lengths of the gradients outside of the backbone, in which rounding grows.
+    `rounding` is the length of a gradient that is 0 except for rounding, `head_tolerance` the limit for the
+    lengths of the gradients outside of the backbone, in which rounding errors grow.
     """
     compared = 0
     for key, expected in reference.items():

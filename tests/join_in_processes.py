@@ -24,7 +24,7 @@ def check_gathering(index, count):
 
 
 def check_calls_to_the_host(index, count):
-    """Each process assigns its own rows, which is what one would do with all."""
+    """Each process assigns its own rows, with the same result as one process with all rows."""
     random = np.random.default_rng(0)
     arrays = random.random((2 * count, 5, 3)).astype("float32"), random.random((2 * count, 3)) < 0.7
     with processes.without_the_others():
@@ -43,7 +43,7 @@ def check_models(index):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     assert not model.weights[0].value.is_fully_addressable
-    images = np.ones((1 + index, 3), "float32")  # not in step with the others
+    images = np.ones((1 + index, 3), "float32")  # not in step with the other processes
     kernel, bias = map(processes.read_array, model.weights)
     for change in (0.0, 1.0):
         model.weights[1].assign(bias + change)
@@ -56,7 +56,7 @@ def check_models(index):
 
 
 def check_threads(earlier):
-    """All threads that were started since then, those of gloo and JAX, wait for their turn."""
+    """All threads started since then, those of gloo and JAX, have the policy that waits for its turn."""
     started = set(os.listdir("/proc/self/task")) - earlier
     assert len(started) > 2
     assert {os.sched_getscheduler(int(thread)) for thread in started} == {os.SCHED_BATCH}

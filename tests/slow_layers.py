@@ -1,4 +1,4 @@
-"""Weights of layers for slow formulas in float64, and how their results are compared."""
+"""Weights of layers for slow formulas in float64, and a comparison of their results."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def weights_of(layer):
 
 
 def randomize(layer, random):
-    """Gives every variable values of its own, so that none can be left out unseen."""
+    """Gives every variable values of its own, so that leaving one out would be noticed."""
     for variable in layer.variables:
         if "seed" in variable.path:
             continue

@@ -1,4 +1,4 @@
-"""Small models with weights that show, and images for them: for what deploys and exports."""
+"""Small models with weights that matter, and images for them, for tests of `deploy` and `export`."""
 
 import contracts
 import keras
@@ -10,7 +10,7 @@ SMALL = {"widths": (8, 8, 16, 16), "depths": (1, 2, 1, 1)}
 
 
 def build(model_class=None, **arguments):
-    """Returns a small backbone, or a head on it, with weights that show."""
+    """Returns a small backbone, or a head on it, with weights that matter."""
     keras.utils.set_random_seed(0)
     model = VANBackbone("b0", **SMALL)
     if model_class is not None:

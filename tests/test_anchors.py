@@ -63,7 +63,7 @@ def test_anchors_equal_reference_to_the_bit(kind):
 @pytest.mark.parametrize("divisor", [1, 32])
 @pytest.mark.parametrize("kind", KINDS)
 def test_inside_equals_loop(kind, divisor):
-    # Sizes right at a cell's border and one pixel beside it.
+    # Sizes exactly at a cell's border, and one pixel off it.
     image_sizes = np.array([[50, 70], [33, 64], [32, 1], [7, 65], [16, 17]], "int32")
     strides, scales, ratios = KINDS[kind]
     for anchors, size, stride in zip(
@@ -75,7 +75,7 @@ def test_inside_equals_loop(kind, divisor):
 
 
 def test_inside_withstands_rounding_far_from_the_corner():
-    # The largest anchors' centres are a little off.
+    # The centres of the largest anchors are a little off.
     size, stride, image_sizes = (43, 43), 31, np.array([[1312, 1303], [31 * 42, 31 * 42 + 1]], "int32")
     anchors = make_anchors([size], [stride], KINDS["retina"][1], (0.3, 1.0, 2.7))[0]
     expected = [inside_by_loop(size, stride, 9, side, 1) for side in image_sizes]

@@ -1,4 +1,4 @@
-"""Optimal assignment, against trying all."""
+"""Optimal assignment, against an exhaustive search."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from heads.ops.assignment import assign_optimally
 
 
 def assign_by_trying(costs):
-    """Returns the smallest sum of costs of an assignment, trying all."""
+    """Returns the smallest sum of costs over all assignments."""
     rows, columns = costs.shape
     if rows < columns:
         return assign_by_trying(costs.T)

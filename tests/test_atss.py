@@ -76,7 +76,7 @@ def test_centerness_by_hand(box, expected):
 
 
 def test_losses_by_hand():
-    """One object that a single anchor learns, off its centre, whose box is predicted without a fault."""
+    """One object that a single anchor learns, off its centre, whose box is predicted perfectly."""
     model = make_model()
     predictions = dict(model(np.zeros((1, 64, 64, 3), "float32")))
     anchors = np.concatenate(predictions["anchors"])

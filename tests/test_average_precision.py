@@ -86,7 +86,7 @@ def test_precision_of_a_class_without_objects_is_not_a_number(use_fast):
 
 @both
 def test_iou_thresholds_by_hand(use_fast):
-    # 100 x 100 against 100 x 64 of it: IoU 0.64 is enough for 0.5, 0.55 and 0.6.
+    # 100 x 100 against its part of 100 x 64: an IoU of 0.64 is enough for 0.5, 0.55 and 0.6.
     truth = make_truth([(1, 1, (0, 0, 100, 100)), (1, 2, (0, 0, 20, 30))], category_ids=(1, 2))
     results = make_results([(1, 1, (0, 0, 100, 64), 0.5), (1, 2, (0, 0, 20, 30), 0.5)])
     scores = evaluate_coco(truth, results, use_fast=use_fast)
@@ -141,7 +141,7 @@ def test_gapped_ids(use_fast):
 
 @both
 def test_annotation_ids_do_not_matter(use_fast):
-    # pycocotools takes a match with the object of id 0 for none.
+    # pycocotools takes a match with the object of id 0 for no match.
     box = (10, 10, 20, 20)
     truth = make_truth([(1, 1, box), (2, 1, box)])
     results = perfect_results(truth)
@@ -201,7 +201,7 @@ def test_max_detections(use_fast):
 
 @both
 def test_area_of_the_truth_decides_the_size(use_fast):
-    # COCO's areas are those of the masks: this one is small though its box is not.
+    # COCO's areas are those of the masks: this one is small, although its box is not.
     truth = make_truth([(1, 1, (10, 10, 40, 40))])
     assert evaluate_coco(truth, perfect_results(truth), use_fast=use_fast)["bbox_AP_medium"] == pytest.approx(
         1

@@ -34,7 +34,7 @@ def read(model):
 
 
 def find_averages(num_steps):
-    """Returns the weights and their averages after some steps, by a loop over single steps."""
+    """Returns the weights and their averages after some steps, from a loop over single steps."""
     model, averages = build_model(ema=None), None
     for images, targets in make_batches()[:num_steps]:
         model.train_on_batch(images, targets)
@@ -51,7 +51,7 @@ def assert_equal(found, expected, tolerance=1e-5):
 
 
 class Watch(keras.callbacks.Callback):
-    """Keeps the weights as later callbacks find them at the ends of epochs and while data is evaluated."""
+    """Keeps the weights that later callbacks find at the ends of epochs and during evaluation."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +91,7 @@ def test_averages_are_scored_and_saved_and_weights_trained():
         if watch.at_tests:  # JAX holds the weights elsewhere meanwhile
             assert_equal(watch.at_tests[epoch], expected)
     assert_equal(read(model), find_averages(6)[1])  # what Keras leaves behind
-    # A second fit goes on from the weights, not from these.
+    # A second fit continues from the weights, not from the averages.
     fit(model, [averages, watch], epochs=3, initial_epoch=2)
     assert_equal(watch.at_epochs[-1], find_averages(9)[1])
     averages.put_back()
@@ -102,7 +102,7 @@ def test_putting_in_and_back_changes_no_bit():
     model = build_model(rate=0.3)
     averages = WeightAverages()
     averages.set_model(model)
-    averages.put_in()  # before the first step there are none, only zeros
+    averages.put_in()  # before the first step there are no averages, only zeros
     assert read(model)[2].tolist() == [[1.0], [1.0]]
     for images, targets in make_batches(3):
         model.train_on_batch(images, targets)
@@ -132,7 +132,7 @@ def test_a_saved_model_is_the_averaged_one_and_can_be_trained_on(tmp_path):
     fit(model, [WeightAverages(), save], epochs=1)
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert_equal(read(loaded), find_averages(3)[1])
-    # Its optimizer has the averages, too: they do not begin anew from other weights.
+    # Its optimizer has the averages, too, so they do not start anew from other weights.
     assert_equal(loaded.optimizer._model_variables_moving_average, find_averages(3)[1])
 
 
@@ -187,7 +187,7 @@ def train(folder, accumulate=1, **stop):
 @pytest.mark.parametrize("stop", [{"step": 2}, {"epoch": 0}, {"step": 6}, {"epoch": 2}])
 def test_a_run_that_goes_on_has_the_same_weights_and_averages(tmp_path, stop):
     _, model = train(tmp_path / "whole")
-    assert_equal(read(model), find_averages(8)[0])  # training could go on
+    assert_equal(read(model), find_averages(8)[0])  # training could continue
     saved = keras.saving.load_model(tmp_path / "whole" / "best.keras")
     assert_equal(read(saved), find_averages(8)[1])
     train(tmp_path / "part", **stop)

@@ -1,4 +1,4 @@
-"""VANBackbone: what it gives, what KerasHub's suite asks of a backbone, and what it refuses."""
+"""VANBackbone: what it returns, what KerasHub's suite requires of a backbone, and what it refuses."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def build_small(**kwargs):
 
 
 def randomize(model):
-    """Gives norms and layer scales values that show."""
+    """Gives norms and layer scales values that matter."""
     random = np.random.default_rng(1)
     for variable in model.weights:
         if variable.ndim == 1:
@@ -92,7 +92,7 @@ def test_name_follows_the_class():
 def test_eager_call_gives_the_pyramid_in_order(pyramid):
     assert list(pyramid) == LEVELS
     assert {level: outputs.shape for level, outputs in pyramid.items()} == expected_shapes(2, *SIZE)
-    # The features depend on the image, or the comparisons below would show nothing.
+    # The features depend on the image; otherwise the comparisons below would prove nothing.
     assert all(outputs.std((0, 1, 2)).mean() > 0.1 for outputs in pyramid.values())
 
 
@@ -128,7 +128,7 @@ def test_half_precision_stays_near_float32(backbone, images, pyramid, name, tole
     half = build_small(dtype=name)
     half.set_weights(backbone.get_weights())
     assert_equal_pyramids(half(images), pyramid, tolerance)
-    # The same through the model that KerasHub's heads make, which casts the weights by itself.
+    # The same with the model that KerasHub's heads make, which casts the weights itself.
     keras.config.set_dtype_policy(name)
     try:
         model = keras.Model(half.input, half.pyramid_outputs)
@@ -317,7 +317,7 @@ def test_frozen_backbone_keeps_every_weight(images):
     backbone.trainable = False
     before = backbone.get_weights()
     assert backbone.trainable_variables == []
-    # Frozen batch norms go by their statistics in training, too.
+    # Frozen batch norms use their statistics in training, too.
     assert_equal_pyramids(backbone(images, training=True), inference, 1e-5)
     for old, new in zip(before, backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)

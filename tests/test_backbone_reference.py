@@ -88,7 +88,7 @@ def to_torch_layout(name, array):
 
 @pytest.fixture(scope="module", params=["b0", "b1"])
 def training_step(request):
-    """Returns the reference, the gradients' norms, and what one step of ours gives."""
+    """Returns the reference, the gradients' norms, and the results of one step of ours."""
     variant = request.param
     backbone, (weight, bias) = build_reference(variant, drop_path_rate=0.0)
     expected = load(f"backbone_{variant}/train_step.npz")
@@ -129,8 +129,9 @@ def test_every_gradient_has_the_originals_norm(training_step):
     largest = max(norms.values())
     for name, norm in norms.items():
         got = np.linalg.norm(gradients[name].astype("float64"))
-        # 1e-5 was measured, but the original sums large arrays up to 2e-4 wrong in float32 (ours in
-        # float64 shows it). Biases before a norm have no gradient but rounding: hence the absolute part.
+        # 1e-5 was measured, but the original's sums of large arrays are up to 2e-4 off in float32 (ours in
+        # float64 shows it). Biases before a norm have no gradient but rounding errors: hence the absolute
+        # part.
         tolerance = 5e-5 if gradients[name].size < 100_000 else 5e-4
         assert got == pytest.approx(norm, rel=tolerance, abs=1e-6 * largest), name
 

@@ -60,7 +60,7 @@ for head, sizes in arguments.items():
 
 @pytest.fixture(scope="module")
 def reference():
-    """Returns TensorFlow's backbone with norms and layer scales that show, images and the pyramid."""
+    """Returns TensorFlow's backbone with norms and layer scales that matter, images and the pyramid."""
     random = np.random.default_rng(0)
     backbone = VANBackbone("b0", normalization=None)
     for variable in backbone.weights:
@@ -133,7 +133,7 @@ def test_heads_predict_label_maps(backend, head):
     assert 0 <= smallest <= largest <= 2
 
 
-# What is chosen from pictures needs no other device's pictures.
+# What is chosen from the pictures of one device needs none of the others'.
 SHARED_SCRIPT = """
 import jax
 import keras
@@ -168,7 +168,7 @@ def test_devices_on_jax_choose_from_their_own_pictures():
     command = [sys.executable, "-c", SHARED_SCRIPT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "True"  # else Keras's own `top_k` does by now
+    assert done.stdout.strip() == "True"  # otherwise Keras's own `top_k` works by now
 
 
 # Around 1000, neighbours in float32 differ by 6e-5, a two-hundredth of these values' deviations. PyTorch's

@@ -9,7 +9,7 @@ INTERVALS = [(2.3, 17.9), (-4.2, 6.1), (5.5, 26.0), (3.1, 3.4), (7.25, 7.25), (-
 
 
 def weigh_by_loop(start, end, num_cells, num_bins, sampling_ratio, aligned):
-    """Sums what each cell weighs in each sample, in float64."""
+    """Sums the weight of each cell in each sample, in float64."""
     weights = np.zeros((num_bins, num_cells))
     size = max(end - start, 0.0 if aligned else 1.0) / num_bins
     count = sampling_ratio or int(np.ceil(size))
@@ -36,13 +36,13 @@ def test_weights_equal_loop(num_cells, sampling_ratio, aligned):
         expected = weigh_by_loop(start, end, num_cells, 4, sampling_ratio, aligned)
         first, count = (int(field[row]) for field in (samples.window_starts, samples.window_sizes))
         inside = (cells >= first) & (cells < first + count)
-        # Only cells of the window are looked at: the others must be without weight in truth.
+        # Only cells of the window are compared: the true weights of the others must be zero.
         np.testing.assert_allclose(weights[row][:, inside], expected[:, inside], rtol=1e-4, atol=1e-4)
         assert not expected[:, ~inside].any()
 
 
 def test_whole_bins_take_no_extra_sample_when_compiled():
-    # XLA divides by a constant with its inverse, which rounds differently.
+    # XLA multiplies with the inverse of a constant instead of dividing, which rounds differently.
     lengths = np.arange(1, 200, dtype="float32")
     for num_bins in (7, 14, 28):
         place = tf.function(

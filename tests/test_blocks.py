@@ -10,7 +10,7 @@ def make_maps(shape=(2, 5, 4, 3), seed=0):
 
 
 def convolve_by_loop(maps, kernel):
-    """A convolution of step 1 with zeros around the map."""
+    """Returns a convolution with stride 1 and zero padding."""
     side, margin = kernel.shape[0], kernel.shape[0] // 2
     padded = np.pad(maps.astype("float64"), ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     outputs = np.zeros((*maps.shape[:3], kernel.shape[-1]))
@@ -128,7 +128,7 @@ def test_block_starts_as_kaiming_normal_over_the_fan_out(kernel_size):
     deviation = np.sqrt(2.0 / (kernel_size**2 * 96))
     assert kernel.std() == pytest.approx(deviation, rel=0.03)
     assert abs(kernel.mean()) < 0.05 * deviation
-    # A truncated normal would end at two deviations.
+    # A truncated normal distribution would end at two deviations.
     assert np.abs(kernel).max() > 3 * deviation
     np.testing.assert_array_equal(block.norm.gamma, np.ones(96))
     np.testing.assert_array_equal(block.norm.beta, np.zeros(96))

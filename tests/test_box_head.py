@@ -40,7 +40,7 @@ def test_head_equals_its_layers_by_hand(num_convs, num_denses):
 
 
 def test_rows_without_a_region_do_not_count_in_the_statistics():
-    """Padding changes neither what the others get nor what the norms learn."""
+    """Padding changes neither the results of the other rows nor what the norms learn."""
     heads, regions = (build(), build()), draw_regions()
     padded = np.concatenate([regions, np.full((2, 3, 5, 5, 4), 7.0, "float32")], axis=1)
     exists = np.arange(9) < np.array([[6], [6]])

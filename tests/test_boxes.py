@@ -47,7 +47,7 @@ def iou_of(a, b):
 
 
 def with_odd_ones(boxes):
-    """Adds a box again, one that touches it, one within it, one without area and a padding box."""
+    """Adds a copy of a box, one that touches it, one within it, one without area and a padding box."""
     x1, y1, x2, y2 = boxes[0]
     odd = [[x1, y1, x2, y2], [x2, y1, x2 + 5, y2], [x1 + 0.25, y1 + 0.25, x2 - 0.25, y2 - 0.25]]
     return np.concatenate([boxes, np.array([*odd, [x1, y1, x1, y2], [0, 0, 0, 0]], "float32")])
@@ -62,7 +62,7 @@ def test_iou_and_coverage_equal_loops():
 
 
 def test_a_box_covers_itself_exactly():
-    # An epsilon in the union would show in small boxes.
+    # An epsilon in the union would be visible in small boxes.
     boxes = np.concatenate([make_boxes(20), make_boxes(20) / 1000])
     np.testing.assert_array_equal(np.diag(compute_iou(boxes, boxes)), 1.0)
     np.testing.assert_array_equal(np.diag(compute_coverage(boxes, boxes)), 1.0)
@@ -247,7 +247,7 @@ def run_all_nouns():
     truth = np.concatenate([starts, starts + random.uniform(2, 40, (2, 12, 2))], -1).astype("float32")
     labels = random.integers(-2, 3, (2, 12)).astype("int32")
     image_sizes = np.array([[56, 72], [31, 40]], "int32")
-    # No ties: PyTorch promises no order.
+    # Without ties, for which PyTorch promises no order.
     scores = random.permutation(24).reshape(2, 12).astype("float32") / 24
     priorities = np.stack([random.permutation(249) for _ in range(2)]).astype("float32")
     deltas = random.normal(size=(2, 249, 4)).astype("float32")

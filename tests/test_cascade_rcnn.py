@@ -26,7 +26,7 @@ from heads.ops.masks import average_sigmoids, paste_masks
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.loading import name_variables, to_state_dict
 
-# The plain one of mmdetection and the paper's.
+# mmdetection's plain one and the paper's.
 REFERENCES = {"2fc": "cascade_mask_rcnn_b0", "4conv1fc": "cascade_mask_rcnn_swinstyle_b0"}
 STAGE_LOSSES = {"class_loss": "loss_cls", "box_loss": "loss_bbox", "mask_loss": "loss_mask"}
 PARAMETERS = {
@@ -73,7 +73,7 @@ def test_average_of_sigmoids():
 
 @pytest.mark.slow
 def test_true_boxes_join_each_stage_anew(monkeypatch):
-    """What a stage passes on are the regions that it was given, moved, without the true boxes."""
+    """A stage passes on the regions that it received, moved, without the true boxes."""
     monkeypatch.setattr(cascade_rcnn, "NUM_TRAINING_PROPOSALS", 40)
     keras.utils.set_random_seed(0)
     model = CascadeMaskRCNN(contracts.PooledBackbone(), 2, channels=16, num_samples=16, num_proposals=40)
@@ -127,7 +127,7 @@ def test_the_state_dict_comes_back(box_head, model):
 
 
 def test_the_first_stage_equals_mmdetections(box_head, model):
-    """On 40 regions of the reference; the losses below look at all stages."""
+    """On 40 regions of the reference; the tests of losses below cover all stages."""
     reference = load_case(box_head, "rpn_roi")
     images = make_inputs(load_case(box_head, "loss_eval"))["images"]
     pyramid = model.pyramid(images, training=False)
@@ -176,7 +176,7 @@ def test_losses_equal_mmdetections(box_head, model):
 
 
 def compare_losses(losses, reference, prefix):
-    """Compares the losses, those of the stages summed."""
+    """Compares the losses, summed over the stages."""
     expected = {
         "objectness_loss": float(reference[f"{prefix}.loss_rpn_cls.sum"]),
         "proposal_loss": float(reference[f"{prefix}.loss_rpn_bbox.sum"]),
@@ -200,7 +200,7 @@ def test_detections_equal_mmdetections(box_head, model, kind):
         pairs = compare_detections(reference, f"{kind}{image}", detections, image)
         theirs = reference[f"{kind}{image}_masks"].astype(bool)
         arguments = detections["masks"][image], detections["boxes"][image], theirs.shape[1:]
-        # Pixels may differ whose score is a half but for rounding, and few are.
+        # Pixels whose score is a half except for rounding may differ, and few do.
         least, most = paste_masks(*arguments, threshold=0.5001), paste_masks(*arguments, threshold=0.4999)
         ours = paste_masks(*arguments)
         for row, other in pairs:

@@ -1,4 +1,4 @@
-"""Checkpoints as people pass them on: wrapped, in folders, cut, or no checkpoints at all."""
+"""Checkpoints as they circulate: wrapped, in folders, truncated, or no checkpoints at all."""
 
 import io
 import json
@@ -170,7 +170,7 @@ def test_models_without_reference_names(tmp_path, monkeypatch, segmenter_files):
         load_checkpoint(model, segmenter_files[".safetensors"])
     (tmp_path / "imagenet").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="needs a variant"):  # not: the data set's folder is no checkpoint
+    with pytest.raises(ValueError, match="needs a variant"):  # not: this folder is no checkpoint
         load_checkpoint(model, "imagenet")
     buffer = io.BytesIO()
     np.savez(buffer, a=np.zeros(2))

@@ -35,7 +35,7 @@ def test_balanced_weights_by_hand():
 
 
 def test_balanced_weights_do_not_explode():
-    """The coating's cracks, one pixel in 10,000, in a million, and none."""
+    """The coating's cracks; one pixel in 10,000, one in a million, and none."""
     ratios = []
     for rare in (3_100, 100, 1, 0):
         counts = [1_000_000 - rare, rare]

@@ -6,13 +6,13 @@ from heads.data import ClassAugmentation
 
 
 def make_ramp(size=(60, 80)):
-    """Red tells the row, green the column."""
+    """Returns a picture whose red is the row and whose green is the column."""
     y, x = np.indices(size)
     return np.stack([2 * y, 2 * x, 0 * x], -1).astype("uint8")
 
 
 def find_window(image, side):
-    """The (top, bottom, left, right) of the part that was resized, in pixels of the ramp."""
+    """Returns the (top, bottom, left, right) of the part that was resized, in pixels of the ramp."""
     spans = []
     for axis, channel in ((0, 0), (1, 1)):
         ends = image[..., channel].mean(1 - axis)[[2, -3]] / 2

@@ -16,7 +16,7 @@ def test_imagenet():
     known = {0: "tench", 1: "goldfish", 207: "golden_retriever", 281: "tabby", 340: "zebra", 985: "daisy"}
     assert {label: names[label][1] for label in known} == known
     assert names[999] == ("n15075141", "toilet_tissue")
-    # Two words mean two things each.
+    # Two of the words have two meanings each.
     assert len({name for _, name in names}) == 998
     assert names[134] == ("n02012849", "crane")
     assert names[517] == ("n03126707", "crane")

@@ -13,7 +13,7 @@ from van_backbones.classifier import decode_predictions, preprocess_images
 
 
 def make_reference(variant, seed=0):
-    """Hugging Face's model with random weights under which every tensor matters."""
+    """Returns Hugging Face's model with random weights with which every tensor matters."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers", minversion="4.57")
     row = VARIANTS[variant]

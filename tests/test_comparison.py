@@ -15,7 +15,7 @@ def make_objects(boxes, labels=None, **others):
     return {"boxes": np.array(boxes, np.float32).reshape(-1, 4), "labels": labels, **others}
 
 
-# Who belongs to whom
+# Which detection belongs to which object
 
 
 def test_the_best_scores_choose_first():

@@ -12,14 +12,14 @@ def test_cells_are_as_dark_as_their_share():
     assert page.dtype == np.uint8
     end = -MARGIN - 1  # the last line
     grid = page[end - 3 * CELL : end, end - 3 * CELL : end]
-    # Beside the numbers, which stand in the middle of the cells.
+    # Beside the numbers, which are in the middle of the cells.
     shades = grid[4::CELL, 4::CELL].astype(int)
     assert shades[0, 0].tolist() == [20, 60, 130]
     assert (shades[0, 1:] == 255).all()
     assert (shades[2] == 255).all()
     np.testing.assert_allclose(shades[1, 0], 255 - 0.25 * (255 - np.array([20, 60, 130])), atol=0.51)
     np.testing.assert_allclose(shades[1, 1], 255 - 0.5 * (255 - np.array([20, 60, 130])), atol=0.51)
-    assert (page[MARGIN : MARGIN + 22] < 100).any()  # what rows and columns are
+    assert (page[MARGIN : MARGIN + 22] < 100).any()  # the line that says what rows and columns are
 
 
 def test_long_names_and_many_classes():

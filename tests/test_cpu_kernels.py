@@ -1,4 +1,4 @@
-"""The blocks' convolutions, outputs and gradients against loops, on whatever path the backend takes."""
+"""The blocks' convolutions, outputs and gradients against loops, on all paths of the backend."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def convolve_depthwise_slowly(maps, kernel, bias, dilation):
 
 
 def differentiate_depthwise_slowly(maps, kernel, weights, dilation):
-    """Returns the gradients of `sum(weights * outputs)`: of the maps, of the kernel and of the bias."""
+    """Returns the gradients of `sum(weights * outputs)` with respect to the maps, the kernel and the bias."""
     side = len(kernel)
     margin = dilation * (side // 2)
     margins = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
@@ -55,12 +55,12 @@ def differentiate_depthwise_slowly(maps, kernel, weights, dilation):
 
 
 def apply(layer, maps, weights):
-    """Returns the outputs, and the gradients of `sum(weights * outputs)` by maps, kernel and bias."""
+    """Returns the outputs, and the gradients of `sum(weights * outputs)` for maps, kernel and bias."""
     maps, weights = tf.convert_to_tensor(maps), tf.convert_to_tensor(weights)
     with tf.GradientTape() as tape:
         tape.watch(maps)
         outputs = layer(maps)
-        # Not a plain sum: the gradient is to differ from place to place.
+        # Not a plain sum: the gradient should differ from position to position.
         loss = tf.reduce_sum(outputs * weights)
     return outputs, tape.gradient(loss, [maps, *(variable.value for variable in layer.weights)])
 
@@ -141,7 +141,7 @@ def test_gradients_in_half_precision(random, make):
     expected, expected_gradients = apply(layer, maps, weights)
     outputs, gradients = apply(half, tf.cast(maps, "bfloat16"), tf.cast(weights, "bfloat16"))
     assert outputs.dtype == "bfloat16"
-    # Sums are rounded once; the outputs again with their bias.
+    # Sums are rounded once, and the outputs once more with their bias.
     np.testing.assert_allclose(tf.cast(outputs, "float32"), expected, rtol=2**-7, atol=2**-6)
     for found, wanted in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(tf.cast(found, "float32"), wanted, rtol=2**-8)

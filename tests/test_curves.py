@@ -64,7 +64,7 @@ def test_precision_of_each_class_and_of_all():
         np.median(np.argwhere(np.abs(left.astype(int) - colour).max(-1) < 8)[:, 0])
         for colour in (first, second)
     ]
-    assert rows[0] < rows[1] - 100  # the higher precision is above
+    assert rows[0] < rows[1] - 100  # the higher precision is further up
     # The mean of all is drawn on both sides.
     assert not np.array_equal(right, draw_precision_recall(make_precision(0.9))[:, 600:])
 

@@ -1,4 +1,4 @@
-"""Models under the other image data format of Keras, which its global setting chooses."""
+"""Models with Keras's other image data format, which is a global setting."""
 
 import keras
 import numpy as np

@@ -12,7 +12,7 @@ from van_backbones.checkpoints.layouts import to_keras
 def test_the_start():
     offsets = spread_offsets(8, 2, 3)
     assert offsets.shape == (8, 2, 3, 2)
-    # To the right, right and down, down ...; one, two and three positions away.
+    # To the right, right and down, down ..., at a distance of one, two and three positions.
     np.testing.assert_allclose(offsets[0, 1], [[1, 0], [2, 0], [3, 0]], atol=1e-12)
     np.testing.assert_allclose(offsets[1, 0], [[1, 1], [2, 2], [3, 3]], atol=1e-12)
     np.testing.assert_allclose(offsets[2, 0, 0], [0, 1], atol=1e-12)

@@ -1,4 +1,4 @@
-"""What all heads share: arguments, configurations, losses by name, options of Keras's."""
+"""What all heads share: arguments, configurations, losses by name, Keras's options."""
 
 import contracts
 import keras
@@ -11,7 +11,7 @@ from heads import EDN, DenseModel, Resizing, RetinaNet, SemanticFPN
 
 @keras.saving.register_keras_serializable(package="tests")
 class Shift(DenseModel):
-    """One weight that is added to the mean of the images; the loss is the distance from the targets."""
+    """Adds one weight to the mean of the images; the loss is the distance from the targets."""
 
     def __init__(self, backbone, **kwargs):
         super().__init__(backbone, ("P2",), ("distance",), **kwargs)
@@ -40,7 +40,7 @@ def make_numbers():
     return np.ones((5, 4, 4, 1), "float32"), np.arange(5, dtype="float32")
 
 
-@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # of a dataset whose length is not known
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # a dataset whose length is not known
 def test_named_losses_equal_the_loss():
     """A smaller last batch, and a dataset whose length is not known."""
     model = make_shift()
@@ -133,7 +133,7 @@ def test_arguments_become_attributes_and_configuration():
     model = MeanHead(contracts.PooledBackbone(), units=3, name="mean")
     assert (model.units, model.scale) == (3, 1.0)
     assert model.built
-    model.scale = 2.0  # what is changed later is kept too
+    model.scale = 2.0  # later changes are kept too
     copy = MeanHead.from_config(model.get_config())
     assert (copy.units, copy.scale, copy.name) == (3, 2.0, "mean")
     assert copy.dense.kernel.shape == (16, 3)
@@ -171,7 +171,7 @@ def test_a_head_must_have_its_verbs():
 
 
 def test_gradients_of_two_batches_are_those_of_a_large_one():
-    """Where the loss is a mean over the pictures, and no batch norm is trained."""
+    """If the loss is a mean over the pictures, and no batch norm is trained."""
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype("float32")
     labels = np.arange(4 * 64 * 64).reshape(4, 64, 64) % 3
     weights = []

@@ -21,7 +21,7 @@ CASES = [
     ((1, 1), 7, 3),
     ((8, 1), 3, 2),
 ]
-# Every case goes through the form of CPUs and that of accelerators.
+# Every case runs in the form for CPUs and in that for accelerators.
 SCRIPT = """
 import json, sys
 import keras

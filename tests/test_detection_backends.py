@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 NAMES = ["retinanet", "gfl", "atss", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn", "mask2former"]
-# What all backends run: gives raw predictions, losses, detections and the weights that a step changed.
+# What all backends run: it writes raw predictions, losses, detections and the weights after a step.
 COMMON = """
 import pathlib
 import sys
@@ -155,6 +155,6 @@ def test_results_equal_tensorflows(reference, backend, name):
 def test_the_same_weights_learn(reference, backend, name):
     ours, expected = (np.load(reference / f"{name}_{each}.npz")["steps"] for each in (backend, "tensorflow"))
     assert (expected > 0).mean() > 0.9
-    # Gradients of rounding alone (biases right before a batch norm) are left out.
+    # Gradients that are only rounding errors (biases right before a batch norm) are left out.
     steady = expected > 1e-3 * expected.max()
     np.testing.assert_allclose(ours[steady], expected[steady], rtol=1e-2)

@@ -15,7 +15,7 @@ SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 class Pictures:
     """A source of pictures of the given sizes; each object is a bright rectangle on black.
 
-    Picture k has the value k in its top left corner, so that it is known again.
+    Picture k has the value k in its top left corner, so that it can be recognised.
     """
 
     class_names = ("a", "b", "c")
@@ -59,7 +59,7 @@ class Pictures:
 
 
 def keep(image, seed):
-    """An augmentation that does nothing."""
+    """Returns an augmentation that changes nothing."""
     size = tf.shape(image)[:2]
     return tf.cast(image, tf.float32), Move(size, size, tf.zeros(2, tf.int32), size, tf.constant(False))
 
@@ -135,7 +135,7 @@ def test_boxes_and_masks_follow_the_pixels(image_size):
                 continue
             found += 1
             assert label == 1
-            # A pixel whose centre lies on the edge may fall to either side.
+            # A pixel whose centre is on the edge may belong to either side.
             np.testing.assert_allclose(box, tight_box(bright), atol=1.01)
             np.testing.assert_allclose(box, tight_box(mask), atol=0.51)
             assert np.mean(bright != mask[:height, :width]) < 0.05
@@ -202,7 +202,7 @@ def test_wide_and_tall_pictures_are_batched_apart():
     batches = indices_of(detection_training_batches(source, 2, keep), 35)
     epochs = np.reshape(batches, (10, 7))
     assert np.array_equal(np.sort(epochs), np.tile(np.arange(7), (10, 1)))
-    # One batch may hold the left-overs of an epoch, another may reach into the next epoch.
+    # One batch may hold what is left of an epoch, another may reach into the next epoch.
     assert sum(is_wide[first] != is_wide[second] for first, second in batches) <= 2 * 10
     apart = indices_of(detection_training_batches(Pictures(sizes[:4]), 2, keep), 20)
     assert all(is_wide[first] == is_wide[second] for first, second in apart)
@@ -213,14 +213,14 @@ def test_wide_and_tall_pictures_are_batched_apart():
 
 
 def cut_left_half(image, seed):
-    """The left 10 columns of a picture 20 wide."""
+    """Returns the left 10 columns of a picture that is 20 wide."""
     pairs = (tf.constant(pair) for pair in ([20, 20], [20, 20], [0, 0], [20, 10]))
     move = Move(*pairs, tf.constant(False))
     return move_image(image, move), move
 
 
 class Triangle(Pictures):
-    """A picture 20 x 20 with three things; the first is a triangle with its tip at the left."""
+    """Returns a picture of 20 x 20 with three things; the first is a triangle with its tip at the left."""
 
     def load_segmentations(self, index):
         triangle = [np.array([4.0, 18, 20, 2, 20, 18])]
@@ -236,7 +236,7 @@ def test_what_a_crop_leaves():
     np.testing.assert_array_equal(targets["boxes"], [[[4, 2, 10, 18], [2, 0, 10, 4], [5, 5, 10, 10]]])
     np.testing.assert_array_equal(targets["labels"], [[0, 1, -2]])
 
-    # The second thing's box reaches into the window, its mask does not; a crowd has no mask to be judged by.
+    # The second thing's box reaches into the window, its mask does not; a crowd has no mask to decide by.
     source = Triangle([(20, 20)], [boxes[0][:3]], [labels[0][:3]], with_masks=True)
     ((_, targets),) = detection_training_batches(source, 1, cut_left_half).take(1)
     np.testing.assert_array_equal(targets["labels"], [[0, -2]])
@@ -339,5 +339,5 @@ def test_real_batches(name, with_masks, options):
         masks = targets["masks"].numpy()
         assert not masks[labels < 0].any()
         for mask, box in zip(masks[labels >= 0], boxes[labels >= 0], strict=True):
-            if mask.any():  # the masks were drawn by hand, the boxes are theirs
+            if mask.any():  # the masks were drawn by hand, and the boxes computed from them
                 np.testing.assert_allclose(tight_box(mask), box, atol=2.5)

@@ -47,7 +47,7 @@ def test_run_lengths_are_sampled_at_pixel_centres(move):
 @pytest.mark.parametrize("move", GEOMETRIES)
 def test_polygons_are_moved_then_filled(move):
     random = np.random.default_rng(1)
-    # Tenths of a pixel are awkward: times five, pycocotools rounds them half up. Some lie outside.
+    # Tenths of a pixel are awkward: times five, pycocotools rounds them half up. Some are outside.
     parts = [np.round(random.uniform(-6, 36, (5, 2)), 1), np.round(random.uniform(2, 18, (4, 2)), 1)]
     resized = move.resized_size.tolist()
     scale = move.resized_size[::-1] / (30, 20)
@@ -57,7 +57,7 @@ def test_polygons_are_moved_then_filled(move):
     expected = whole[top : top + height, left : left + width]
     drawn = draw_masks([[part.ravel() for part in parts]], move, tuple(move.size))[0]
     drawn = drawn[:, ::-1] if move.flip else drawn
-    if any(move.offset):  # outside of the window, pycocotools rounds the other way
+    if any(move.offset):  # outside of the window, pycocotools rounds in the other direction
         assert np.sum(drawn & expected) >= 0.95 * np.sum(drawn | expected) > 0
     else:
         np.testing.assert_array_equal(drawn, expected)
@@ -81,7 +81,7 @@ def test_image_and_boxes_move_together(move):
     assert moved.shape == (*move.size, 3)
     assert moved.dtype == np.float32
     boxes, is_cut = move_boxes(tf.constant([[9.0, 6, 24, 15], [0, 0, 1, 1]]), move)
-    # Half of the brightness lies on the edge, so the bright pixels are those whose centre is inside.
+    # The edge has half of the brightness, so the bright pixels are those whose centre is inside.
     np.testing.assert_allclose(boxes[0], tight_box(moved[..., 0] > 100), atol=0.51)
     expected = np.array([9, 6, 24, 15]) * np.tile(move.resized_size[::-1] / (30, 20), 2)
     expected -= np.tile(move.offset[::-1], 2)

@@ -26,7 +26,7 @@ def test_shapes_are_the_things_of_the_scenes():
             np.testing.assert_array_equal(targets[key][0], scene[key])
     counts = sum(np.bincount(targets["labels"][0], minlength=len(THING_NAMES)) for _, targets in batches)
     np.testing.assert_array_equal(source.check(), counts)
-    # Without a batch before, the masks are drawn when they are asked for.
+    # If no batch was made before, the masks are drawn when they are asked for.
     fresh = DetectionShapes(3, (48, 64), seed=5, with_masks=True).load_segmentations(2)
     np.testing.assert_array_equal(fresh[0]["counts"], count_runs(scene["masks"][0])["counts"])
 

@@ -1,4 +1,4 @@
-"""What all detectors do alike; the tests of each hold what it does alone."""
+"""What all detectors have in common; what only one does is in its own test file."""
 
 import functools
 
@@ -24,9 +24,9 @@ HEADS = {
     "faster_rcnn": functools.partial(FasterRCNN, num_classes=NUM_CLASSES, **SMALL_REGIONS),
     "mask_rcnn": functools.partial(MaskRCNN, num_classes=NUM_CLASSES, **SMALL_REGIONS),
 }
-# Biases whose shift the batch norm behind them takes out again.
+# Biases whose shift the following batch norm removes.
 WITHOUT_GRADIENT = ("_embedding/proj/bias",)
-# What learns from larger objects than those of a picture of 64 x 64 alone.
+# Weights that only learn from objects larger than those in a picture of 64 x 64.
 FOR_LARGE_OBJECTS = {
     "gfl": tuple(f"/scale_{level}" for level in range(1, 5)),
     "atss": tuple(f"/scale_{level}" for level in range(1, 5)),
@@ -42,7 +42,7 @@ def mark_slow(*slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in HEADS]
 
 
-# Mask R-CNN runs all that Faster R-CNN does, GFL and Mask R-CNN most of what the later ones do.
+# Mask R-CNN runs everything of Faster R-CNN, GFL and Mask R-CNN run most of the later ones.
 @pytest.fixture(scope="module", params=mark_slow("faster_rcnn", "atss", "cascade_mask_rcnn", "sparse_rcnn"))
 def head(request):
     return request.param
@@ -53,7 +53,7 @@ all_are_fast = pytest.mark.parametrize(
 )
 
 
-# Tracing a step of an R-CNN takes half a minute. The fast suite shows with RetinaNet what all heads share.
+# Tracing a step of an R-CNN takes half a minute. The fast suite tests with RetinaNet what all heads share.
 only_retinanet_is_fast = pytest.mark.parametrize(
     "head", mark_slow(*HEADS.keys() - {"retinanet"}), indirect=True, scope="module"
 )
@@ -80,7 +80,7 @@ def make_batch(head):
 
 
 def make_scenes(size=(64, 64), count=3, with_masks=True):
-    """Noise with bright rectangles: two in the first picture, one in the last, none in between."""
+    """Returns noise with bright rectangles: two in the first picture, one in the last, none in between."""
     generator = np.random.default_rng(sum(size))
     images = generator.uniform(0, 128, (count, *size, 3)).astype("float32")
     boxes = np.zeros((count, 3, 4), "float32")
@@ -156,7 +156,7 @@ def test_config(make_small_van):
 
 @pytest.mark.slow
 def test_mixed_precision(head, make_small_van, make_batch):
-    # The maps under the regions stay in half precision: nobody reads them but the second stage.
+    # The maps that the regions are cut from stay in half precision: only the second stage reads them.
     detections = contracts.check_mixed_precision(make_small_van, make_batch(), inner=("pyramid",))
     assert detections["boxes"].dtype == detections["scores"].dtype == np.float32
     assert detections["labels"].dtype == np.int32
@@ -196,7 +196,7 @@ def test_backbones_without_pyramid(head):
 
 @pytest.mark.slow
 def test_it_learns_one_picture(head, make_on_pooled_backbone):
-    """Two rectangles of two colours are found where they are, each with its class, and its mask."""
+    """Two rectangles of two colours are found where they are, each with its class and its mask."""
     model = make_on_pooled_backbone()
     image = np.full((1, 64, 64, 3), 40.0, "float32")
     image[0, 10:34, 8:40], image[0, 40:60, 30:58] = (250, 60, 60), (60, 60, 250)
@@ -232,10 +232,10 @@ def test_detections_are_sorted_and_inside(head, small_model, make_batch):
     assert found.any()
     assert labels.max() < NUM_CLASSES
     assert (np.diff(scores, axis=1) <= 0).all()
-    # ATSS compares with the threshold before it multiplies the scores with the centerness.
+    # ATSS applies the threshold before it multiplies the scores by the centerness.
     assert (scores[found] > (0.0 if head == "atss" else 0.001)).all()
     assert (boxes[found][:, 2:] > boxes[found][:, :2]).all()
-    if head != "sparse_rcnn":  # its boxes may reach out, as the reference's
+    if head != "sparse_rcnn":  # its boxes may reach out of the picture, like the reference's
         assert (boxes >= 0).all()
         assert (boxes <= [70, 49, 70, 49]).all()
     assert not scores[~found].any()
@@ -308,7 +308,7 @@ def test_padding_rows_count_nothing(small_model, make_batch):
 
 
 def first_n(model):
-    """Makes the samples those of the last rows: true boxes and padding come first."""
+    """Takes the last rows as samples, because true boxes and padding come first."""
     model.draw_priorities = lambda values: (
         -keras.ops.cast(keras.ops.cumsum(keras.ops.ones_like(values), axis=1), "float32")
     )
@@ -327,7 +327,7 @@ def test_crowds_are_no_background(make_on_pooled_backbone, make_batch):
         assert (kinds[0] == 0).any()
         assert (kinds[1] == -1).all()
     else:
-        if "boxes" in predictions:  # proposals that have moved: into the picture
+        if "boxes" in predictions:  # proposals that were moved into the picture
             predictions["boxes"] = keras.ops.clip(predictions["boxes"], 0.0, 64.0)
         losses = [float(model.compute_losses(each, predictions)["class_loss"]) for each in (without, crowd)]
         # Anchors that reach far beyond the picture remain background.

@@ -42,7 +42,7 @@ def train(head, num_devices, num_pictures, folder, backend="tensorflow", num_epo
 
 
 def compare(one, two):
-    """Losses, metrics, weights and the statistics of norms are equal; and something was learned."""
+    """Losses, metrics, weights and the statistics of norms are equal, and something was learned."""
     assert one.keys() == two.keys()
     losses = one["history/loss"]
     assert len(losses) == 1 or losses[0] != losses[-1]
@@ -57,13 +57,13 @@ def test_two_devices_equal_one(head, tmp_path):
     compare(*(train(head, num_devices, 4, tmp_path) for num_devices in (1, 2)))
 
 
-# One head of each kind of loss. A batch is one array on JAX; PyTorch's processes have counts of their own.
+# One head for each kind of loss. On JAX a batch is one array; PyTorch's processes have their own counts.
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 @pytest.mark.parametrize("head", ["SemanticFPN", "GFL", "EDN"])
 def test_two_devices_of_other_backends(head, backend, tmp_path):
     pytest.importorskip(backend)
-    # Of EDN one step: after three, a maximum that rounding has moved is seen, on JAX too, where no sum over
-    # devices is ours.
+    # For EDN only one step: after three, a maximum that rounding has moved is visible, on JAX too, where no
+    # sum over devices is ours.
     num_epochs = 1 if head == "EDN" else 3
     compare(*(train(head, num_devices, 4, tmp_path, backend, num_epochs) for num_devices in (1, 2)))
 
@@ -73,7 +73,7 @@ def test_two_devices_of_other_backends(head, backend, tmp_path):
 def test_a_smaller_share_of_a_last_batch(head, tmp_path):
     one, two = (train(head, num_devices, 7, tmp_path) for num_devices in (1, 2))
     for results in (one, two):
-        # Keras weighs the total of each device by its share of the pictures.
+        # Keras weights the total of each device by its share of the pictures.
         assert results.pop("history/loss")[0] > 0
     one["history/loss"] = two["history/loss"] = sum(
         values for name, values in one.items() if name.endswith("_loss") and name.startswith("history/")

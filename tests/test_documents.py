@@ -1,8 +1,8 @@
-"""README.md and docs/ say what is so: their code runs, their commands and links exist, their lists are whole.
+"""README.md and docs/ are true: their code runs, their commands and links exist, their lists are complete.
 
 A comment before a block tells what it needs:
 
-    <!-- test: slow -->       it trains or exports for long
+    <!-- test: slow -->       it trains or exports for a long time
     <!-- test: downloads -->  releases; files of random weights stand for them here
 """
 
@@ -38,7 +38,7 @@ class Block(typing.NamedTuple):
 
     Attributes:
         place: page and line.
-        language: what stands behind the fence, "" for commands and listings.
+        language: the word after the fence, "" for commands and listings.
         notes: the words of the comment before it.
         text: the code.
     """
@@ -73,7 +73,7 @@ def mark(block):
 
 @pytest.fixture
 def stand_ins(monkeypatch, tmp_path_factory):
-    """Puts files of random weights in the place of what would be downloaded."""
+    """Replaces downloads by files of random weights."""
 
     def download(release):
         path = tmp_path_factory.mktemp(release.name) / "weights.safetensors"
@@ -124,7 +124,7 @@ COMMANDS = [
 
 
 def list_texts(path):
-    """Returns the texts in a script: its options and subcommands are among them."""
+    """Returns the strings in a script, its options and subcommands among them."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value != ""}
 
@@ -150,7 +150,7 @@ def test_commands_exist(words):
 
 
 def find_script(words):
-    """Returns what a command of `van-backbones` runs, as words behind `python`."""
+    """Returns what a command of `van-backbones` runs, as words that follow `python`."""
     sys.path.insert(0, str(ROOT / "examples"))
     from command_line import COMMANDS
 
@@ -287,7 +287,7 @@ def test_a_folder_of_the_same_name_shadows_ours(tmp_path):
     assert "ImportError: cannot import name 'UPerNet' from 'heads'" in run.stderr
 
 
-# One place for each number.
+# Each number is written in one place.
 
 
 def test_one_version():

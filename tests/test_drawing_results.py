@@ -1,4 +1,4 @@
-"""Which drawing a result gets."""
+"""The drawing that fits a result."""
 
 import numpy as np
 import pytest

@@ -43,7 +43,7 @@ def make_batch(size=(64, 64), count=3):
     return images, masks
 
 
-# Parameters, worked out from the paper's tables: kernels, biases, and two numbers per channel of a norm.
+# Parameters, computed from the paper's tables: kernels, biases, and two numbers per channel of a norm.
 
 
 def count_convolution(inputs, outputs, side=1, bias=False):
@@ -96,7 +96,7 @@ def test_parameters(widths, expected):
 
 
 def convolve_by_loop(maps, kernel, rate):
-    """One position and one tap after the other; what lies outside is zero."""
+    """One position and one tap after the other, with zeros outside."""
     height, width = maps.shape[1:3]
     outputs = np.zeros((*maps.shape[:3], kernel.shape[-1]))
     reach = kernel.shape[0] // 2
@@ -192,7 +192,7 @@ def test_outputs_are_wired_as_in_the_paper():
             kernel, bias = weights_of(model.output_convs[index])
             outputs.insert(0, resize_by_matrices(fused @ kernel[0, 0] + bias, (70, 97)))
     assert_close(model(images, training=False), outputs[0], 1e-4)
-    # In training all of them; the norms of a model in evaluation show which is which.
+    # In training, all of them; the norms in evaluation show which is which.
     for index, expected in enumerate(outputs):
         output = model.output_convs[index](model.compute_levels(images, training=False)[index])
         assert_close(resize_by_matrices(np.asarray(output, "float64"), (70, 97)), expected, 1e-4)

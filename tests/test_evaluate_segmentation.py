@@ -1,4 +1,4 @@
-"""The script that scores segmenters, with a stand-in for the model: it knows the truth but for doors."""
+"""The script that scores segmenters, with a stand-in for the model, which knows everything but doors."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ def write_data(root):
             label_map[:10] = 1
             label_map[20:30, :24] = 2
             label_map[39] = 255
-            # Each class has its grey.
+            # Each class has its own grey.
             image = np.repeat(np.minimum(label_map, 3)[..., None] * 60, 3, -1).astype("uint8")
             Image.fromarray(image).save(root / "images" / split / f"{index}.png")
             Image.fromarray(label_map).save(root / "labels" / split / f"{index}.png")
@@ -33,7 +33,7 @@ def write_data(root):
 
 
 class Segmenter:
-    """Reads the classes from the greys, and takes doors for walls."""
+    """Reads the classes from the greys, and mistakes doors for walls."""
 
     num_classes, class_names = 3, list(NAMES)
 
@@ -51,7 +51,7 @@ class Segmenter:
 
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
-    """A function of options that gives the model."""
+    """Returns a function of options that runs the script and returns the model."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best.keras").touch()
     write_data(tmp_path / "data")

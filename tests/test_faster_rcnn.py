@@ -25,7 +25,7 @@ def test_stages_are_those_of_mmdetections_configurations(models):
 
 
 def test_a_proposal_stays_with_the_object_that_it_overlaps_most(models, monkeypatch):
-    """It is also the best proposal of a later object, which takes it in Mask R-CNN alone."""
+    """It is also the best proposal of a later object, which takes it only in Mask R-CNN."""
     proposals = keras.ops.convert_to_tensor([[[0.0, 0.0, 10.0, 9.0]]])
     monkeypatch.setattr(
         "heads.faster_rcnn.select_proposals", lambda *_: (proposals, keras.ops.ones((1, 1), "float32"))
@@ -49,7 +49,7 @@ def test_the_second_stage_runs_outside_of_training_alone(models):
 
 
 def test_decode_runs_no_network(models):
-    """Detections of stored predictions do not change with the weights."""
+    """Detections from stored predictions do not change with the weights."""
     images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
     for model in models:
         predictions = model(images, training=False)

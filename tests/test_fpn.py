@@ -86,7 +86,7 @@ def test_extra_levels_equal_loop(source):
 
 @pytest.mark.parametrize("source", ["pool", "input", "output"])
 def test_gradients_are_those_of_a_linear_map(source):
-    """All is linear but for the biases: <gradient of <outputs, y>, x> is <outputs(x) - outputs(0), y>."""
+    """Except for biases, all is linear: <gradient of <outputs, y>, x> is <outputs(x) - outputs(0), y>."""
     fpn = make_fpn(num_extra_levels=1, extra_levels_from=source)
     features = [tf.constant(level) for level in make_features()]
     with tf.GradientTape() as tape:

@@ -12,7 +12,7 @@ def build_small():
 
 
 def check_frozen(model, path):
-    """What is trainable, and what not, comes back from a file, and may be changed there."""
+    """What is trainable and what is not is the same after loading, and may be changed then."""
     model.save(path)
     loaded = keras.saving.load_model(path)
     expected = [variable.path for variable in model.trainable_variables]

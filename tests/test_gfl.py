@@ -47,7 +47,7 @@ def make_model():
 
 
 def test_boxes_are_the_means_of_their_bins():
-    """An anchor whose sides surely lie 1, 2, 3 strides and as likely 4 as 5 strides away."""
+    """An anchor whose sides are surely 1, 2 and 3 strides away, and as likely 4 as 5 strides."""
     model = make_model()
     predictions = dict(model(np.zeros((1, 64, 64, 3), "float32")))
     count = sum(map(len, predictions["anchors"]))
@@ -64,7 +64,7 @@ def test_boxes_are_the_means_of_their_bins():
 
 
 def test_losses_by_hand():
-    """One object that a single anchor learns, whose box is predicted without a fault."""
+    """One object that a single anchor learns, whose box is predicted perfectly."""
     model = make_model()
     predictions = dict(model(np.zeros((1, 64, 64, 3), "float32")))
     anchors = np.concatenate(predictions["anchors"])

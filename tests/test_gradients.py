@@ -56,7 +56,7 @@ def test_all_backends(backend):
     pixels = np.arange(192).reshape(8, 8, 3)
     sums = [[pixels[y : y + 4, x : x + 4].sum() for x in (0, 4)] for y in (0, 4)]
     np.testing.assert_allclose(np.array(eval(cams)), np.array(sums) * 2 / 4, rtol=1e-5)
-    assert float(total) == 16  # all pixels of the middle position alike, each 1
+    assert float(total) == 16  # all pixels of the middle position alike, with 1 each
 
 
 def test_other_backends_are_refused(monkeypatch):

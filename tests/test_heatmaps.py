@@ -65,7 +65,7 @@ def test_peaks_equal_a_loop(size):
 
 
 def test_a_mirrored_peak_comes_back():
-    """A peak over pixel x of 16 pixels: mirrored it is over 15 - x, and back a cell to the right of that."""
+    """A peak at pixel x of 16 is at 15 - x in the mirror image; mirrored back, it is a cell to the right."""
     heatmaps, _ = draw_heatmaps(np.array([[[1.0, 2.0], [3.0, 1.0]]]), np.ones((1, 2)), (4, 8), 0.5)
     mirrored, _ = draw_heatmaps(np.array([[[5.0, 1.0], [7.0, 2.0]]]), np.ones((1, 2)), (4, 8), 0.5)
     back = mirror_heatmaps(mirrored, [1, 0])

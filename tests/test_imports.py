@@ -1,4 +1,4 @@
-"""Which way imports point: see the file map in the README."""
+"""The directions of imports: see "Which way things point" in CONTRIBUTING.md."""
 
 import ast
 import os
@@ -10,9 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOORS = ("heads.data", "heads.metrics", "heads.drawing", "heads.training")
-# From what is built on nothing to what is built on all before it.
+# From modules that build on nothing to those that build on all before them.
 ROOMS = ("heads.ops", "heads.layers", "heads")
-# Bases of several heads; and a model may be another one with a part exchanged.
+# Bases of several heads; and a model may be another one with one part replaced.
 BASES = {"heads.semantic_model", "heads.one_stage_detector"}
 MODELS_ON_MODELS = {("heads.mask_rcnn", "heads.faster_rcnn")}
 
@@ -23,7 +23,7 @@ def module_name(path):
 
 
 def imported_modules(tree, name, is_package):
-    """Returns the full names of all modules that a module imports, those inside of functions too."""
+    """Returns the full names of all modules that a module imports, also inside of functions."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -37,7 +37,7 @@ def imported_modules(tree, name, is_package):
 
 
 def is_model(tree):
-    """Whether the module defines a head: a class whose base is one for heads, or a head itself."""
+    """Returns whether the module defines a head: a class whose base is one for heads, or a head itself."""
     bases = [base for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases]
     return any(
         ast.unparse(base) in ("DenseModel", "OneStageDetector", "SemanticModel", "FasterRCNN")
@@ -87,7 +87,7 @@ def test_relative_imports_are_understood():
 
 
 def find_room(name):
-    """The place in ROOMS of a module of heads; None for doors and what they share."""
+    """Returns the index in ROOMS of a module of heads; None for doors and what they share."""
     if name.startswith((*DOORS, "heads.coco")):
         return None
     return next(place for place, room in enumerate(ROOMS) if name == room or name.startswith(f"{room}."))
@@ -129,8 +129,8 @@ def test_doors_do_not_import_each_other():
 def test_tensorflow_is_in_few_rooms():
     found = importers(HEADS, "tensorflow")
     assert found
-    # Outside the data only where TensorFlow itself is the matter: its host and devices, its exports, and what
-    # is slow in it.
+    # Outside of the data, only for what concerns TensorFlow itself: its host and devices, its exports, and
+    # its slow operations.
     assert {name for name in found if not name.startswith("heads.data")} == {"heads.ops.backends"}
     assert importers(BACKBONES, "tensorflow") == {
         "van_backbones.cpu_kernels",
@@ -155,7 +155,7 @@ def test_nothing_imports_the_tests_or_examples():
 def test_modules_of_unix_alone_are_imported_where_they_are_used():
     unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
     for name, (tree, _) in (HEADS | BACKBONES | read_modules("examples")).items():
-        # On Windows the rest must start: see `heads.training.callbacks`.
+        # On Windows, everything else must start: see `heads.training.callbacks`.
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         assert not imported_modules(top, name, False) & unix, name
 
@@ -169,7 +169,7 @@ openvino pandas PIL pycocotools safetensors scipy tensorboard tensorflow_dataset
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_imports_are_light(backend):
     pytest.importorskip(backend)
-    # Keras itself takes what it finds of these and of the other backends: only what we add on top counts.
+    # Keras itself imports what it finds of these and of the other backends: only what we add counts.
     program = (
         "import sys, keras\n"
         "before = set(sys.modules)\n"

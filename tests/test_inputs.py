@@ -1,4 +1,4 @@
-"""What is told of faulty targets, and the losses that `fit` shows."""
+"""The messages about faulty targets, and the losses that `fit` shows."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_normalized_boxes():
     targets = {"boxes": np.array([[[0.1, 0.1, 0.5, 0.6]]], "float32"), "labels": np.zeros((1, 1), "int32")}
     with pytest.raises(ValueError, match="boxes must be in pixels: multiply"):
         read_targets(targets, 2, image_sizes=SIZES)
-    # What a crop leaves of an object in the first corner.
+    # What a crop leaves of an object in the top left corner.
     targets["boxes"][0, 0] = (0.0, 0.0, 0.5, 0.6)
     assert float(read_targets(targets, 2, image_sizes=SIZES)[1]["box_loss"]) == 0.0
 
@@ -102,4 +102,4 @@ def test_shapes_of_label_maps():
 def test_mean_iou_knows_the_ignored_label():
     with pytest.raises(ValueError, match="num_classes must be between 1 and 255"):
         MeanIoU(256)
-    assert float(MeanIoU(3).result()) == 0.0  # a number: "the best" is never NaN
+    assert float(MeanIoU(3).result()) == 0.0  # a number, so that the best is never NaN

@@ -40,7 +40,7 @@ def train_one_step(model, images, targets):
 
 
 def assert_equal_after_loading(model, inputs, path):
-    """Saves, loads, compares the raw outputs and gives the loaded model."""
+    """Saves, loads, compares the raw outputs and returns the loaded model."""
     model.save(path)
     again = keras.models.load_model(path, compile=False)
     assert type(again) is type(model)
@@ -52,7 +52,7 @@ def assert_equal_after_loading(model, inputs, path):
     return again
 
 
-# KerasCV's model takes {"images": ...}, and its own training step gives it the array.
+# KerasCV's model takes {"images": ...}, but its own training step passes it the array.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match the expected:UserWarning")
 def test_keras_cv_retinanet_trains_predicts_and_saves(eager, backbone, images, boxes, tmp_path):
@@ -81,7 +81,7 @@ def test_keras_cv_deeplab_trains_predicts_and_saves(eager, backbone, images, tmp
     assert type(again.backbone) is VANBackbone
 
 
-# KerasHub compiles every model with an optimizer of its own, which is not the saved one.
+# KerasHub compiles every model with an optimizer of its own, not with the saved one.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
 def test_keras_hub_retinanet_trains_predicts_and_saves(eager, backbone, images, boxes, tmp_path):

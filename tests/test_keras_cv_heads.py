@@ -16,7 +16,7 @@ from van_backbones import VANBackbone
 
 
 class Detector:
-    """Answers as KerasCV's RetinaNet does: two boxes, and a row without one."""
+    """Answers like KerasCV's RetinaNet: two boxes, and a row without one."""
 
     def __call__(self, images, training):
         assert not training
@@ -66,7 +66,7 @@ def small_backbone(monkeypatch):
 
 
 def write_folder(root):
-    """Pictures of a side that no model likes, with boxes and label maps."""
+    """Pictures of a size that suits no model, with boxes and label maps."""
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for kind in ("images", "labels"):

@@ -47,7 +47,7 @@ PERFECT = [result(0, POINTS), result(1, [50, 60, 2, 9, 9, 9, 8, 8, 8])]
 
 
 def similarity(points, truth, area):
-    """COCO's object keypoint similarity, a loop."""
+    """Returns COCO's object keypoint similarity, from a loop."""
     total, count = 0.0, 0
     for (x, y, _), (true_x, true_y, visible), sigma in zip(points, truth, SIGMAS, strict=True):
         if visible:
@@ -176,7 +176,7 @@ def test_results_have_mmposes_scores():
 
 
 class Oracle:
-    """Knows the truth: in the crop it finds what the batch's targets hold."""
+    """Knows the truth: in a crop it finds the targets of the batch."""
 
     def __init__(self, shapes):
         self.keypoints = iter(shapes.keypoints)

@@ -119,7 +119,7 @@ def test_the_error_lists_what_was_looked_for(tmp_path):
 
 @pytest.fixture
 def flat(tmp_path):
-    """Forty pictures of ten classes, some of which are rare."""
+    """Writes forty pictures of ten classes, some of which are rare."""
     scenes = SemanticShapes(40, (32, 48))
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
@@ -138,7 +138,7 @@ def test_a_part_is_held_out(flat):
     assert not {*train.pairs} & {*held_out.pairs}
     counts, held_counts = data.check(progress=False), held_out.check(progress=False)
     assert (held_counts[counts > 0] > 0).all()
-    # The same after a check, which has seen the labels already, and for parts of parts.
+    # The same after a check, which has read the labels already, and for parts of parts.
     again = data.split(0.2, seed=1)[1]
     assert again.pairs == held_out.pairs
     assert len(list(held_out.load())) == len(held_out)

@@ -24,7 +24,7 @@ def random():
 
 
 def convolve(image, kernel, bias, strides=1, padding=0, dilation=1, depthwise=False):
-    """Convolves one (height, width, channels) image with zeros around it, tap by tap."""
+    """Convolves one (height, width, channels) image with zero padding, tap by tap."""
     height, width, _ = image.shape
     rows, columns = kernel.shape[:2]
     out_height = (height + 2 * padding - dilation * (rows - 1) - 1) // strides + 1
@@ -150,7 +150,7 @@ def test_attention_reaches_21_pixels_and_no_further(random):
     touched[0, 0, 25] = 1.0
     gates = [layer.attention_map(gelu(layer.proj_1(x))) for x in (images, touched)]
     reached = np.flatnonzero(np.asarray(gates[1] - gates[0]).ravel())
-    # The dilated kernel's outermost taps are 9 away, the first kernel adds 2: 23 pixels for the composition.
+    # The dilated kernel's outermost taps are 9 away, the first kernel adds 2: together they cover 23 pixels.
     assert reached.min() == 25 - 11
     assert reached.max() == 25 + 11
 

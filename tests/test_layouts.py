@@ -65,7 +65,7 @@ def test_square_tables_are_not_transposed_and_square_kernels_are():
 
 
 class Everything(keras.Model):
-    """A model of all kinds of parts, whose reference names are their kinds."""
+    """A model of parts of all kinds, whose reference names are their kinds."""
 
     def __init__(self):
         super().__init__()

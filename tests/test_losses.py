@@ -49,7 +49,7 @@ def test_cross_entropy_equals_loop(ignored):
 
 
 def test_cross_entropy_by_hand():
-    # Four pixels of two equal logits: log 2 each. Two are ignored but count in the average.
+    # Four pixels with two equal logits: log 2 each. Two are ignored but count in the average.
     labels = np.array([[[0, 255], [1, 255]]], "int32")
     assert float(semantic_cross_entropy(labels, np.zeros((1, 2, 2, 2), "float32"))) == pytest.approx(
         np.log(2.0) / 2
@@ -222,7 +222,7 @@ def test_quality_focal_loss_equals_loop():
 
 
 def test_distribution_focal_loss_by_hand():
-    # Four equal bins: log 4 whatever the target; a sure bin 2 costs nothing where the target is 2.
+    # Four equal bins: log 4 whatever the target; a sure bin 2 costs nothing if the target is 2.
     targets = np.array([0.0, 1.25, 2.0], "float32")
     logits = np.zeros((3, 4), "float32")
     logits[2, 2] = 50.0

@@ -1,4 +1,4 @@
-"""docs/make_pictures.py: the pages in docs/tasks show what it draws."""
+"""docs/make_pictures.py, which draws the pictures of docs/tasks."""
 
 import pathlib
 import re

@@ -125,7 +125,7 @@ def test_without_segments_only_classes_are_learned():
         assert losses["mask_loss"] == losses["dice_loss"] == 0.0
         logits = np.asarray(predictions["class_logits"])[0]
         entropies = np.log(np.exp(logits).sum(-1)) - logits[..., -1]
-        # Their weights of a tenth are at least one together: 6 queries weigh 0.6.
+        # They have a weight of a tenth each; the sum of weights is at least one: 6 queries have 0.6.
         assert losses["class_loss"] == pytest.approx(2.0 * 0.1 * entropies.sum(), rel=1e-5)
 
 
@@ -221,7 +221,7 @@ def make_small_van():
 
 
 def make_batch(size=(64, 64), count=3):
-    """Noise with bright things, half of it without truth; nothing in the second picture."""
+    """Returns noise with bright things, half of it without truth, and nothing in the second picture."""
     generator = np.random.default_rng(sum(size))
     images = generator.uniform(0, 128, (count, *size, 3)).astype("float32")
     segments = np.full((count, *size), -1, "int32")
@@ -238,7 +238,7 @@ def make_batch(size=(64, 64), count=3):
     return images, {"labels": labels, "segments": segments}
 
 
-# The batch norm behind it takes a bias out again; positions do nothing before the first step, since the
+# The following batch norm removes a bias; positions have no effect before the first step, because the
 # kernels that read them start at 0.
 WITHOUT_GRADIENT = ("_embedding/proj/bias", "pixel_decoder/level_features")
 
@@ -377,7 +377,7 @@ def load_case(case):
 
 @pytest.fixture(scope="module")
 def predictions(model):
-    """Raw predictions with the reference's masks in the attention: at its threshold, rounding grows."""
+    """Raw predictions with the reference's masks in the attention: rounding grows at its threshold."""
     compared = []
 
     def find_visible(embeddings, features, index):
@@ -439,7 +439,7 @@ def make_reference_targets(reference):
 
 @pytest.fixture
 def recorded_draws(model, predictions, monkeypatch):
-    """Draws the reference's random points, in our order: all layers at once, padding too."""
+    """Returns the reference's random points in our order: all layers at once, with padding."""
     reference = load_case("loss_eval")
     targets = make_reference_targets(reference)
     draws = [[reference[f"rand_{4 * layer + i:03d}"] for i in range(4)] for layer in range(10)]
@@ -486,7 +486,7 @@ def compare_ids(reference, segments, labels):
     index = getattr(reference, "index", slice(None))
     expected = np.ravel(reference.value if hasattr(reference, "value") else reference)
     ours = ids.ravel()[index]
-    # Where only some pixels are known, the order of the instances is not: compare the partition.
+    # If only some pixels are known, the order of the instances is unknown: compare the partition.
     pairs = set(zip(ours.tolist(), expected.tolist(), strict=True))
     assert len(pairs) == len({pair[0] for pair in pairs}) == len({pair[1] for pair in pairs})
     assert all((a % 1000, a >= 1000) == (b % 1000, b >= 1000) for a, b in pairs)
@@ -557,7 +557,7 @@ def test_results_of_the_original_size_equal_mmdetections(model, predictions, mon
 
 
 def test_classes_and_frames_of_synthetic_objects_equal_mmdetections():
-    # Of these masks only some pixels are kept, so that segments and scores cannot be compared.
+    # Only some pixels of these masks are kept, so that segments and scores cannot be compared.
     reference = load_case("postprocess_synthetic")
     masks = np.unpackbits(reference["ins_masks"], axis=-1).astype(bool)
     np.testing.assert_array_equal(frame_masks(masks), reference["ins_bboxes"])

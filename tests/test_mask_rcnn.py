@@ -70,7 +70,7 @@ def test_start():
 
 
 def make_square():
-    """One picture of one bright square, its truth, and a small model."""
+    """Returns one picture of one bright square, its truth, and a small model."""
     image = np.full((1, 64, 64, 3), 40.0, "float32")
     image[0, 12:44, 16:48] = (250, 60, 60)
     masks = np.zeros((1, 2, 64, 64), "uint8")
@@ -182,13 +182,13 @@ def test_proposals_equal_mmdetections(predictions):
         check(scores, predictions["proposal_scores"][image], 5e-6)
         theirs, ours = reference[f"proposals{image}_bboxes"], np.asarray(predictions["proposals"][image])
         distances = np.abs(ours[None] - theirs[:, None]).max(axis=2)
-        # Of near-ties the last may be another one.
+        # The last one of near-ties may be another one.
         assert (distances.min(axis=1) <= 1e-2).sum() >= 998
 
 
 @pytest.fixture(scope="module")
 def regions():
-    """The reference's 40 boxes as a batch, and the way back to its order."""
+    """Returns the reference's 40 boxes as a batch, and the permutation back to its order."""
     rois = load_case("rpn_roi")["rois"]
     rows = [np.flatnonzero(rois[:, 0] == image) for image in range(2)]
     boxes = np.zeros((2, max(map(len, rows)), 4), "float32")
@@ -225,7 +225,7 @@ def test_sampled_regions_and_mask_targets_equal_mmdetections(model, predictions)
     targets = make_targets(reference, with_masks=True)
     samples = model.sample_regions(read_targets(targets, 80, True)[0], predictions)
     kinds, boxes = np.asarray(samples["kinds"]), np.asarray(samples["boxes"])
-    # In a graph, as in `fit`: the loop over a thousand regions takes TensorFlow a minute outside of one.
+    # In a graph, as in `fit`: outside of one, the loop over a thousand regions takes TensorFlow a minute.
     crops = np.asarray(tf.function(crop_masks)(targets["masks"], samples["boxes"], samples["matches"]))
     positive = kinds == 1
     for image in range(2):
@@ -236,7 +236,7 @@ def test_sampled_regions_and_mask_targets_equal_mmdetections(model, predictions)
             np.asarray(samples["matches"])[image, :num_positive], reference[f"roi{image}_pos_assigned_gt"]
         )
         distances = np.abs(boxes[image][None] - reference[f"roi{image}_priors"][:, None]).max(axis=2)
-        # Of near-ties at the end of the sample one may be another.
+        # One of the near-ties at the end of the sample may be another one.
         assert (distances.min(axis=1) <= 1e-2).sum() >= 511
         assert np.abs(boxes[image] - reference[f"roi{image}_priors"])[:num_positive].max() <= 1e-2
     known = reference["mask_targets"]  # at sampled positions

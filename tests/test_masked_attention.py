@@ -31,7 +31,7 @@ def test_layer_equals_loop():
     visible = np.random.default_rng(0).uniform(size=(2, 5, 7)) < 0.5
     visible[..., 3] = True
 
-    # The paper's order: masked cross-attention, self-attention, feed-forward; norms behind the sums.
+    # The paper's order: masked cross-attention, self-attention, feed-forward; each norm follows its sum.
     expected = normalize(
         layer.norms[0], features + attend(layer.cross_attention, features + positions, keys, values, visible)
     )

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def make_masks(batch=2, num_masks=3, height=23, width=31):
-    """Returns blobs: ellipses of random place and size."""
+    """Returns blobs: ellipses with random positions and sizes."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     masks = np.zeros((batch, num_masks, height, width), "uint8")
@@ -85,7 +85,7 @@ def test_crops_equal_loop(size, dtype):
     expected = crops_by_loop(masks, BOXES, INDICES, size)
     crops = np.asarray(crop_masks(masks.astype(dtype), BOXES, INDICES, size))
     assert (crops.dtype, crops.shape) == ("float32", (2, 4, size, size))
-    # Where rounding decides there is nothing to compare.
+    # Pixels where rounding decides are not compared.
     decided = np.abs(expected - 0.5) > 1e-5
     assert decided.mean() > 0.9
     np.testing.assert_array_equal(crops[decided], (expected >= 0.5)[decided])
@@ -114,7 +114,7 @@ def test_crops_in_a_graph_of_unknown_sizes(jit_compile):
 
 
 def test_an_exact_half_belongs_to_the_object():
-    # Columns 0 .. 2 of 6 are the object: one bin has 18 of 36 samples on it. 1 / 6 is no exact float.
+    # Columns 0 .. 2 of 6 are the object: one bin has 18 of 36 samples on it. 1 / 6 is not exact in floats.
     masks = np.zeros((1, 1, 6, 6), "uint8")
     masks[..., :3] = 1
     box = np.array([[[0, 0, 6, 6]]], "float32")

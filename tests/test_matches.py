@@ -9,7 +9,7 @@ def test_the_best_score_chooses_first():
     for scores, truth, found in (([0.9, 0.5], [1, 0], [1, 0]), ([0.5, 0.9], [1, 0], [1, 0])):
         ours = match_greedily(overlaps, scores)
         assert [each.tolist() for each in ours] == [truth, found]
-    # What is left overlaps too little.
+    # The remaining one overlaps too little.
     ours = match_greedily(np.array([[0.6, 0.9], [0.4, 0.8]]), [0.5, 0.9])
     assert [each.tolist() for each in ours] == [[1, -1], [-1, 0]]
     ours = match_greedily(overlaps, [0.9, 0.5], least_overlap=0.95)
@@ -30,7 +30,7 @@ def test_overlaps_of_boxes_masks_and_crowds():
         np.array([[0.0, 0, 2, 4], [2, 0, 4, 4], [10, 10, 2, 2]]),
     )
     np.testing.assert_allclose(measure_overlaps_of_shapes(truth, found), [[0.5, 1 / 3, 0], [0, 0, 1]])
-    # In a crowd the share of the found object counts.
+    # In a crowd, the share of the found object counts.
     crowd = measure_overlaps_of_shapes(truth, found, [True, False])
     np.testing.assert_allclose(crowd, [[1, 0.5, 0], [0, 0, 1]])
     masks = [np.zeros((len(boxes), 14, 13), bool) for boxes in (truth, found)]

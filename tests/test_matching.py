@@ -249,7 +249,7 @@ def iou_of(anchor, box):
 @pytest.mark.parametrize("with_inside", [False, True])
 def test_adaptive_matches_equal_loop(with_inside, num_candidates):
     levels = make_anchors([(8, 10), (4, 5), (2, 3)], (8, 16, 32), (4.0,), (1.0,))
-    # Not on the grid: equal distances would be chosen from by the order of the candidates.
+    # Not on the grid, where the order of the candidates would decide between equal distances.
     generator = np.random.default_rng(num_candidates)
     centers, sides = generator.uniform(0, 80, (3, 12, 2)), generator.uniform(5, 60, (3, 12, 2))
     boxes = np.concatenate([centers - sides / 2, centers + sides / 2], -1).astype("float32")

@@ -73,7 +73,7 @@ def test_crowds_are_no_objects_and_hide_what_is_in_them():
     confusion, missed, false = count([crowd], [inside, across])
     assert confusion == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
     assert (missed, false) == ([0, 0], [1, 0])
-    # An object in the crowd is still found.
+    # An object inside of the crowd is still found.
     assert count([crowd, (1, 3, (5, 5, 5, 5))], [inside])[0][0] == [1, 0, 0]
 
 

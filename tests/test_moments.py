@@ -16,7 +16,7 @@ def test_all_positions(shape):
     assert float(count) == len(values)
 
 
-# As regions have it: one value per region, or one per position.
+# As for regions: one value per region, or one per position.
 @pytest.mark.parametrize("shape", [(4, 1, 1), (4, 3, 2)])
 def test_positions_that_count(shape):
     random = np.random.default_rng(0)

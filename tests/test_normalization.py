@@ -44,7 +44,7 @@ def test_batch_normalizations_outputs_and_gradients_in_training(random, dtype):
     layer = BatchNormalization(dtype=dtype)
     layer.build((None, 3, 5, 4))
     randomize(layer, random)
-    # What half precision can hold.
+    # As exact as half precision can be.
     x = tf.cast(random.normal(2.0, 3.0, size=(2, 3, 5, 4)), layer.compute_dtype)
     weights = tf.cast(random.normal(size=x.shape), layer.compute_dtype)
     gamma, beta = (np.asarray(tf.cast(value, "float64")) for value in (layer.gamma, layer.beta))

@@ -1,4 +1,4 @@
-"""docs/notebooks: each notebook is what its script makes, names what exists, and runs from top to bottom."""
+"""docs/notebooks: each notebook is made from its script, names what exists, and runs from top to bottom."""
 
 import ast
 import base64
@@ -19,7 +19,7 @@ import make_notebooks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = make_notebooks.find_scripts()
-# What is printed -> the least number behind it: less than that, and the training has learnt nothing.
+# Printed text -> the least number that follows it: with less, the training has learnt nothing.
 SCORES = {
     "segmenter": (r"^mean +([\d.]+)", 15.0),  # IoU, percent
     "detector": (r"^AP50 +([\d.]+)", 20.0),
@@ -80,7 +80,7 @@ def test_notebooks_name_pages_that_exist(script):
 
 
 def run_notebook(path, folder):
-    """Returns a notebook with its outputs, run in a kernel of this Python; a cell's error is raised here."""
+    """Runs a notebook in a kernel of this Python; returns it with its outputs, or raises a cell's error."""
     from jupyter_client.kernelspec import KernelSpecManager
     from nbclient import NotebookClient
 
@@ -88,7 +88,7 @@ def run_notebook(path, folder):
     place = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, kernel_name="python3", timeout=1200, resources=place)
     manager = client.create_kernel_manager()
-    # Without folders of kernels there is the one of this Python alone.
+    # Without folders of kernels, only that of this Python exists.
     manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
     client.execute()
     assert not manager.has_kernel
@@ -96,7 +96,7 @@ def run_notebook(path, folder):
 
 
 def ends_with_picture(source):
-    """Returns whether a cell shows a picture: the value of its last line is shown."""
+    """Returns whether a cell shows a picture, the value of its last line."""
     last = ast.parse(source).body[-1]
     is_call = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)
     return is_call and ast.unparse(last.value.func) == "Image.fromarray"
@@ -111,7 +111,7 @@ def read_outputs(cell):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # of Jupyter's parts
+@pytest.mark.filterwarnings("default")  # from Jupyter's parts
 @each_script
 def test_notebooks_run(script, tmp_path, monkeypatch):
     paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))

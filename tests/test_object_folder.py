@@ -24,7 +24,7 @@ WRITERS = {"COCO": write_coco, "YOLO": write_yolo, "Pascal VOC": write_voc, "lab
 
 
 def list_objects(dataset):
-    """(name of the class, box) of each object, picture by picture in the order of their names."""
+    """Returns (name of the class, box) of each object, picture by picture in the order of their names."""
     order = sorted(range(len(dataset)), key=lambda place: dataset.image_paths[place].stem)
     return [
         sorted((dataset.class_names[label], box.tolist()) for label, box in zip(*found, strict=True))
@@ -166,7 +166,7 @@ def test_real_polygons_come_back(tmp_path, name):
     for index, path in enumerate(dataset.image_paths):
         ours, theirs = draw_all(dataset, index), draw_all(coco, names.index(path.name))
         assert len(ours) == len(theirs) > 0
-        # Rounded shares may fall on the other side of a pixel's middle.
+        # Rounded shares may be on the other side of a pixel's middle.
         assert np.mean(ours.any(0) != theirs.any(0)) < 3e-3
 
 
@@ -203,7 +203,7 @@ def test_splits_are_found_by_other_names_or_named(written, shapes, tmp_path, nam
 
 
 def flatten(folder, name):
-    """Takes the splits out of a folder that has train alone."""
+    """Turns a folder that only has train into one without splits."""
     if name == "Pascal VOC":
         shutil.rmtree(folder / "ImageSets")
         return folder

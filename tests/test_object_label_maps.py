@@ -23,7 +23,7 @@ def shapes():
 
 
 def write_shapes(folder, *shapes, name="a"):
-    """A picture of 20 x 40 with labelme's polygons: (label, points)."""
+    """Writes a picture of 20 x 40 with labelme's polygons: (label, points)."""
     Image.new("RGB", (40, 20)).save(folder / f"{name}.jpg")
     shapes = [{"label": label, "points": points, "shape_type": "polygon"} for label, points in shapes]
     picture = {"file_name": f"{name}.jpg", "height": 20, "width": 40}
@@ -87,7 +87,7 @@ def test_crowds_have_no_truth(tmp_path):
     data = open_semantic_folder(tmp_path)
     label_map = data.draw(0)
     assert (label_map == 1).sum() == 100
-    assert (label_map == 255).sum() == 4 * (19 - 12)  # a pixel that is in it in part counts
+    assert (label_map == 255).sum() == 4 * (19 - 12)  # a pixel that is partly in it counts
     assert data.check(progress=False).tolist() == [800 - 100 - 28, 100]
 
 

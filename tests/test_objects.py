@@ -95,7 +95,7 @@ def test_boxes_across_the_border_do_no_harm(box):
         assert draw(make_objects([box], **others), show_boxes=True).shape == GREY.shape
 
 
-# Which objects
+# Which objects are drawn
 
 
 def test_low_scores_padding_and_crowds_are_left_out():
@@ -306,11 +306,11 @@ def test_small_pictures_and_small_objects_are_enlarged():
         objects = make_objects([(0, 0, object_side, object_side)] * 4)
         return draw_detections(image, objects, NAMES, legend=False).shape[0] / side
 
-    assert factor(100, 50) == 7  # to 640 pixels and more
+    assert factor(100, 50) == 7  # enlarged to 640 pixels or more
     assert factor(640, 50) == 1
     assert factor(3000, 50) == 1
-    assert factor(640, 12) == 2  # objects to about 24 pixels
-    assert factor(640, 2) == 2  # the picture to 1600 at most
+    assert factor(640, 12) == 2  # objects enlarged to about 24 pixels
+    assert factor(640, 2) == 2  # the picture enlarged to 1600 pixels at most
     assert factor(2000, 2) == 1
 
 
@@ -361,7 +361,7 @@ def test_boxes_are_fainter_where_the_score_is_low():
     distances = [distance(score) for score in (1.0, 0.7, 0.3, 0.0)]
     assert distances[0] == 0
     assert distances == sorted(distances)
-    assert distances[-1] < np.abs(colour - 128).sum()  # still to be seen
+    assert distances[-1] < np.abs(colour - 128).sum()  # still visible
 
 
 def test_each_object_of_a_single_class_has_its_own_colour():

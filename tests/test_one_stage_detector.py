@@ -10,7 +10,7 @@ from van_backbones import VANBackbone
 
 
 class SquareDetector(OneStageDetector):
-    """Says how large the square around an anchor's centre is."""
+    """Predicts the size of the square around an anchor's centre."""
 
     class_layers = ("bbox_head.square_cls",)
 
@@ -76,7 +76,7 @@ def test_detections_by_hand(model):
     num_anchors = predictions["class_logits"].shape[1]
     logits = np.full((1, num_anchors, 2), -9.0, "float32")
     row = 2 * (8 * 4 + 5)  # P3: centre at x 40, y 32
-    # The threshold is for the class's score alone; half of 0.27 is below it, and stays.
+    # The threshold applies only to the class's score; half of 0.27 is below it, and stays.
     logits[0, row, 1], logits[0, row + 1, 0] = -1.0, -1.2
     sides = np.full((1, num_anchors, 1), 10.0, "float32")
     found = model.decode({**predictions, "class_logits": logits, "sides": sides})

@@ -1,4 +1,4 @@
-"""Loops that fill lists, as OpenVINO's converter makes them of TensorFlow's."""
+"""Loops that fill lists, as OpenVINO's converter makes them from TensorFlow's."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def constant(number, shape=()):
 
 
 def fill_list(num_values, order="forwards"):
-    """Returns a model whose loop carries a list, and sums the values; and how its body writes."""
+    """Returns a model whose loop carries a list and sums the values, and the way in which its body writes."""
     values = op.parameter([num_values, 3], np.float32, "values")
     count = op.gather(op.shape_of(values, "i32"), constant(0), constant(0))
     empty = op.broadcast(op.constant(np.float32(0)), op.shape_of(values))

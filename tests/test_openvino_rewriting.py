@@ -1,4 +1,4 @@
-"""OpenVINO files, rewritten where the converter's graph would run slowly."""
+"""OpenVINO files, of which the slow parts that the converter makes are rewritten."""
 
 import numpy as np
 import pytest
@@ -37,5 +37,5 @@ def test_the_converter_finds_tensorflow_and_is_left_as_it_was():
     from openvino.frontend.tensorflow import utils
 
     with mended_converter():
-        assert "tensorflow" in utils.get_environment_setup("tf")  # fails on Python 3.13 without
+        assert "tensorflow" in utils.get_environment_setup("tf")  # fails on Python 3.13 without it
     assert "exec" not in vars(utils)

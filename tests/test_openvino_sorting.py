@@ -10,10 +10,10 @@ from openvino import opset11 as op  # noqa: E402
 
 
 def make_model(shape, count, dtype="float32", index_dtype="i32", **options):
-    """Returns a model that finds the best of the last axis, as OpenVINO makes it of TensorFlow's."""
+    """Returns a model that finds the best of the last axis, as OpenVINO makes it from TensorFlow's."""
     values = op.parameter(shape, np.dtype(dtype))
     options = {"mode": "max", "sort": "value", "stable": True, "axis": -1} | options
-    if count == "half":  # of a length that is not known
+    if count == "half":  # of unknown length
         length = op.gather(op.shape_of(values, "i32"), op.constant(np.int32(-1)), op.constant(np.int32(0)))
         count = op.minimum(op.divide(length, op.constant(np.int32(2))), op.constant(np.int32(1000)))
     elif count == "all":

@@ -201,7 +201,7 @@ def test_a_failed_picture_moves_nothing():
 
 
 def test_fits_go_on_in_the_data():
-    """Keras makes an iterator for each `fit`, also where the dataset was mapped before."""
+    """Keras makes an iterator for each `fit`, also if the dataset was mapped before."""
     seen = []
 
     def note(images, labels):

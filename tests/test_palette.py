@@ -5,7 +5,7 @@ from heads.drawing.palette import DARKEST, EYES, FIRST_COLOURS, class_palette, c
 
 
 def lab_of(colour, eyes=((1, 0, 0), (0, 1, 0), (0, 0, 1))):
-    """CIE L*a*b* by the textbook, one colour at a time, as some eyes see it."""
+    """Returns CIE L*a*b* by the textbook, one colour at a time, for a kind of colour vision."""
     linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     linear = [min(max(sum(e * c for e, c in zip(row, linear, strict=True)), 0), 1) for row in eyes]
     matrix = [(0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505)]

@@ -16,7 +16,7 @@ from heads.metrics import (
 
 
 def count_slowly(truth, found, num_classes):
-    """The rules of COCO's panoptic evaluator, pair by pair."""
+    """Scores by the rules of COCO's panoptic evaluator, pair by pair."""
     iou, matched, wrong, missed = (np.zeros(num_classes) for _ in range(4))
     true, ours = truth["segments"], found["segments"]
     used_truth, used = set(), set()
@@ -48,7 +48,7 @@ def count_slowly(truth, found, num_classes):
 
 
 def make_segments(generator, size=(24, 30), num_classes=4):
-    """Overlapping rectangles, of which the last ones lie on top; void where there is none."""
+    """Returns overlapping rectangles, the last ones on top, and void between them."""
     segments, labels = np.full(size, -1), []
     for _ in range(generator.integers(1, 8)):
         top, left = generator.integers(0, size[0] - 4), generator.integers(0, size[1] - 4)
@@ -63,7 +63,7 @@ def test_counts_equal_loop(seed):
     generator = np.random.default_rng(seed)
     truth = make_segments(generator)
     found = {"segments": truth["segments"].copy(), "labels": truth["labels"].copy()}
-    # Some of it right, some of it shifted, some of another class.
+    # Some segments are right, some shifted, some of another class.
     found["segments"] = np.roll(found["segments"], generator.integers(0, 4), axis=1)
     other = make_segments(generator)
     part = (slice(None), slice(0, 12))
@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused(found, message):
 
 
 class Oracle(keras.Model):
-    """Answers with the truth, or with nothing."""
+    """Predicts the truth, or nothing."""
 
     def __init__(self, source, is_right=True):
         super().__init__()

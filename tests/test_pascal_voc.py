@@ -80,7 +80,7 @@ def test_difficult_objects_are_neither_right_nor_wrong(tmp_path):
     ]
     truth = dataset.to_coco()
     assert evaluate_coco(truth, results)["bbox_AP"] == pytest.approx(1)  # found: not counted as wrong
-    assert evaluate_coco(truth, results[1:])["bbox_AP"] == pytest.approx(1)  # not found: not as missed
+    assert evaluate_coco(truth, results[1:])["bbox_AP"] == pytest.approx(1)  # not found: not counted missed
 
 
 def test_all_faults_are_in_one_error(tmp_path):

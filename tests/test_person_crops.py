@@ -13,7 +13,7 @@ from heads.person_crops import (
 
 
 def sample_slowly(pixels, warp, crop_size):
-    """A loop over the crop's pixels: each is interpolated at its place in the picture."""
+    """Crops with a loop over the crop's pixels: each is interpolated at its position in the picture."""
     back = invert_warp(warp)
     crop = np.zeros((*crop_size, 3))
     for row, column in np.ndindex(*crop_size):
@@ -37,9 +37,7 @@ def test_pixels_are_interpolated(rotation):
     crop = warp_picture(pixels, warp, (32, 24))
     assert crop.dtype == np.uint8
     assert crop.shape == (32, 24, 3)
-    assert (
-        np.mean(np.abs(crop - expected) > 1.0) < 0.005
-    )  # of the border pixels, one may be outside by rounding
+    assert np.mean(np.abs(crop - expected) > 1.0) < 0.005  # a border pixel may be outside because of rounding
 
 
 def test_a_picture_as_a_whole_stays_as_it_is():
@@ -58,7 +56,7 @@ def test_boxes_get_the_ratio_of_the_crop():
     warp = make_warp(center, size, (256, 192))
     # The wide box fills the width.
     np.testing.assert_allclose(warp_points([(5, 30), (55, 30)], warp), [(0, 128), (192, 128)], atol=1e-9)
-    # A tall one the height.
+    # A tall one fills the height.
     warp = make_warp((30, 30), (10, 64), (256, 192))
     np.testing.assert_allclose(warp_points([(30, -2), (30, 62)], warp), [(96, 0), (96, 256)], atol=1e-9)
 

@@ -86,7 +86,7 @@ def test_numbers_of_the_normal_distribution_are_cut():
     drawn = draw_cut_normal(np.random.default_rng(0), 5000)
     assert len(drawn) == 5000
     assert np.abs(drawn).max() <= 1
-    assert np.std(drawn) == pytest.approx(0.54, abs=0.02)  # of the cut normal distribution
+    assert np.std(drawn) == pytest.approx(0.54, abs=0.02)  # of the truncated normal distribution
 
 
 @pytest.mark.parametrize(

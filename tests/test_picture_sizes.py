@@ -29,7 +29,7 @@ def test_views_at_other_scales():
 
 @pytest.mark.parametrize("size", [(480, 640), (333, 500), (1, 500), (1200, 37), (801, 1333)])
 def test_sizes_are_those_of_training(size):
-    """The augmentations compute them in graphs."""
+    """The augmentations compute sizes in graphs."""
     resizing = Resizing(short_side=800, long_side=1333)
     assert resizing.fit(size) == tuple(fit_sides(tf.constant(size), 800, 1333).numpy())
     resizing = Resizing(image_size=(320, 256))

@@ -6,7 +6,7 @@ from heads.ops.points import choose_uncertain_points, sample_maps, sample_truth
 
 
 def sample_slowly(maps, points):
-    """Bilinear values one by one; what is outside of a map is 0."""
+    """Returns bilinear values one by one, with zeros outside of a map."""
     count, height, width, channels = maps.shape
     result = np.zeros((*points.shape[:2], channels))
     for image in range(count):

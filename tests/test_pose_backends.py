@@ -66,7 +66,7 @@ def reference(tmp_path_factory):
     for variable in model.weights:
         if "doubling" in variable.path or "output" in variable.path:
             if variable.ndim == 4:
-                variable.assign(100.0 * variable)  # heatmaps that show
+                variable.assign(100.0 * variable)  # heatmaps with visible peaks
     model.save_weights(folder / "pose.weights.h5")
     common["run"](folder)
     return folder

@@ -15,7 +15,7 @@ GREY = np.arange(48, dtype="uint8").reshape(6, 8) * 5
 
 
 class Segmenter:
-    """Keeps what it is given."""
+    """Keeps the pictures that it is given."""
 
     num_classes = 3
     class_names = None
@@ -35,7 +35,7 @@ class Segmenter:
 
 @pytest.fixture
 def predict(tmp_path, monkeypatch):
-    """A function of options that gives (exit code, pictures that the model saw, names of the results)."""
+    """Returns a function of options that returns (exit code, pictures of the model, names of the results)."""
     (tmp_path / "model.keras").write_bytes(b"")
     (tmp_path / "pictures").mkdir()
 

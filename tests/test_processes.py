@@ -1,4 +1,4 @@
-"""Shares and merging in one process that is told to be one of several; real ones in the slow suite."""
+"""Shares and merging in one process that is told to be one of several; the slow suite has real ones."""
 
 import os
 import pathlib
@@ -31,7 +31,7 @@ SIZE = (32, 32)
 
 @pytest.fixture
 def be_one_of(monkeypatch):
-    """Function `(index, count)` after which this process believes to be one of several."""
+    """Returns a function `(index, count)` after which this process believes to be one of several."""
 
     def be(index, count):
         monkeypatch.setattr(processes, "_place", (index, count))
@@ -40,7 +40,7 @@ def be_one_of(monkeypatch):
 
 
 def flatten(batches, count):
-    """Returns the arrays of the first batches, those of each batch one after the other."""
+    """Returns the arrays of the first batches, batch by batch."""
     found = []
     for batch in batches.take(count).as_numpy_iterator():
         for part in batch:
@@ -72,7 +72,7 @@ def test_shares_make_up_the_joint_batches(kind, be_one_of):
     assert not np.array_equal(joint[0][0][:2], joint[0][0][2:])
     for arrays, *halves in zip(joint, *shares, strict=True):
         for array, first, second in zip(arrays, *halves, strict=True):
-            # A share has rows for its own objects alone.
+            # A share has rows only for its own objects.
             for half, part in ((first, array[:2]), (second, array[2:])):
                 assert len(half) == 2
                 inner = tuple(slice(size) for size in half.shape)
@@ -105,11 +105,11 @@ def test_each_process_scores_every_so_many_batches(kind, count, be_one_of):
         found, expected = flatten(batches, 9), [
             part for place, part in enumerate(whole) if place // 2 % count == index
         ]  # fmt: skip
-        assert len(found) == len(expected)  # none where there are fewer batches than processes
+        assert len(found) == len(expected)  # none if there are fewer batches than processes
         for ours, theirs in zip(found, expected, strict=True):
             for array, other in zip(ours, theirs, strict=True):
                 np.testing.assert_array_equal(array, other)
-    be_one_of(0, 1)  # the others have left, and the same dataset has all pictures
+    be_one_of(0, 1)  # without the others, the same dataset has all pictures
     assert len(flatten(batches, 9)) == len(whole)
 
 

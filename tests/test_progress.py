@@ -12,7 +12,7 @@ class Model:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands; its first entry is the time."""
+    """Returns a clock that has stopped; its first entry is the time."""
     times = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: times[0])
     return times
@@ -74,7 +74,7 @@ def test_silence(clock, capsys):
 
 def test_of_several_batches_steps_are_told(clock, capsys):
     callback = make_progress(1, first_batch=9, batches_per_step=4)
-    callback.on_epoch_end(0, {})  # no batch yet: nothing is known of the time
+    callback.on_epoch_end(0, {})  # no batch yet: nothing is known about the time
     train(callback, clock, 1, 1.0)
     callback.on_epoch_end(0, {})
     train(callback, clock, 1, 1.0)

@@ -28,7 +28,7 @@ def make_layer(channels=4, pool_sizes=(1, 2, 3, 6), width=3):
 
 
 def convolve_block(block, maps):
-    """Convolution, batch norm and ReLU at inference, one position after the other."""
+    """Returns convolution, batch norm and ReLU at inference, one position after the other."""
     kernel = block.conv.kernel.numpy()
     side, margin = kernel.shape[0], kernel.shape[0] // 2
     padded = np.pad(maps, ((0, 0), (margin, margin), (margin, margin), (0, 0)))

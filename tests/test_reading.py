@@ -31,7 +31,7 @@ def test_a_reading_is_a_coco_file(tmp_path):
     assert content["annotations"] == [
         {"id": "a.txt line 1", "image_id": "a.png", "category_id": 1, "bbox": [1, 2, 3, 6], "iscrowd": 1}
     ]
-    assert type(content["annotations"][0]["bbox"][0]) is float  # as JSON takes it
+    assert type(content["annotations"][0]["bbox"][0]) is float  # types that JSON takes
     with pytest.raises(ValueError, match=r"c\.png: cannot be read"):
         reading.add_picture(tmp_path / "c.png")
     reading.remark_files([], "nothing")

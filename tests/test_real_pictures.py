@@ -19,7 +19,7 @@ DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not DATA.is_dir(), reason="needs the pictures in ../shared/data"),
-    pytest.mark.filterwarnings("default"),  # of TensorBoard and of data with rare classes
+    pytest.mark.filterwarnings("default"),  # from TensorBoard, and for data with rare classes
 ]
 
 

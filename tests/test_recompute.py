@@ -1,4 +1,4 @@
-"""Training with `recompute=True` gives the numbers of training without it, on every backend."""
+"""Training with `recompute=True` has the same numbers as without it, on every backend."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ def build_small(**kwargs):
     random = np.random.default_rng(1)
     for variable in backbone.weights:
         if variable.ndim == 1:
-            # Values that show: at its start the layer scale hides the branches.
+            # Values that matter: initially, the layer scale hides the branches.
             variable.assign(random.uniform(0.5, 1.5, variable.shape))
     return backbone
 
@@ -35,7 +35,7 @@ def train_one_step(backbone, **compile_arguments):
     pooled = [keras.layers.GlobalAveragePooling2D()(x) for x in backbone.pyramid_outputs.values()]
     head = keras.layers.Dense(1, kernel_initializer="ones", dtype="float32")
     model = keras.Model(backbone.input, head(keras.layers.Concatenate()(pooled)))
-    # After one step at a rate of 1 the momenta are the gradients, with the other sign.
+    # After one step at a rate of 1, the momenta are the gradients with the opposite sign.
     model.compile(optimizer=keras.optimizers.SGD(1.0, momentum=0.9), loss="mse", **compile_arguments)
     results = {"loss": model.train_on_batch(images, np.arange(6.0).reshape(6, 1))}
     for index, variable in enumerate(model.trainable_variables):
@@ -58,7 +58,7 @@ def largest_difference(results, expected):
 
 
 def compare_steps(policy="float32", frozen=(0, False), **compile_arguments):
-    """Returns `largest_difference` of a step with recomputation and one without."""
+    """Returns `largest_difference` between a step with recomputation and one without."""
     keras.config.set_dtype_policy(policy)
     results = []
     try:
@@ -104,7 +104,7 @@ def test_other_noise_would_show():
     assert largest_difference(train_one_step(backbone, run_eagerly=True), expected) > 1e-2
 
 
-# Prints the largest difference of each case that is named.
+# Prints the largest difference for each named case.
 SCRIPT = """
 import sys
 import test_recompute

@@ -38,7 +38,7 @@ def test_samples_are_the_truth_then_matched_proposals_then_background():
 
 
 def test_low_quality_is_matched_on_demand_only():
-    """The only proposal is the best of both objects: the later one takes it, or the one it overlaps most."""
+    """The only proposal is the best of both objects: the later one, or the one it overlaps most, takes it."""
     targets = {**TARGETS, "boxes": np.array([[[0, 0, 10, 10], [0, 0, 10, 6]]], "float32")}
     proposals, exists = np.array([[[0, 0, 10, 9]]], "float32"), np.ones((1, 1), bool)
     matches = []
@@ -55,7 +55,7 @@ def test_threshold_of_a_stage():
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])
 def test_losses_by_hand(weight):
-    """Regions, logits and deltas that are known: cross-entropies over all, distances of the objects alone."""
+    """Known regions, logits and deltas: cross-entropies count all, distances only objects."""
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(1, 4, 3)).astype("float32")
     deltas = generator.normal(size=(1, 4, 2, 4)).astype("float32")
@@ -104,7 +104,7 @@ def test_class_agnostic_boxes_and_other_losses():
 
 
 def test_losses_that_compare_boxes():
-    """The region lies in its object, half as wide; the deltas make it as wide as that."""
+    """The region is in its object and half as wide; the deltas make it as wide as the object."""
     stage = Stage(box_loss=giou_loss, compares_boxes=True, box_weight=4.0, class_agnostic=True)
     samples = {
         "boxes": np.array([[[0, 0, 5, 10], [0, 0, 4, 4]]], "float32"),

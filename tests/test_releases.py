@@ -19,7 +19,7 @@ import warnings
 import numpy as np
 import pytest
 
-# Loaded from its file: `import van_backbones` takes seconds, and the many processes below have no use for it.
+# Loaded from its file: `import van_backbones` takes seconds, and the many processes below do not need it.
 MODULE = pathlib.Path(__file__).resolve().parents[1] / "van_backbones" / "checkpoints" / "releases.py"
 specification = importlib.util.spec_from_file_location("releases_under_test", MODULE)
 releases = importlib.util.module_from_spec(specification)
@@ -51,20 +51,20 @@ except releases.DownloadError as error:
 
 @dataclasses.dataclass
 class Hub:
-    """What the server holds and how it misbehaves."""
+    """What the server has and how it misbehaves."""
 
     content: bytes = CONTENT
-    sha256: str = ""  # announced in place of the true one
-    size: int = 0  # announced in place of the true one
+    sha256: str = ""  # announced instead of the true one
+    size: int = 0  # announced instead of the true one
     status: int = 200
     error_code: str = ""
     cut_after: int = 0  # bytes of the first body that are sent before the connection closes
     pause: float = 0  # seconds before each eighth of the body
     stalls: bool = False  # sends half of the body, and then nothing
-    redirects: bool = False  # to another host, as for large files
+    redirects: bool = False  # redirects to another host, as for large files
     ignores_range: bool = False
     requests: list = dataclasses.field(default_factory=list)  # (method, path, Range)
-    tokens: list = dataclasses.field(default_factory=list)  # what requests were authorised by
+    tokens: list = dataclasses.field(default_factory=list)  # authorisations of the requests
     closing: threading.Event = dataclasses.field(default_factory=threading.Event)
     port: int = 0
     storage_port: int = 0
@@ -132,7 +132,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve():
-    """Returns a function that starts a hub with the behaviour that is asked for."""
+    """Returns a function that starts a hub with the given behaviour."""
     running = []
 
     def start(**behaviour):
@@ -178,14 +178,14 @@ def finish(process):
 
 
 def download(*arguments, **settings):
-    """Returns the path that a download in its own process came to."""
+    """Returns the path that a download in its own process returned."""
     output, errors, code = finish(start_download(*arguments, **settings))
     assert code == 0, output + errors
     return pathlib.Path(output)
 
 
 def fail(*arguments, **settings):
-    """Returns the message of the DownloadError that a download in its own process came to."""
+    """Returns the message of the DownloadError of a download in its own process."""
     output, errors, code = finish(start_download(*arguments, **settings))
     assert code == 3, output + errors
     mirror = "OPENMMLAB_ENDPOINT" if OPENMMLABS[0] in arguments else "HF_ENDPOINT"
@@ -194,25 +194,25 @@ def fail(*arguments, **settings):
     return output
 
 
-# A release of OpenMMLab's, whose hash becomes that of the content; and where it lies on the server.
+# A release of OpenMMLab's, whose hash becomes that of the content; and its address on the server.
 OPENMMLABS = ("b4_imagenet22k", hashlib.sha256(CONTENT).hexdigest()[:8])
 ADDRESS = "mmsegmentation/v0.5/van_3rdparty/van-b4-in22k_3rdparty_20230522-5e31cafb.pth"
 
 
 def list_parts(home):
-    """Returns the paths of files of OpenMMLab's that are not whole."""
+    """Returns the paths of incomplete files of OpenMMLab's."""
     return list((home / "assets").rglob("*.incomplete"))
 
 
 def write_part(home, content):
-    """Leaves what a killed download would."""
+    """Leaves the files that a killed download would leave."""
     folder = home / "assets" / "van_backbones" / "openmmlab" / "van_3rdparty"
     folder.mkdir(parents=True)
     (folder / f"{ADDRESS.rpartition('/')[2]}.incomplete").write_bytes(content)
 
 
 def list_files(home):
-    """Returns the names of what a cache holds of the repository: blobs, parts of them, and links."""
+    """Returns the names in a cache of the repository: blobs, parts of them, and links."""
     parts = (home / "hub" / FOLDER / part for part in ("blobs", "snapshots"))
     return sorted(path.name for part in parts for path in part.rglob("*") if not path.is_dir())
 
@@ -245,7 +245,7 @@ class TestFindRelease:
         assert len({release.sha256 for release in rows}) == len(rows) - 1
 
     def test_address(self, monkeypatch):
-        # The names as projects/van of mmsegmentation prints them.
+        # The names as printed in projects/van of mmsegmentation.
         folder = "https://download.openmmlab.com/mmsegmentation/v0.5/van_3rdparty"
         monkeypatch.delenv("OPENMMLAB_ENDPOINT", raising=False)
         address = releases.RELEASES["upernet_b2_ade20k"].address
@@ -328,7 +328,7 @@ class TestDownload:
         assert hub.requests[-1] == ("GET", f"/storage/{hub.etag}", None)
 
     def test_cut_and_resumed(self, serve, tmp_path):
-        # The client writes 10 MiB at a time; what it has not written it asks for again.
+        # The client writes 10 MiB at a time, and asks again for what it has not written.
         content = random.Random(1).randbytes(24_000_000)
         hub = serve(content=content, cut_after=12_000_000)
         output, errors, code = finish(start_download(hub.port, tmp_path))
@@ -385,7 +385,7 @@ class TestDownload:
         start = time.monotonic()
         path = download(serve(pause=0.2).port, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1")
         assert path.read_bytes() == CONTENT
-        assert time.monotonic() - start > 1.5  # longer in all than the timeout, which counts silence only
+        assert time.monotonic() - start > 1.5  # longer in total than the timeout, which only counts silence
 
     def test_stalled_server(self, serve, tmp_path):
         message = fail(serve(stalls=True).port, tmp_path, HF_HUB_DOWNLOAD_TIMEOUT="1")
@@ -403,7 +403,7 @@ class TestDownload:
         assert hub.requests == []
 
     def test_cache_not_writable(self, serve, tmp_path):
-        # A file in the place of the folder: permissions do not hold back root, who runs tests in containers.
+        # A file instead of the folder, because permissions do not stop root, who runs tests in containers.
         (tmp_path / "hub").write_text("not a folder")
         assert re.search("NotADirectoryError|FileExistsError", fail(serve().port, tmp_path))
 
@@ -418,7 +418,7 @@ class TestDownload:
 
 
 class TestOpenMMLab:
-    """Files that are not on the hub: at an address, named by the start of their SHA-256."""
+    """Files that are not on the hub but at an address; their names contain the start of their SHA-256."""
 
     def test_whole_file_then_cache(self, serve, tmp_path):
         hub = serve()
@@ -490,7 +490,7 @@ class TestOpenMMLab:
         write_part(tmp_path, CONTENT[:1000])
         output, errors, code = finish(start_download(hub.port, tmp_path, *OPENMMLABS))
         assert code in (0, 3), output + errors
-        if code == 3:  # before 0.36 the client puts the whole behind the part
+        if code == 3:  # before 0.36, the client appends the whole file to the part
             assert "It was deleted: call again" in output
             output = download(hub.port, tmp_path, *OPENMMLABS)
         assert pathlib.Path(output).read_bytes() == CONTENT
@@ -550,7 +550,7 @@ class TestOpenMMLab:
 
 
 class TestHashPrintedTwice:
-    """UPerNets of b3 and b4: one of the two names holds the other's hash."""
+    """UPerNets of b3 and b4: one of the two names contains the other's hash."""
 
     def download(self, monkeypatch, path):
         monkeypatch.setattr(releases, "_fetch_from_openmmlab", lambda release: str(path))
@@ -581,10 +581,10 @@ class TestHashPrintedTwice:
 
 
 class TestCacheLayouts:
-    """What no small hub gives: other layouts of the cache, other errors of the client."""
+    """What a small hub cannot show: other layouts of the cache, other errors of the client."""
 
     def download(self, monkeypatch, result):
-        """Returns what `download` makes of a path or an error from the hub's client."""
+        """Returns the result of `download` for a path or an error from the hub's client."""
 
         def hf_hub_download(**arguments):
             if isinstance(result, BaseException):
@@ -595,7 +595,7 @@ class TestCacheLayouts:
         return releases.download(releases.RELEASES["b0_imagenet"])
 
     def build_shared(self, folder, content):
-        """Returns pointer, blob and file of a blob that two repositories share, as the newest client does."""
+        """Returns pointer, blob and file of a blob that two repositories share, as in the newest client."""
         pointer = folder / "models--a--b" / "snapshots" / COMMIT / "weights.bin"
         blob = folder / "models--a--b" / "blobs" / hashlib.sha256(CONTENT).hexdigest()
         file = folder / "blobs" / "ab" / ("ab" * 32)
@@ -699,7 +699,7 @@ def test_from_the_server_to_the_segmenter(serve, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_from_the_hub_to_the_logits(serve, tmp_path):
-    """What a user calls: `weights="imagenet"`, then the same from the cache, then the command line."""
+    """What users do: `weights="imagenet"`, then the same from the cache, then the command line."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers", minversion="4.57")
     config = transformers.VanConfig(

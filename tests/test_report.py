@@ -17,7 +17,7 @@ from results import find_worst, keep_report
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would find: all tags are closed, and nothing is loaded from elsewhere."""
+    """Parses a page like a browser: all tags are closed, and nothing is loaded from elsewhere."""
 
     def __init__(self, text):
         super().__init__()
@@ -87,7 +87,7 @@ def test_large_pictures_are_made_smaller():
     kind, found = read_picture(embed_picture(noise))
     assert kind == "data:image/jpeg"
     assert found.shape == (500, 1800, 3)
-    # Flat colours, as those of curves, stay what they are.
+    # Flat colours, such as those of curves, do not change.
     kind, found = read_picture(embed_picture(np.full((400, 400, 3), (10, 200, 30), "uint8")))
     assert kind == "data:image/png"
     assert (found == (10, 200, 30)).all()
@@ -107,7 +107,7 @@ def test_other_parts_are_refused(part):
         make_report("run", [("scores", part)])
 
 
-# Of a run's folder.
+# The report of a run's folder.
 
 
 def test_a_report_holds_what_is_in_the_folder(tmp_path):

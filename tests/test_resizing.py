@@ -48,7 +48,7 @@ def pool_by_loop(maps, num_bins):
 
 
 def resize_in_graph(resize, maps_shape):
-    """Resizes to the size of a second argument, in a graph that knows no more than `maps_shape`."""
+    """Resizes to the size of a second argument, in a graph that only knows `maps_shape`."""
     signature = [tf.TensorSpec(maps_shape), tf.TensorSpec((None, None, None, 1))]
 
     @tf.function(input_signature=signature)

@@ -108,7 +108,7 @@ def test_what_has_no_rows_is_refused():
 
 @pytest.fixture
 def supervision(monkeypatch):
-    """What is known of the library: the fields of its Detections, and what it asks of them."""
+    """What we know about the library: the fields of its Detections, and its requirements."""
 
     class Detections:
         def __init__(self, xyxy, mask=None, confidence=None, class_id=None, tracker_id=None, data=None):

@@ -69,7 +69,7 @@ def test_order_of_the_raw_predictions():
 
 
 def test_losses_of_one_anchor_by_hand():
-    """A picture of which all anchors but one are background: the object is that anchor itself."""
+    """Returns a picture of which all anchors except one are background: the object is that anchor."""
     model = RetinaNet(contracts.PooledBackbone(), num_classes=3, channels=4, num_convs=0)
     predictions = dict(model(np.zeros((1, 64, 64, 3), "float32")))
     anchors = np.concatenate(predictions["anchors"])
@@ -169,7 +169,7 @@ def test_targets_equal_mmdetections(predictions):
         labels = np.where(positive, np.take_along_axis(targets["labels"], matched, 1), 80)
         weights = (matches[:, rows] > -2).astype("float32")
         compare_everywhere(reference[f"t_label_weights_{level}"], weights)
-        # Ignored anchors hold no label that counts.
+        # The labels of ignored anchors do not count.
         expected = fill_in(reference[f"t_labels_{level}"], labels)
         assert (expected == labels)[weights > 0].all()
         boxes = np.take_along_axis(targets["boxes"], matched[..., None], 1)

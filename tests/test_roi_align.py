@@ -37,7 +37,7 @@ def make_features(shape=(2, 9, 12, 3), seed=0):
 
 
 def make_boxes(num_boxes, height, width, seed=1):
-    """Returns boxes of all sizes from far below a cell to about the map, some of them partly outside."""
+    """Returns boxes of all sizes, from far below a cell to about the whole map, some partly outside."""
     random = np.random.default_rng(seed)
     sides = np.exp(random.uniform(np.log(0.3), 0, (num_boxes, 2))) ** 3 * [width, height]
     starts = random.uniform(-0.2, 1.0, (num_boxes, 2)) * [width, height]
@@ -76,7 +76,7 @@ def align_by_loop(features, boxes, batch_indices, output_size, scale=1.0, sampli
 
 
 def in_graph(function, *arguments, jit_compile=False):
-    """Runs in a graph that knows no sizes but the channels."""
+    """Runs in a graph that knows only the number of channels."""
     arguments = [tf.convert_to_tensor(argument) for argument in arguments]
     signature = [
         tf.TensorSpec(
@@ -100,7 +100,7 @@ def test_equals_loop(output_size, sampling_ratio, aligned):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_many_boxes_on_a_large_map(jit_compile):
-    # More boxes than a group takes, and windows of many tiles.
+    # More boxes than fit into a group, and windows of many tiles.
     height, width = 31, 37
     features, boxes = make_features((3, height, width, 2)), make_boxes(70, height, width)
     assert len(boxes) > 2 * module.GROUP_SIZE
@@ -190,7 +190,7 @@ def test_levels_by_hand():
     np.testing.assert_array_equal(assign_levels(boxes[None], 2), [np.minimum(expected, 1)])
     coarser = [0, 0, 0, 0, 0, 0, 1, 1, 2, 3]
     np.testing.assert_array_equal(assign_levels(boxes, 4, finest_size=112), coarser)
-    # The reference adds 1e-6 to the ratio: just below 112 is already 112.
+    # The reference adds 1e-6 to the ratio, so that a side just below 112 counts as 112.
     assert assign_levels(np.array([0, 0, 111.99998, 111.99998], "float32"), 4) == 1
     inside_out = np.array([[9.0, 0.0, 3.0, 500.0]], "float32")
     np.testing.assert_array_equal(assign_levels(inside_out, 4), [0])
@@ -227,7 +227,7 @@ def test_regions_come_from_their_levels(mode, sampling_ratio):
 
     def run(boxes, *pyramid):
         pooled = align_regions(pyramid, boxes, 3, strides, sampling_ratio)
-        assert pooled.shape[2:] == (3, 3, 2)  # what a dense layer on top needs to know
+        assert pooled.shape[2:] == (3, 3, 2)  # a dense layer on top needs to know it
         return pooled
 
     if mode == "eager":
@@ -246,7 +246,7 @@ def test_every_level_gets_its_gradient():
         pooled = align_regions(pyramid, boxes, 3, strides)
     gradients = tape.gradient(pooled, pyramid)
     for index, gradient in enumerate(gradients):
-        # Each bin within the map gives away as much as it has: 1 for each channel.
+        # Each bin within the map distributes a weight of 1 for each channel.
         assert gradient.shape == pyramid[index].shape
         ones = [tf.cast(tf.fill(level.shape, k == index), "float32") for k, level in enumerate(pyramid)]
         assert np.sum(gradient) == pytest.approx(np.sum(align_regions(ones, boxes, 3, strides)), rel=1e-5)

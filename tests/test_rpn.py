@@ -31,7 +31,7 @@ def make_levels():
 
 
 def make_predictions():
-    """Random raw predictions of two images, the second smaller than the batch."""
+    """Returns random raw predictions of two images, the second smaller than the batch."""
     generator = np.random.default_rng(2)
     anchors = make_anchors(SIZES, STRIDES, (8.0,), (0.5, 1.0, 2.0))
     count = sum(len(level) for level in anchors)
@@ -72,7 +72,7 @@ def test_half_precision_gives_float32():
 
 
 def select_by_loop(predictions, image, num_candidates, num_proposals):
-    """The proposals of one image, one by one: (score, box) pairs, the best first."""
+    """Returns the proposals of one image, one by one: (score, box) pairs, the best first."""
     height, width = predictions["image_sizes"][image]
     kept, start = [], 0
     for anchors in predictions["anchors"]:
@@ -134,9 +134,9 @@ def take_first(values):
 
 
 def test_losses_and_gradients_by_hand():
-    """An object that is one of the anchors: what is sampled and what each logit and delta gets back."""
+    """An object that is one of the anchors: the samples, and the gradient of each logit and delta."""
     predictions = make_predictions()
-    # Nothing is cut off, so that all anchors take part.
+    # Nothing is left out, so that all anchors take part.
     predictions["image_sizes"] = np.array([[32, 48], [32, 48]], "float32")
     anchors = np.concatenate(predictions["anchors"])
     chosen = 3 * (12 * 4 + 5) + 1

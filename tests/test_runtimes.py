@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def write_export(model, tmp_path_factory):
-    """Returns a function: format -> the path of the model's export, 32 pixels high, the rest open."""
+    """Returns a function: format -> the path of the model's export, for a height of 32 and any width."""
     folder = tmp_path_factory.mktemp("exports")
 
     @functools.cache
@@ -70,7 +70,7 @@ def test_answers_are_those_of_the_model(format, model, write_export):
         kept.append((outputs, {name: values.copy() for name, values in outputs.items()}))
     run(draw_images(2, 32, 32, 3)[:, ::-1])  # a view, which is not contiguous
     for outputs, copies in kept:
-        for name, values in outputs.items():  # what one call gave is not the next one's memory
+        for name, values in outputs.items():  # a call does not overwrite the result of the one before
             np.testing.assert_array_equal(values, copies[name])
 
 
@@ -86,7 +86,7 @@ def test_answers_are_those_of_the_model(format, model, write_export):
     ids=lambda images: f"{images.dtype}{images.shape}",
 )
 def test_other_images_are_refused(format, images, write_export):
-    """Else LiteRT would take any size and OpenVINO any dtype."""
+    """Otherwise LiteRT would take any size and OpenVINO any dtype."""
     with pytest.raises(ValueError, match=r"images must be uint8 of shape \(None, 32, None, 3\).*Received: "):
         load_once(write_export(format))(images)
 
@@ -107,7 +107,7 @@ def test_images_that_are_normalised_already(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_answers_to_several_threads(format, write_export):
-    """Each gets its own, where a runtime has one place for the answers of all."""
+    """Each thread gets its own answer, although a runtime has one buffer for the answers of all."""
     run = load_export(write_export(format))
     images = [draw_images(1, 32, 32 + 8 * (index % 2), 3) + np.uint8(30 * index) for index in range(4)]
     expected = [run(each) for each in images]
@@ -121,7 +121,7 @@ def test_answers_to_several_threads(format, write_export):
             asked.result()
 
 
-# What the runtimes are told.
+# Settings of the runtimes.
 
 
 def test_options_of_onnx_runtime(write_export):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Every backend reads the weights that TensorFlow wrote, and writes maps, losses and what a step changed.
+# Every backend reads the weights that TensorFlow wrote, and writes maps, losses and the changes of a step.
 SCRIPT = """
 import json
 import pathlib

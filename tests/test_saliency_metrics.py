@@ -19,12 +19,12 @@ def make_pair(size=(6, 7), seed=0, share=0.3, ignored=0.1):
     mask = (generator.random(size) < share).astype("int32")
     mask[generator.random(size) < ignored] = 255
     saliency_map = np.clip(generator.normal(0.5, 0.4, size), 0, 1).astype("float32")
-    saliency_map[0, :2] = 1 / 51, 25 / 51  # on a threshold, but for rounding
+    saliency_map[0, :2] = 1 / 51, 25 / 51  # on a threshold, except for rounding
     return mask, saliency_map
 
 
 def scores_by_loop(pairs):
-    """Straight from the definition, one threshold and one pixel after the other."""
+    """Computed from the definition, one threshold and one pixel after the other."""
     best, curve = 0.0, []
     for k in range(50):
         threshold = 1 / 51 + k * (1 - 2 / 51) / 49

@@ -1,4 +1,4 @@
-"""A training that was stopped and goes on ends with the weights of one that was not."""
+"""A training that was stopped and resumed ends with the weights of one that was not."""
 
 import functools
 import os
@@ -65,7 +65,7 @@ def compare(folder, tolerance, eager, stops=STOPS):
     for stop in stops:
         part, _ = train(folder / str(stop), eager, **stop)
         assert any(np.abs(part[name] - whole[name]).max() > 1e-3 for name in whole) or stop == {"epoch": 2}
-        # Another seed: all that is drawn from here on is in the state.
+        # Another seed, because everything that is drawn from here on is in the state.
         resumed, resumed_scores = train(folder / str(stop), eager, seed=1)
         for name, values in whole.items():
             np.testing.assert_allclose(resumed[name], values, rtol=tolerance, atol=tolerance, err_msg=name)

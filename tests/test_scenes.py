@@ -48,7 +48,7 @@ def test_equal_seeds_give_equal_scenes():
 
 
 def test_labels_stay_the_same_across_platforms():
-    # Counts noted when the data set was made. Scores in the README refer to these scenes.
+    # Counts from when the data set was made. Scores in docs/ refer to these scenes.
     counts = np.bincount(draw_scene((0, 0), (128, 128))["semantic"].ravel(), minlength=10)
     assert np.abs(counts - NOTED_COUNTS).max() <= 4, counts.tolist()
 
@@ -94,8 +94,8 @@ def test_keypoints_agree_with_the_masks(scenes):
                 owner = np.flatnonzero(scene["masks"][:, int(y), int(x)])
                 if visibility == 2:
                     assert owner.tolist() == [index]
-                else:  # covered by something that comes earlier, so in front
-                    # A remainder below 12 pixels is never in front: it is not painted.
+                else:  # covered by something that comes earlier in the list, so it is in front
+                    # Things with fewer than 12 visible pixels are not painted, so they cover nothing.
                     assert len(owner) == 1
                     assert owner[0] < index
     assert min(found.values()) > 0, found

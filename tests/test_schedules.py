@@ -29,7 +29,7 @@ def test_step_decay_by_hand(warm_up):
     ids=lambda s: type(s).__name__,
 )
 def test_saved_schedules_need_no_script(schedule):
-    """An optimizer's config names a class of the library, by the name that it is registered under."""
+    """An optimizer's config names a class of the library by its registered name."""
     saved = keras.saving.serialize_keras_object(keras.optimizers.AdamW(schedule))
     assert "examples" not in str(saved)
     copy = keras.saving.deserialize_keras_object(saved)._learning_rate

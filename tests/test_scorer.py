@@ -6,7 +6,7 @@ from heads.metrics.scorer import Scorer
 
 
 class Counter(Scorer):
-    """Its score is how often it has scored; the third one is not a number."""
+    """Its score is the number of its scores so far; the third one is NaN."""
 
     count = 0
 
@@ -32,7 +32,7 @@ def run(callback, epochs, verbose=1):
 
 def test_epochs_in_between_log_the_last_scores(capsys):
     callback = Counter([], every=2)
-    # After the first epoch, and after each second one; what is not a number is never logged.
+    # After the first epoch, and after each second one; NaN is never logged.
     assert run(callback, range(6)) == [1.0, 2.0, 2.0, None, None, 4.0]
     assert callback.last_scores == {"count": 4.0, "table": [4]}
     assert capsys.readouterr().out.count("scored") == 4

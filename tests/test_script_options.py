@@ -1,4 +1,4 @@
-"""The options of all scripts in examples/: they are answered without Keras, and tell their defaults."""
+"""The options of all scripts in examples/: `--help` does not load Keras, and shows the defaults."""
 
 import pathlib
 import re
@@ -77,7 +77,7 @@ def test_mistakes_are_told_before_keras_is_loaded():
 
 
 def test_choices_are_those_of_the_packages():
-    """They are written anew in options.py, because the packages take seconds to load."""
+    """They are repeated in options.py, because the packages take seconds to load."""
     import options
     import train_detection
 
@@ -108,7 +108,7 @@ def test_tensorflow_is_told_to_be_silent():
 
 
 def load_fake_keras(folder, text):
-    """Returns what a process writes to stderr that loads a module keras of this text."""
+    """Returns what a process that loads a module keras with this text writes to stderr."""
     (folder / "keras.py").write_text(text)
     program = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(EXAMPLES)!r}]\n"
     program += "import options; options.load_keras()"

@@ -29,7 +29,7 @@ def make_batch(shape=(3, 5, 7), num_classes=4, ignored=0.3, seed=0):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, num_classes, shape).astype("int32")
     labels[generator.random(shape) < ignored] = 255
-    labels[0][labels[0] == 3] = 1  # a class that one picture lacks
+    labels[0][labels[0] == 3] = 1  # a class that one picture does not have
     return labels, 2 * generator.normal(size=(*shape, num_classes)).astype("float32")
 
 
@@ -76,7 +76,7 @@ def test_weighted_cross_entropy_is_that_of_pytorch():
 
 
 def test_focal_loss_by_hand():
-    # All scores are 1/2: each question has an error of 1/2, a cross-entropy of log 2, and the weight 1/2.
+    # All scores are 1/2: each answer has an error of 1/2, a cross-entropy of log 2, and the weight 1/2.
     one = 0.5 * 0.5**2 * np.log(2)
     labels = np.array([[[0, 1], [1, 255]]], "int32")
     logits = np.zeros((1, 2, 2, 2), "float32")
@@ -109,7 +109,7 @@ def test_dice_loss_by_hand():
     assert float(semantic_dice_loss(labels, logits)) == pytest.approx((first + second) / 2, rel=1e-5)
     found = semantic_dice_loss(labels, logits, class_weights=[1.0, 3.0, 9.0])
     assert float(found) == pytest.approx((first + 3 * second) / 4, rel=1e-5)
-    # A second picture counts as much, however many of its pixels have truth.
+    # A second picture counts as much as the first, however many of its pixels have truth.
     labels = np.concatenate([labels, [[[255, 255, 255, 2]]]]).astype("int32")
     logits = np.concatenate([logits, -logits])
     found = semantic_dice_loss(labels, logits)
@@ -143,7 +143,7 @@ def test_ignored_pixels_do_not_count(loss, class_weights):
     assert found == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(found_gradient, gradient, atol=1e-7)
     assert not gradient[labels == 255].any()
-    # Nothing but ignored pixels.
+    # Only ignored pixels.
     value, gradient = find_gradient(loss, np.full_like(labels, 255), logits, class_weights)
     assert value == 0.0
     np.testing.assert_array_equal(gradient, np.zeros_like(logits))
@@ -243,7 +243,7 @@ def test_heads_keep_their_loss(head, tmp_path):
 
 
 def find_recall(loss, class_weights):
-    """Returns how many of 80 pixels among 8,000 a fit of two numbers to a noisy picture finds."""
+    """Returns how many of 80 rare pixels among 8,000 a fit of two numbers to a noisy picture finds."""
     generator = np.random.default_rng(0)
     labels = np.zeros((2, 40, 100), "int32")
     labels[:, 10:14, 10:20] = 1

@@ -1,4 +1,4 @@
-"""What both segmenters do alike; test_semantic_fpn.py and test_upernet.py hold what each does alone."""
+"""What both segmenters have in common; what only one does is in test_semantic_fpn.py and test_upernet.py."""
 
 import functools
 
@@ -24,7 +24,7 @@ def make_head(request):
     return HEADS[request.param]
 
 
-# Of what all heads share, Semantic FPN is the fast suite's example.
+# The fast suite tests with Semantic FPN what all heads share.
 upernet_is_slow = pytest.mark.parametrize(
     "make_head",
     ["semantic_fpn", pytest.param("upernet", marks=pytest.mark.slow)],

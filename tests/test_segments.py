@@ -19,7 +19,7 @@ def make_case(seed, num_queries=12, num_classes=4, size=(9, 14)):
     generator = np.random.default_rng(seed)
     class_logits = generator.normal(0, 4, (2, num_queries, num_classes + 1)).astype("float32")
     masks = generator.normal(0, 1, (2, num_queries, *size)).astype("float32")
-    # Blobs rather than noise: masks that win most of their pixels.
+    # Blobs rather than noise, so that masks win most of their pixels.
     for image, query in np.ndindex(2, num_queries):
         top, left = generator.integers(0, size[0] - 3), generator.integers(0, size[1] - 5)
         masks[image, query] -= 3
@@ -30,7 +30,7 @@ def make_case(seed, num_queries=12, num_classes=4, size=(9, 14)):
 
 
 def merge_slowly(class_logits, masks, num_things, score_threshold=0.8, overlap_threshold=0.8):
-    """One query after another, for one image: (class, instance) of each pixel, (-1, 0) for none."""
+    """Returns (class, instance) of each pixel of one image, (-1, 0) for none, one query after another."""
     probabilities = softmax(class_logits.astype("float64"))
     labels, scores = probabilities.argmax(-1), probabilities.max(-1)
     kept = [

@@ -18,7 +18,7 @@ SCORES = np.random.default_rng(0).permutation(2 * 30 * 4).reshape(2, 30, 4).asty
 
 
 def list_pairs(scores, num_best):
-    """The best (score, box, class) of one image, all pairs sorted."""
+    """Returns the best (score, box, class) of one image, from all pairs, sorted."""
     pairs = [
         (scores[box, label], box, label) for box in range(len(scores)) for label in range(scores.shape[1])
     ]
@@ -71,7 +71,7 @@ def test_rows_of_each_image():
 
 
 def test_detections_by_hand():
-    """Doubles of a class go, boxes are clipped, what has no area or no score is no detection."""
+    """Duplicates of a class are removed, boxes clipped, and those without an area or a score left out."""
     boxes = np.array(
         [[[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [-5, -5, 5, 5], [90, 0, 99, 9]]], "float32"
     )

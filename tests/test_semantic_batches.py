@@ -29,7 +29,7 @@ def save_label(path, size=(6, 8), seed=0, highest=2):
 
 
 def write_folder(root, count=3, sizes=None, split="train"):
-    """Layout (a), PNG images so that pixels survive; gives the images and labels by stem."""
+    """Writes layout (a), with PNG images, so that pixels survive; returns the images and labels by stem."""
     written = {}
     for index in range(count):
         size = sizes[index] if sizes else (6, 8)

@@ -54,7 +54,7 @@ def test_count_confusion_refuses_bad_maps():
 
 
 def test_score_confusion_by_hand():
-    # Class 2 is predicted only, class 3 occurs nowhere.
+    # Class 2 is only predicted, class 3 occurs nowhere.
     confusion = np.array([[6, 1, 1, 0], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     scores = score_confusion(confusion)
     np.testing.assert_allclose(scores["per_class_iou"], [6 / 10, 2 / 5, 0, np.nan])
@@ -106,7 +106,7 @@ class Stand:
 
 
 def make_batches():
-    """Two batches of pictures whose sizes differ."""
+    """Returns two batches of pictures of different sizes."""
     pairs = [make_maps(seed=seed) for seed in range(2)]
     pairs[1] = [each[:, :5] for each in pairs[1]]
     return pairs, [(np.repeat(found[None, ..., None], 3, -1), truth[None]) for truth, found in pairs]
@@ -134,7 +134,7 @@ def test_evaluation_of_nothing_is_refused():
 
 
 def test_callback_logs_what_fit_validates(capsys):
-    """The same numbers as those of `fit(validation_data=...)`, in its logs."""
+    """The same numbers as in the logs of `fit(validation_data=...)`."""
     keras.utils.set_random_seed(0)
     model = SemanticFPN(contracts.PooledBackbone(), num_classes=3, channels=8)
     model.compile(keras.optimizers.SGD(0.01))

@@ -11,7 +11,7 @@ def make_images(shape=(2, 9, 11, 3), seed=0):
 
 
 class WindowModel:
-    """Logits that depend on the whole window and on the place in it, so that every mistake shows."""
+    """Logits that depend on the whole window and on the position in it, so that every mistake is visible."""
 
     def __init__(self, num_classes=4):
         self.weights = np.random.default_rng(1).normal(size=(3, num_classes)).astype("float32")
@@ -27,7 +27,7 @@ class WindowModel:
 
 
 def predict_by_loop(model, images, crop, stride):
-    """Window after window from the top left corner, each moved back into the image."""
+    """Segments window after window from the top left corner, each moved back into the image."""
     batch, height, width = images.shape[:3]
     total, count = 0.0, np.zeros((height, width))
     tops = {min(top, max(height - crop[0], 0)) for top in range(0, height, stride[0])}
@@ -117,7 +117,7 @@ def test_views_average_probabilities():
 
 
 def test_flip_by_hand():
-    # Class 0 has 60 % at the left, 45 % at the right; with the mirrored answer both get 52.5 %.
+    # Class 0 has 60 % on the left, 45 % on the right; with the mirrored answer both have 52.5 %.
     logits = np.log(np.array([[[[0.6, 0.4], [0.45, 0.55]]]], "float32"))
 
     def model(images, training):

@@ -26,7 +26,7 @@ def make_seed(number):
 
 
 def draw_coordinates(height, width, axis="x"):
-    """An image that holds x and y in its channels, and a label that holds one of them."""
+    """Returns an image with x and y in its channels, and a label map with one of them."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([x, y, np.full_like(x, 50)], -1).astype("float32")
     return image, (x if axis == "x" else y).astype("int32")
@@ -125,7 +125,7 @@ def largest_share(label):
 
 
 def test_class_share_rule_rejects_one_sided_crops():
-    # One class, but for a block of another; a random 8 x 8 window seldom meets both halfway.
+    # One class, except for a block of another; a random 8 x 8 window seldom has half of both.
     label = np.zeros((32, 32), "int32")
     label[12:20, 12:20] = 1
     label[:4] = 255
@@ -152,7 +152,7 @@ def test_class_share_rule_gives_up_on_a_uniform_picture(value):
 
 
 def test_share_counts_only_labelled_pixels():
-    # Two classes in equal parts between ignored pixels: fine at once, so the first window is kept.
+    # Two classes in equal parts between ignored pixels: any window will do, so the first one is kept.
     label = np.full((12, 12), 255, "int32")
     label[:, 5], label[:, 6] = 0, 1
     image, _ = draw_coordinates(12, 12)
@@ -162,7 +162,7 @@ def test_share_counts_only_labelled_pixels():
         np.testing.assert_array_equal(first, ruled)
 
 
-# Flipping and the whole
+# Flipping, and everything together
 
 
 def test_random_flip_mirrors_half():
@@ -187,7 +187,7 @@ def test_image_and_label_stay_aligned(axis, base_size):
     for number in range(25):
         new_image, new_label = (part.numpy() for part in augment(image, label, make_seed(number)))
         inside = new_label != 255
-        # Nearest takes the pixel whose centre is at most half a pixel from where bilinear samples.
+        # Nearest takes the pixel whose centre is at most half a pixel from the bilinear sample.
         difference = np.abs(new_image[..., channel] - new_label)[inside]
         assert difference.max() <= 0.5 + 1e-3
         np.testing.assert_allclose(new_image[..., 2][inside], 50, atol=1e-3)
@@ -253,7 +253,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def change_hsv(image, change):
-    """The obvious loop: each pixel to HSV, `change(h, s, v)`, and back."""
+    """Changes colours with the obvious loop: each pixel to HSV, `change(h, s, v)`, and back."""
     result = np.zeros(image.shape)
     for position in np.ndindex(image.shape[:2]):
         hsv = colorsys.rgb_to_hsv(*(image[position] / 255.0))
@@ -284,7 +284,7 @@ def test_brightness_and_contrast_clip():
 
 
 def test_photometric_distortion_on_grey_is_brightness_and_contrast():
-    # Saturation and hue leave grey alone: what remains is (v + delta) * factor, each with chance 0.5.
+    # Saturation and hue do not change grey: what remains is (v + delta) * factor, each with a chance of 0.5.
     image = np.full((2, 2, 3), 100, "uint8")
     distort = tf.function(photometric_distortion)
     results = np.array([distort(image, make_seed(number)).numpy() for number in range(400)])
@@ -304,7 +304,7 @@ def test_photometric_distortion_stays_in_range():
     distort = tf.function(photometric_distortion)
     results = [distort(image, make_seed(number)).numpy() for number in range(300)]
     assert 0 <= np.min(results) <= np.max(results) <= 255
-    assert any(np.array_equal(result, image) for result in results)  # chance 1/16
+    assert any(np.array_equal(result, image) for result in results)  # a chance of 1/16
     assert len({result.tobytes() for result in results}) > 200
 
 

@@ -1,6 +1,6 @@
-"""Scores of pictures that several processes share are those of one, to the last digit.
+"""Scores of pictures that several processes share are those of one process, to the last digit.
 
-One process is told to be each of them in turn; what they hand over is kept, and merged by the real functions.
+One process is told to be each of them in turn; what they exchange is kept, and merged by the real functions.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class HandedOverError(Exception):
 
 
 class Segmenter:
-    """Sees bright and dark."""
+    """Tells bright from dark."""
 
     num_classes = SemanticShapes(1, SIZE).num_classes
 
@@ -44,7 +44,7 @@ class SaliencyModel:
 
 
 class PanopticModel:
-    """Knows the truth of each picture, a pixel aside."""
+    """Knows the truth of each picture, moved by a pixel."""
 
     def __init__(self, source):
         batches = panoptic_evaluation_batches(source).as_numpy_iterator()

@@ -1,4 +1,4 @@
-"""What is between batches and `fit` on JAX, on one process; test_workers.py has several."""
+"""What is between batches and `fit` on JAX, in one process; test_workers.py has several."""
 
 import keras
 import numpy as np
@@ -137,10 +137,10 @@ def test_weights_that_are_not_finite_end_every_process(tmp_path, monkeypatch):
 def test_a_signal_waits_for_the_others(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     monkeypatch.setattr(processes, "_place", (1, 2))
-    run.interrupt("SIGTERM")  # not even between two steps
+    run.interrupt("SIGTERM")  # not stopped, even between two steps
     run.on_train_batch_end(0)
     assert run._find_wish() == 2
-    run._batches.wish = 2  # what all have agreed on
+    run._batches.wish = 2  # what all processes agreed on
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         run.on_train_batch_end(1)
     with pytest.raises(KeyboardInterrupt):  # asked again

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-# In a process of its own: Python hears of signals in the main thread alone, where pytest-xdist runs no test.
+# In a process of its own: Python handles signals only in the main thread, where pytest-xdist runs no test.
 SIGNALS = """
 import os, signal
 from heads.training import interrupt_on_signals

@@ -218,7 +218,7 @@ def test_backbones_without_pyramid():
         SimpleBaseline(contracts.PooledBackbone(levels=("P2", "P3")))
 
 
-# What this head does alone.
+# What only this head does.
 
 
 def test_heatmaps_are_as_large_as_the_finest_level():
@@ -316,7 +316,7 @@ def test_predict_pictures_gives_keypoints_in_each_pictures_pixels(tmp_path):
     np.testing.assert_allclose(first["keypoints"], together["keypoints"], rtol=1e-5, atol=1e-3)
     (flipped,) = model.predict_pictures(pictures[0], boxes[:1], flip_test=True, progress=False)
     assert flipped["keypoints"].shape == (2, 3, 2)
-    # It is kept, but not as a part of the model.
+    # It is kept, but not as part of the model.
     assert model.with_flip_test() is model.with_flip_test()
     assert len(model.weights) == len(make_model().weights)
     model.save(tmp_path / "model.keras")
@@ -365,7 +365,7 @@ def test_the_file_holds_what_a_picture_needs(tmp_path):
 
 @pytest.mark.slow
 def test_a_person_is_learned():
-    """A white dot at each keypoint: after a few steps the model says where."""
+    """A white dot at each keypoint: after a few steps, the model finds it."""
     random = np.random.default_rng(0)
     keypoints = random.integers(8, 40, (8, 3, 2)).astype("float32")
     images = np.zeros((8, 64, 48, 3), "float32")

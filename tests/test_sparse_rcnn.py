@@ -83,7 +83,7 @@ def make_model(**options):
 
 
 def test_losses_by_hand():
-    """Two of three proposals are the objects themselves: the third is background."""
+    """Two of three proposals are the objects themselves, the third is background."""
     boxes = np.array([[[0, 0, 10, 20], [5, 5, 40, 40], [20, 10, 60, 30]]], "float32")
     logits = np.full((1, 1, 3, 2), -2.0, "float32")
     predictions = {"class_logits": logits, "boxes": boxes[:, None], "image_sizes": SIZES}
@@ -137,7 +137,7 @@ def load_case(case):
 
 @pytest.fixture(scope="module")
 def predictions(model):
-    """Raw predictions of which each stage sees the reference's boxes: rounding grows from stage to stage."""
+    """Raw predictions for which each stage gets the reference's boxes: rounding grows from stage to stage."""
     reference, inputs = load_case("forward"), make_inputs(load_case("loss_eval"))
     pyramid = model.pyramid(inputs["images"], training=False)
     levels = model.neck([pyramid[f"P{level}"] for level in range(2, 6)])

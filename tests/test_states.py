@@ -38,7 +38,7 @@ def test_a_state_holds_weights_optimizer_random_numbers_and_its_record(tmp_path)
     assert read_seeds(other) == [[3, 1], [3, 1]]
     for ours, theirs in zip(other.optimizer.variables, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    # And what comes next is the same.
+    # And what is drawn next is the same.
     losses = [float(each.train_on_batch(np.ones((4, 8)), np.ones((4, 1)))) for each in (model, other)]
     assert losses[0] == losses[1]
 

@@ -19,7 +19,7 @@ def total(parts):
 
 
 def count_stage(side, inputs, width, kernel_size, depth, ratio):
-    """By hand, for square pictures: the sums of one stage, whose maps have this side."""
+    """Returns the sums of one stage, computed by hand for square maps with this side."""
     embedding = kernel_size**2 * inputs * width
     attention = width * width + 25 * width + 49 * width + width * width + width * width
     feed_forward = ratio * width * width + 9 * ratio * width + ratio * width * width
@@ -36,7 +36,7 @@ def test_stages_by_hand():
         count_stage(4, 16, 16, 3, 1, 4),
     ]
     width = 8
-    # Each with a bias: 3 x 3 to 5 x 5 and so on; norms have two numbers a channel, layer scales one.
+    # Each has a bias: 3 x 3 to 5 x 5 and so on; norms have two numbers per channel, layer scales one.
     block = 3 * (width * width + width) + (25 + 1 + 49 + 1) * width + 2 * 2 * width + 2 * width
     block += 8 * width * width + 8 * width + (9 + 1) * 8 * width + 8 * width * width + width
     assert parts[0].parameters == 49 * 3 * width + width + 2 * width + block + 2 * width
@@ -59,7 +59,7 @@ def count_statistics(model):
     return sum(weight.shape[0] for weight in model.non_trainable_weights)
 
 
-# FACTS.md: what its authors publish, 948, 1030, 1098, 1208 and 1658 G, but for what they round or leave out.
+# FACTS.md: the authors' numbers, 948, 1030, 1098, 1208 and 1658 G, except for what they round or leave out.
 UPERNETS = {"b2": 949.9, "b3": 1032.1, "b4": 1099.4, "b5": 1208.2, "b6": 1658.1}
 
 
@@ -69,17 +69,17 @@ def test_upernets_as_published(variant):
     model = UPerNet(VANBackbone(variant), num_classes=150)
     assert round(total(summarize(model, (512, 2048), training=True))[1] / 1e9, 1) == UPERNETS[variant]
     parts = {part.name: part for part in summarize(model, (512, 2048))}
-    assert parts["auxiliary"].multiply_accumulates == 0  # only a training runs it
+    assert parts["auxiliary"].multiply_accumulates == 0  # only training runs it
     assert parts["auxiliary"].parameters > 0
     assert parts["classifier"].multiply_accumulates == 128 * 512 * 512 * 150
 
 
 def test_detectors_by_hand():
     model = RetinaNet(VANBackbone("b0"), num_classes=80)
-    model.backbone.freeze(4)  # what is frozen counts, too
+    model.backbone.freeze(4)  # frozen weights count, too
     parts = {part.name: part for part in summarize(model, (256, 256))}
     assert total(parts.values())[0] == 13_386_068
-    positions = 32**2 + 16**2 + 8**2 + 4**2 + 2**2  # the towers are shared by the levels
+    positions = 32**2 + 16**2 + 8**2 + 4**2 + 2**2  # the levels share the towers
     assert parts["class_tower"].multiply_accumulates == positions * 4 * 9 * 256 * 256
     assert parts["class_output"].multiply_accumulates == positions * 9 * 256 * 9 * 80
     assert "pyramid" not in parts

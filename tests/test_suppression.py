@@ -106,7 +106,8 @@ def test_only_an_iou_above_the_threshold_suppresses():
 
 @pytest.mark.parametrize("suppress", ["picking", "sorted"])
 def test_what_is_suppressed_suppresses_nothing(suppress):
-    # Each box overlaps its neighbours alone: every second one stays, and the last is settled by all before.
+    # Each box overlaps only its neighbours: every second one stays, and the last one depends on all before
+    # it.
     boxes = np.array([[[4 * i, 0, 4 * i + 10, 10] for i in range(30)]], "float32")
     if suppress == "picking":
         scores = np.linspace(1, 0.1, 30, dtype="float32")[None]

@@ -1,4 +1,4 @@
-"""Tiles against the whole picture, and against all tiles added up at once."""
+"""Tiles against the whole picture, and against the sum of all tiles."""
 
 import tracemalloc
 
@@ -18,7 +18,7 @@ def make_picture(size=(37, 53), seed=0):
 
 
 class PixelModel:
-    """Logits that depend on the pixel alone."""
+    """Logits that depend only on the pixel."""
 
     def __init__(self, num_classes=5):
         self.weights = np.random.default_rng(1).normal(size=(3, num_classes)).astype("float32")
@@ -41,7 +41,7 @@ def test_where_pixels_decide_tiles_change_nothing(tile_size, overlap):
 
 
 def fade_by_loop(place, start, end, length, previous, following):
-    """What a place of a window weighs, before all are scaled to a sum of 1."""
+    """Returns the weights of a window's positions, before all are scaled to a sum of 1."""
     weight = 1.0
     if start > 0:
         weight = min(weight, (place + 0.5 - start) / max(1, previous[1] - start))
@@ -51,7 +51,7 @@ def fade_by_loop(place, start, end, length, previous, following):
 
 
 def blend_by_loop(model, picture, tile_size, overlap):
-    """All tiles with their weights, added up in an array of the picture's size."""
+    """Returns all tiles with their weights, added up in an array of the picture's size."""
     size = picture.shape[:2]
     windows = [
         place_windows(length, side, find_step(side, overlap))
@@ -80,7 +80,7 @@ def blend_by_loop(model, picture, tile_size, overlap):
 
 @pytest.mark.parametrize(("tile_size", "overlap"), [((16, 16), 0.25), ((13, 20), 0.5), ((10, 30), 0.7)])
 def test_tiles_are_blended(tile_size, overlap):
-    """With a model to which the tile's border matters."""
+    """With a model that sees the tile's border."""
     picture = make_picture()
     expected = blend_by_loop(WindowModel(), picture, tile_size, overlap)
     found = segment_in_tiles(WindowModel(), picture, tile_size, overlap, progress=False)
@@ -127,7 +127,7 @@ def test_memory_does_not_grow_with_the_picture():
 
 
 def test_the_last_tile_does_not_keep_more_than_the_overlap():
-    """It lies 4 pixels below the one before."""
+    """It is 4 pixels below the one before."""
     picture, model = make_picture((228, 3000)), PixelModel(40)
     tracemalloc.start()
     try:
@@ -161,7 +161,7 @@ def test_refusals(options, message):
 
 
 def test_results_of_all_backends_are_read():
-    """A model may give tensors, or a dict, in half precision."""
+    """A model may return tensors, or a dict, in half precision."""
     picture, model = make_picture(), PixelModel()
 
     def give_tensors(images, training):

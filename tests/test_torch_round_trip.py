@@ -1,4 +1,4 @@
-"""Files that PyTorch saves come back as NumPy arrays and plain values, and nothing in them is run."""
+"""Files that PyTorch saves are read as NumPy arrays and plain values, and nothing in them is run."""
 
 import argparse
 import collections

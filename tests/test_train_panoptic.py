@@ -30,7 +30,7 @@ SMALL += ["--num-decoder-layers", "2", "--image-size", "64", "--batch-size", "2"
 
 @pytest.fixture(scope="module")
 def data_folder(tmp_path_factory):
-    """Scenes of 48 x 64 in COCO's panoptic format."""
+    """Writes scenes of 48 x 64 in COCO's panoptic format."""
     root = tmp_path_factory.mktemp("data")
     (root / "annotations").mkdir()
     for split, count in (("train", 4), ("val", 2)):
@@ -57,7 +57,7 @@ def data_folder(tmp_path_factory):
 
 
 def run(output, *options):
-    """Runs the script with a small backbone and gives what it printed."""
+    """Runs the script with a small backbone and returns what it printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(train_panoptic, "VANBackbone", TinyVAN)

@@ -40,7 +40,7 @@ def data_folder(tmp_path_factory):
 
 
 def run(output, *options, make_backbone=TinyVAN, **head_options):
-    """Runs the script with a small model and gives what it printed."""
+    """Runs the script with a small model and returns what it printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(train_saliency, "VANBackbone", make_backbone)
@@ -81,12 +81,12 @@ def test_a_folder_is_trained_on_scored_and_drawn(data_folder, tmp_path):
 
 @pytest.mark.slow
 def test_the_embedded_data_is_learnt(tmp_path):
-    """Objects against all else: a far smaller model than the paper's, on small scenes."""
+    """Objects against everything else: a far smaller model than the paper's, on small scenes."""
     widths = {"widths": (16, 32, 64, 64), "depths": (1, 1, 1, 1), "drop_path_rate": 0.0}
     head = {"channels": (16, 24, 32, 32, 32, 32), "extra_channels": 32}
     options = ["--image-sizes", "64", "--steps", "400", "--evaluate-every", "100", "--learning-rate", "3e-3"]
     run(tmp_path, *options, make_backbone=functools.partial(VANBackbone, **widths), **head)
-    # 0.44 before; the demo, which takes several times as long, reaches 0.84.
+    # 0.44 before training; the demo, which takes several times as long, reaches 0.84.
     assert max(float(row["val_max_f"]) for row in read_log(tmp_path)) > 0.68
 
 

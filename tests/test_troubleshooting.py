@@ -14,7 +14,7 @@ FOREIGN = ("cannot import name", "Could not locate class", "Image size (")
 
 
 def read_texts():
-    """Returns all texts in the code, those that are written in parts as one."""
+    """Returns all strings in the code, with the parts of f-strings joined."""
     texts = set()
     for folder in ("heads", "van_backbones", "examples"):
         for path in (ROOT / folder).rglob("*.py"):

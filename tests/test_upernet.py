@@ -114,9 +114,9 @@ def test_sliding_equals_mmsegmentation(reference_model):
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-3), ("float64", 1e-3)])
 def test_training_equals_mmsegmentation(dtype, tolerance):
-    # Batch norm over two samples, at the pooling to one cell, turns differences of a rounding error into +1
-    # and -1: float32 gradients are 1.3e-3 away from the float64 ones, and the reference's, which are float32
-    # too, 6e-4.
+    # Batch norm over two samples, after the pooling to one cell, turns a difference of a rounding error into
+    # +1 and -1: gradients in float32 are 1.3e-3 off those in float64, and the reference's, also in float32,
+    # are 6e-4 off.
     reference = load("upernet_b0/loss_train.npz")
     forward, images = load_case("forward")
     labels = forward["labels"].astype("int32")

@@ -1,4 +1,4 @@
-"""The variants against the published table. The parameter counts are the official code's, to the unit."""
+"""The variants against the published table. The parameter counts are exactly those of the official code."""
 
 import math
 
@@ -18,7 +18,7 @@ PARAMETERS = {
 
 
 def count_parameters(widths, depths, expansion_ratios):
-    """Returns what the architecture's description adds up to, term by term."""
+    """Returns the number of parameters by the architecture's description, term by term."""
     total, channels = 0, 3
     for stage, (width, depth, ratio) in enumerate(zip(widths, depths, expansion_ratios, strict=True)):
         kernel = 7 if stage == 0 else 3
@@ -35,7 +35,7 @@ def count_parameters(widths, depths, expansion_ratios):
     return total
 
 
-LARGE = ("b4", "b5", "b6")  # take seconds to build
+LARGE = ("b4", "b5", "b6")  # these take seconds to build
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ COLOURS = ((255, 0, 0), (0, 0, 255))
 
 
 class BlobDetector:
-    """Finds red and blue rectangles of at least 3 pixels, exactly; small ones, thus parts, score highest."""
+    """Finds red and blue rectangles of at least 3 pixels, exactly; small ones, such as parts, score best."""
 
     class_names, num_classes, size_divisor, iou_threshold = ["red", "blue"], 2, 16, 0.5
     max_detections = 300
@@ -80,7 +80,7 @@ def scatter_boxes(seed, most=20):
 @pytest.mark.parametrize("with_whole", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_slices_find_each_object_once_and_whole(seed, with_whole):
-    """Objects up to the overlap, many of which slices cut; their parts have the higher scores."""
+    """Objects no larger than the overlap, many of which are cut by slices; their parts have higher scores."""
     boxes = scatter_boxes(seed)
     picture, model = draw_objects(boxes), BlobDetector()
     (whole,) = model_results(model, picture)
@@ -95,7 +95,7 @@ def test_slices_find_each_object_once_and_whole(seed, with_whole):
 
 
 def model_results(model, picture):
-    """Returns what the model sees in the picture as it is."""
+    """Returns what the model finds in the picture as it is."""
     return detect_in_views(model, picture, flip=False)
 
 
@@ -112,7 +112,7 @@ def test_objects_larger_than_a_slice_come_from_the_whole_picture():
     box = (20, 30, 250, 180)
     picture = draw_objects([box])
     (found,) = detect_in_slices(BlobDetector(), picture, 80, 0.2)
-    # A slice in the middle of the object sees nothing but the object, which touches all its borders.
+    # A slice in the middle of the object contains only the object, which touches all its borders.
     np.testing.assert_array_equal(found["boxes"], [box])
     (parts,) = detect_in_slices(BlobDetector(), picture, 80, 0.2, with_whole=False)
     assert len(parts["boxes"]) > 1
@@ -154,7 +154,8 @@ def test_mirror_images_are_mirrored_back():
     np.testing.assert_array_equal(sort_boxes(found), np.array(boxes)[np.lexsort(np.array(boxes).T)])
     for mask, (left, top, right, bottom) in zip(found["masks"], found["boxes"].astype(int), strict=True):
         columns = np.flatnonzero(mask.any(axis=0))
-        # The left half of what the model saw: of those that only the mirror image shows, it is the right one.
+        # The left half of what the model saw: of the objects that only the mirror image shows, it is the
+        # right one.
         middle, width = columns.mean() + 0.5, right - left
         assert mask[:top].sum() == mask[bottom:].sum() == 0
         expected = left + (0.25 if right <= 170 else 0.75) * width

@@ -1,4 +1,4 @@
-"""What `make dist` packs: packages, the scripts of examples/ and `van-backbones`, which work elsewhere."""
+"""What `make dist` packs: the packages, the scripts of examples/ and `van-backbones`, which work anywhere."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ def test_all_packages_are_listed():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of this checkout, built in a copy: building leaves folders behind."""
+    """Returns a wheel of this checkout, built in a copy, because building leaves folders behind."""
     pytest.importorskip("setuptools", minversion="77", reason="builds the wheel without network")
     folder = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns("__pycache__", ".*", "tests", "runs", "build", "dist", "*.egg-info")
@@ -66,7 +66,7 @@ def test_the_command_works_outside_of_a_clone(wheel, tmp_path):
         pathlib.Path(sysconfig.get_path(kind, "venv", {"base": str(venv), "platbase": str(venv)}))
         for kind in ("scripts", "purelib")
     )
-    # What we depend on comes from here; a path in a file is searched, but no editable install in it is run.
+    # The dependencies come from this Python's folder. Its own .pth files, of editable installs, are not run.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     subprocess.run(
         [*PIP, "--python", str(scripts / "python"), "install", *WITHOUT_NETWORK, str(wheel)], check=True

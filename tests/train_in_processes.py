@@ -2,9 +2,9 @@
 
     python tests/train_in_processes.py finetune_segmentation --data FOLDER --processes 2
 
-Writes `rows-<process>.json`, what each process knows of the log, and `before-<process>.json`, what a detector
-finds before training, into the output folder. With DIE_AT in the environment, "<process> <step>", that
-process is killed in that step. With JAX_ENABLE_X64 it computes in float64.
+Writes into the output folder `rows-<process>.json`, what each process knows about the log, and
+`before-<process>.json`, what a detector finds before training. With DIE_AT in the environment, "<process>
+<step>", that process is killed in that step. With JAX_ENABLE_X64 it computes in float64.
 """
 
 import functools
@@ -30,7 +30,7 @@ TinyVAN = functools.partial(VANBackbone, widths=(8, 8, 16, 16), depths=(1, 1, 1,
 
 
 class Killer(TrainingRun):
-    """Kills its process in the midst of a training."""
+    """Kills its process in the middle of a training."""
 
     def on_train_batch_begin(self, batch, logs=None):
         super().on_train_batch_begin(batch, logs)
@@ -47,7 +47,7 @@ def train_and_draw(arguments, output):
     van_backbones.classifier.VANBackbone = TinyVAN
     example.VANBackbone = lambda variant, weights=None: TinyVAN(variant, weights=weights)
     example.TrainingRun = Killer
-    # Others move weights without a gradient by what rounding leaves of it.
+    # Other optimizers move weights without a gradient, by rounding errors.
     options = choose_optimizer_options(arguments)
     example.build_optimizer = lambda *_: keras.optimizers.SGD(0.01, **options)
     example.draw_feature_maps = lambda *_: keras.ops.convert_to_numpy(keras.ops.zeros((8, 8, 3), "uint8"))
@@ -56,7 +56,7 @@ def train_and_draw(arguments, output):
     def build_generous_model(*inputs):
         model = build_model(*inputs)
         if hasattr(model, "score_threshold"):
-            model.score_threshold = 0.0  # what has learned nothing finds something, too
+            model.score_threshold = 0.0  # so that an untrained detector finds something
         return model
 
     def keep_results(title, *inputs):

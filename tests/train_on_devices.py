@@ -3,7 +3,7 @@
     python tests/train_on_devices.py HEAD NUM_DEVICES NUM_PICTURES NUM_EPOCHS FILE
 
 Devices are logical ones of TensorFlow or JAX; on PyTorch they are processes, each of which runs this script
-with RANK and WORLD_SIZE in its environment. A script, because devices are a setting of the process.
+with RANK and WORLD_SIZE in its environment. It is a script because devices are a setting of the process.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def share_out(num_devices):
 
 
 def find_class(head):
-    """Returns the class of a key of `OPTIONS`, whose name may have other options behind it."""
+    """Returns the class of a key of `OPTIONS`, in which other options may follow the class's name."""
     return getattr(heads, head.partition("/")[0])
 
 
@@ -135,7 +135,7 @@ def train_in_process(model, images, targets, num_steps, rank, num_processes):
 def main(head, num_devices, num_pictures, num_epochs, path):
     images = np.random.default_rng(0).uniform(0, 255, (num_pictures, *SIZE, 3)).astype("float32")
     targets = make_targets(head, find_class(head).with_masks)
-    if num_pictures > 4:  # a last batch, of which the second device gets less
+    if num_pictures > 4:  # a last batch, of which the second device gets a smaller share
         targets = keras.tree.map_structure(lambda array: array[np.arange(num_pictures) % 4], targets)
     if keras.backend.backend() == "torch":
         model = make_model(head)
