@@ -70,8 +70,8 @@ class UPerNet(SemanticModel):
         super().__init__(backbone, LEVELS, ("segmentation_loss", "auxiliary_loss"), locals(), **kwargs)
         *fine, coarsest = self.level_shapes
 
-        def make_block(input_shape, filters, kernel_size, name):
-            block = ConvolutionBlock(filters, kernel_size, dtype=self.dtype_policy, name=name)
+        def make_block(input_shape, filters, kernel_size, name, **options):
+            block = ConvolutionBlock(filters, kernel_size, dtype=self.dtype_policy, name=name, **options)
             block.build(input_shape)
             return block
 
@@ -85,7 +85,7 @@ class UPerNet(SemanticModel):
         wide = (None, None, None, channels)
         self.lateral_blocks = [make_block(shape, channels, 1, f"lateral_{i}") for i, shape in enumerate(fine)]
         self.output_blocks = [make_block(wide, channels, 3, f"output_{i}") for i in range(len(fine))]
-        self.fusion_block = make_block((*wide[:-1], channels * len(LEVELS)), channels, 3, "fusion")
+        self.fusion_block = make_block([wide] * len(LEVELS), channels, 3, "fusion", joins_maps=True)
         self.classifier = make_classifier(channels, "classifier")
         self.auxiliary_block = make_block(fine[-1], auxiliary_channels, 3, "auxiliary")
         self.auxiliary_classifier = make_classifier(auxiliary_channels, "auxiliary_classifier")
@@ -113,10 +113,7 @@ class UPerNet(SemanticModel):
             levels[index] = levels[index] + coarse
         for index, block in enumerate(self.output_blocks):
             levels[index] = block(levels[index], training=training)
-        size = ops.shape(levels[0])[1:3]
-        levels = [levels[0], *(resize_bilinear(level, size) for level in levels[1:])]
-        fused = self.fusion_block(ops.concatenate(levels, axis=-1), training=training)
-        return self.classifier(fused, training=training)
+        return self.classifier(self.fusion_block(levels, training=training), training=training)
 
     def compute_auxiliary_logits(self, pyramid, training=None):
         """Returns the auxiliary head's logits before resizing, (batch, height / 16, width / 16, classes)."""

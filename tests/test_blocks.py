@@ -1,8 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from heads.layers.blocks import BatchNormalization, ConvolutionBlock, PixelClassifier
+from heads.layers.blocks import BatchNormalization, ConvolutionBlock, JoiningConvolution, PixelClassifier
+from heads.ops.resizing import resize_bilinear
 
 
 def make_maps(shape=(2, 5, 4, 3), seed=0):
@@ -201,3 +203,50 @@ def test_config_round_trip(layer):
     outputs = copy(make_maps())
     assert outputs.shape[1:] == copy.compute_output_shape((2, 5, 4, 3))[1:]
     assert keras.backend.standardize_dtype(outputs.dtype) == layer.compute_dtype
+
+
+SHAPES = ((2, 9, 13, 3), (2, 5, 7, 4), (2, 1, 2, 5))
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_joining_convolution_equals_that_of_the_concatenated_maps(kernel_size, use_bias):
+    maps = [make_maps(shape, seed) for seed, shape in enumerate(SHAPES)]
+    layer = JoiningConvolution(6, kernel_size, use_bias=use_bias, padding="same")
+    outputs = layer(maps)
+    assert layer.kernel.shape == (kernel_size, kernel_size, 3 + 4 + 5, 6)
+    randomize(layer)
+    joined = np.concatenate([resize_bilinear(each, (9, 13)) for each in maps], axis=-1)
+    stock = keras.layers.Conv2D(6, kernel_size, use_bias=use_bias, padding="same")
+    stock.build(joined.shape)
+    stock.set_weights(layer.get_weights())
+    assert outputs.shape == layer.compute_output_shape([each.shape for each in maps]) == (2, 9, 13, 6)
+    np.testing.assert_allclose(layer(maps), stock(joined), rtol=1e-5, atol=1e-5 * np.abs(stock(joined)).max())
+
+
+def test_gradients_of_a_joining_convolution():
+    maps = [tf.constant(make_maps(shape, seed)) for seed, shape in enumerate(SHAPES)]
+    layer = JoiningConvolution(6, 3, padding="same")
+    layer(maps)
+    noise = make_maps((2, 9, 13, 6), seed=9)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        loss = tf.reduce_sum(layer(maps) * noise)
+    found = tape.gradient(loss, [layer.kernel.value, *maps])
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        joined = tf.concat([resize_bilinear(each, (9, 13)) for each in maps], axis=-1)
+        loss = tf.reduce_sum(tf.nn.conv2d(joined, layer.kernel.value, 1, "SAME") * noise)
+    expected = tape.gradient(loss, [layer.kernel.value, *maps])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+def test_joining_convolution_in_a_functional_model():
+    inputs = [keras.Input(shape[1:]) for shape in SHAPES]
+    model = keras.Model(inputs, ConvolutionBlock(6, 3, joins_maps=True)(inputs))
+    maps = [make_maps(shape, seed) for seed, shape in enumerate(SHAPES)]
+    assert model.output_shape == (None, 9, 13, 6)
+    clone = keras.Model.from_config(model.get_config())
+    clone.set_weights(model.get_weights())
+    np.testing.assert_allclose(clone(maps), model(maps), rtol=1e-6)

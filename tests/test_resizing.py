@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from golden_reference import check, load
 
-from heads.ops.resizing import pool_adaptively, resize_bilinear, resize_nearest
+from heads.ops.resizing import convolve_resized, pool_adaptively, resize_bilinear, resize_nearest
 
 SIZES = ((9, 13), (18, 26), (17, 25), (5, 7), (36, 52), (9, 26), (1, 1), (1, 30))
 
@@ -74,6 +74,28 @@ def test_bilinear_in_a_graph_without_sizes(maps_shape):
         resized = run(maps, size)
         assert resized.shape == (2, *size, 3)
         np.testing.assert_allclose(resized, resize_bilinear(maps, size), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sides", [(3, 3), (1, 1), (5, 3)])
+def test_convolution_of_resized_maps_equals_loops(size, sides):
+    maps, kernel = make_maps(), make_maps((*sides, 3, 2), seed=1)
+    margins = [(0, 0), *((side // 2, side // 2) for side in sides), (0, 0)]
+    padded = np.pad(resize_bilinear_by_loop(maps, size), margins)
+    expected = np.zeros((len(maps), *size, 2))
+    for i in range(size[0]):
+        for j in range(size[1]):
+            expected[:, i, j] = np.tensordot(padded[:, i : i + sides[0], j : j + sides[1]], kernel, 3)
+    found = convolve_resized(maps, kernel, size)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_convolution_of_resized_maps_in_a_graph_without_sizes():
+    kernel = make_maps((3, 3, 3, 2), seed=1)
+    run = resize_in_graph(lambda maps, size: convolve_resized(maps, kernel, size), (None, None, None, 3))
+    maps = make_maps()
+    for size in SIZES:
+        np.testing.assert_allclose(run(maps, size), convolve_resized(maps, kernel, size), rtol=0, atol=1e-5)
 
 
 def test_bilinear_of_one_position_repeats_it():

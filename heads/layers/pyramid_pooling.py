@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import keras
-from keras import ops
 
 from heads.layers.blocks import ConvolutionBlock, Layer, join_reference_layers
-from heads.ops.resizing import pool_adaptively, resize_bilinear
+from heads.ops.resizing import pool_adaptively
 
 
 @keras.saving.register_keras_serializable("van_backbones.heads")
@@ -36,22 +35,20 @@ class PyramidPooling(Layer):
         self.pool_blocks = [
             ConvolutionBlock(channels, 1, dtype=dtype, name=f"pool_{size}") for size in self.pool_sizes
         ]
-        self.bottleneck = ConvolutionBlock(channels, 3, dtype=dtype, name="bottleneck")
+        self.bottleneck = ConvolutionBlock(channels, 3, joins_maps=True, dtype=dtype, name="bottleneck")
 
     def build(self, input_shape):
         for block in self.pool_blocks:
             block.build(input_shape)
-        width = input_shape[-1] + self.channels * len(self.pool_sizes)
-        self.bottleneck.build((*input_shape[:-1], width))
+        pooled = [(*input_shape[:-1], self.channels)] * len(self.pool_sizes)
+        self.bottleneck.build([input_shape, *pooled])
         self.built = True
 
     def call(self, inputs, training=None):
-        size = ops.shape(inputs)[1:3]
         maps = [inputs]
         for num_bins, block in zip(self.pool_sizes, self.pool_blocks, strict=True):
-            pooled = block(pool_adaptively(inputs, num_bins), training=training)
-            maps.append(resize_bilinear(pooled, size))
-        return self.bottleneck(ops.concatenate(maps, axis=-1), training=training)
+            maps.append(block(pool_adaptively(inputs, num_bins), training=training))
+        return self.bottleneck(maps, training=training)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.channels)

@@ -24,6 +24,49 @@ def resize_bilinear(inputs, size):
     return inputs
 
 
+def convolve_resized(inputs, kernel, size):
+    """Returns the convolution of `resize_bilinear(inputs, size)`, most of it computed at the inputs' size.
+
+    Resizing and convolution are linear. So a 1 x 1 convolution applies each tap of the kernel to the small
+    map, and two matrices resize, shift and add up what it gives, along the columns and along the rows. That
+    is the same sum in another order. For 3 x 3 taps of 512 channels and 128 x 128 outputs it takes 3, 10 or
+    30 times fewer multiplications than the large map's convolution if the side grows 2, 4 or 8 times.
+
+    Args:
+        inputs: (batch, height, width, channels).
+        kernel: (rows, columns, channels, filters), both sides odd; the map keeps its size, as with
+            `padding="same"`.
+        size: (height, width) of the outputs.
+
+    Returns:
+        (batch, *size, filters) of the inputs' dtype.
+    """
+    num_rows, num_columns, channels, filters = kernel.shape
+    batch, height, width = ops.shape(inputs)[:3]
+    taps = ops.reshape(ops.transpose(kernel, (2, 1, 0, 3)), (1, 1, channels, -1))
+    products = ops.conv(inputs, taps, data_format="channels_last")
+    products = ops.reshape(products, (batch, height, width * num_columns, num_rows * filters))
+    columns = ops.cast(_shifting_matrix(width, size[1], num_columns), inputs.dtype)
+    products = ops.matmul(columns, products)  # (batch, height, new width, rows of the kernel * filters)
+    products = ops.reshape(products, (batch, height, size[1], num_rows, filters))
+    products = ops.transpose(products, (0, 1, 3, 2, 4))
+    products = ops.reshape(products, (batch, height * num_rows, size[1] * filters))
+    rows = ops.cast(_shifting_matrix(height, size[0], num_rows), inputs.dtype)
+    return ops.reshape(ops.matmul(rows, products), (batch, *size, filters))
+
+
+def _shifting_matrix(old, new, num_taps):
+    """Returns (new, old * taps): what each tap at each old position adds to each new one."""
+    places = ops.arange(new, dtype="int32")[:, None] + ops.arange(num_taps, dtype="int32") - num_taps // 2
+    inside = (places >= 0) & (places < new)  # beyond, the convolution sees zeros
+    ratio = ops.cast(old, "float32") / ops.cast(new, "float32")
+    positions = (ops.cast(places, "float32") + 0.5) * ratio - 0.5
+    positions = ops.clip(positions, 0.0, ops.cast(old - 1, "float32"))
+    distances = ops.abs(positions[:, None, :] - ops.cast(ops.arange(old, dtype="int32"), "float32")[:, None])
+    weights = ops.relu(1.0 - distances) * ops.cast(inside, "float32")[:, None, :]
+    return ops.reshape(weights, (new, old * num_taps))
+
+
 def resize_masks(masks, size):
     """Returns masks (batch, n, height, width) resized bilinearly to (height, width) `size`."""
     batch, count, *old_size = ops.shape(masks)
