@@ -117,8 +117,7 @@ def main(argv=None):
 def detect_objects(model, pictures, arguments, **options):
     """Returns the objects in pictures, looked at as the options of `add_detector_views` say."""
     if arguments.slices:
-        overlap = 0.2 if arguments.overlap is None else arguments.overlap
-        return detect_in_slices(model, pictures, arguments.slices, overlap, **options)
+        return detect_in_slices(model, pictures, arguments.slices, arguments.overlap, **options)
     if arguments.scales or arguments.flip_test:
         scales = arguments.scales or (1.0,)
         return detect_in_views(model, pictures, scales, arguments.flip_test, **options)

@@ -37,7 +37,6 @@ if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
     load_keras()
 
-import functools
 import sys
 import types
 
@@ -46,7 +45,8 @@ import numpy as np
 from faults import explain_faults
 from finetune_segmentation import compare, hold_out, open_split, take_examples
 from PIL import Image
-from results import find_worst, keep_report, keep_scores, open_evaluation
+from predict_segmentation import segment_picture
+from results import find_worst, keep_report, keep_scores, list_views, open_evaluation
 
 from heads.data import format_class_counts, semantic_evaluation_batches
 from heads.drawing import draw_confusion
@@ -76,11 +76,11 @@ def main(argv=None):
     with explain_faults(arguments.data, "finetune_segmentation.py"):
         counts = {split: folder.check() for split, folder in folders.items()}
     print(format_class_counts(counts, names, "pixels"), flush=True)
-    segmenter = choose_views(model, arguments)
+    segmenter = make_segmenter(model, arguments)
     output = open_evaluation(arguments)
     for split, folder in folders.items():
         print(f"\n{split}: {len(folder):,} pictures", flush=True)
-        about = {"model": arguments.model, "data": arguments.data, "split": split}
+        about = {"model": arguments.model, "data": arguments.data, "split": split, **list_views(arguments)}
         score_split(segmenter, folder, output / split, about)
     print(f"Scores and pictures are in {output}")
 
@@ -92,12 +92,12 @@ def open_data(arguments):
     return {split: open_split(arguments, split) for split in arguments.splits}
 
 
-def choose_views(model, arguments):
-    """Returns what gives label maps: the model, or its windows, or the average with mirrored pictures."""
-    if not (arguments.crop_size or arguments.flip_test):
-        return model
-    crop, stride = (tuple(size) if size else None for size in (arguments.crop_size, arguments.stride))
-    segment = functools.partial(model.segment, crop=crop, stride=stride, flip=arguments.flip_test)
+def make_segmenter(model, arguments):
+    """Returns what gives label maps as predict_segmentation.py does."""
+
+    def segment(images):
+        return np.stack([segment_picture(model, image, arguments, progress=False) for image in images])
+
     return types.SimpleNamespace(predict_on_batch=segment, num_classes=model.num_classes)
 
 

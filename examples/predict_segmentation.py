@@ -15,7 +15,6 @@ from options import (
     check_views,
     load_keras,
     make_parser,
-    whole_number,
 )
 
 
@@ -30,12 +29,8 @@ def parse_arguments(argv=None):
     names = "text file with a class name per line; default: the names in the model's file"
     add("--class-names", "--classes", type=pathlib.Path, help=names)
     add_views(parser)
-    tiles = "segment overlapping squares of this side, in little memory; default: whole pictures"
-    add("--tiles", type=whole_number(1), metavar="SIDE", help=tiles)
     arguments = parser.parse_args(argv)
     check_views(parser, arguments)
-    if arguments.tiles and arguments.crop_size:
-        parser.error("--tiles and --crop-size are two ways to cut a picture: give one of them")
     check_model(parser, arguments.model)
     check_output(parser, arguments.output)
     return parser, arguments
@@ -77,11 +72,6 @@ def main(argv=None):
             f"Received: a model of {model.image_channels} channels"
         )
     class_names = choose_class_names(parser, arguments, model)
-    window = {
-        name: tuple(size)
-        for name, size in (("crop", arguments.crop_size), ("stride", arguments.stride))
-        if size
-    }
 
     output = open_output(arguments.output, "predictions")
     unreadable = []
@@ -91,12 +81,7 @@ def main(argv=None):
         except ValueError as error:
             unreadable.append(error)
             continue
-        if arguments.tiles:
-            label_map = segment_in_tiles(model, image, arguments.tiles, flip=arguments.flip_test)
-        elif window or arguments.flip_test:
-            label_map = model.segment(image[None].astype("float32"), flip=arguments.flip_test, **window)[0]
-        else:
-            label_map = model.predict_pictures(image)[0]["label_map"]
+        label_map = segment_picture(model, image, arguments)
         Image.fromarray(label_map.astype("uint8")).save(output / f"{path.stem}.png")
         factor = -(-max(image.shape) // LARGEST_OVERLAY)
         shown = np.asarray(Image.fromarray(image).reduce(factor))
@@ -107,6 +92,24 @@ def main(argv=None):
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def segment_picture(model, picture, arguments, progress=True):
+    """Returns the label map of a picture, looked at as the options of `add_views` say.
+
+    Args:
+        model: The segmenter.
+        picture: See `DenseModel.predict_pictures`.
+        arguments: The options.
+        progress: Whether to show a bar over tiles.
+    """
+    flip = {"flip": True} if arguments.flip_test else {}
+    if arguments.tiles:
+        return segment_in_tiles(model, picture, arguments.tiles, progress=progress, **flip)
+    sizes = {"crop": arguments.crop_size, "stride": arguments.stride, "scales": arguments.scales}
+    views = {name: tuple(values) for name, values in sizes.items() if values}
+    (result,) = model.predict_pictures(picture, **views, **flip)
+    return result["label_map"]
 
 
 def choose_class_names(parser, arguments, model):
