@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 from results import find_worst
+from shown_pixels import show_pixels
 
 from heads.coco.segmentations import decode_mask
 from heads.drawing import draw_confusion, draw_detection_comparison, draw_precision_recall
@@ -35,7 +36,9 @@ def draw_mistakes(results, truth, image_ids, max_detections, output):
     return worst, threshold
 
 
-def draw_pictures(model, batches, class_names, output, worst=(), threshold=None, found=None, labels=None):
+def draw_pictures(
+    model, batches, class_names, output, worst=(), threshold=None, found=None, labels=None, bands=None
+):
     """Draws image, truth and detections of the first pictures, and of those at the worst positions.
 
     Args:
@@ -48,6 +51,7 @@ def draw_pictures(model, batches, class_names, output, worst=(), threshold=None,
         found: What was found in each picture, in its own pixels. Default: what the model finds in the
             batches.
         labels: The truth's label of each label of the model. Default: the same.
+        bands: --bands, of pictures of other than 3 channels.
     """
     first = range(NUM_PICTURES)
     if found is not None and threshold is not None:  # what is not drawn needs no masks
@@ -56,19 +60,21 @@ def draw_pictures(model, batches, class_names, output, worst=(), threshold=None,
     for name, positions in (("predictions.png", first), ("worst.png", worst)):
         found = [examples[place] for place in positions if place in examples]
         if found:
-            Image.fromarray(compare(found, class_names, threshold)).save(output / name)
+            Image.fromarray(compare(found, class_names, threshold, bands)).save(output / name)
 
 
-def draw_first(model, batches, class_names, num_pictures=3):
+def draw_first(model, batches, class_names, num_pictures=3, bands=None):
     """Returns a picture of what a detector makes of the first pictures."""
-    return compare(list(find_examples(model, batches, range(num_pictures)).values()), class_names)
+    examples = find_examples(model, batches, range(num_pictures)).values()
+    return compare(list(examples), class_names, bands=bands)
 
 
-def compare(examples, class_names, threshold=None):
+def compare(examples, class_names, threshold=None, bands=None):
     """Returns a picture of images, their true objects and the found ones above a score."""
-    lists = list(zip(*examples, strict=True))
-    threshold = choose_threshold(*lists[1:]) if threshold is None else threshold
-    return draw_detection_comparison(*lists, class_names, score_threshold=threshold)
+    images, *objects = list(zip(*examples, strict=True))
+    threshold = choose_threshold(*objects) if threshold is None else threshold
+    shown = [show_pixels(image, bands) for image in images]
+    return draw_detection_comparison(shown, *objects, class_names, score_threshold=threshold)
 
 
 def find_examples(model, batches, positions, found=None, labels=None):

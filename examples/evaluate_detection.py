@@ -17,16 +17,15 @@ import pathlib
 from options import (
     DETECTORS,
     VARIANTS,
-    add_detector_views,
     add_evaluation_options,
     add_sizes,
-    check_detector_views,
     check_evaluation_options,
     check_sizes,
     load_keras,
     make_parser,
     whole_number,
 )
+from view_options import add_bands, add_detector_views, check_detector_views, list_views
 
 
 def parse_arguments(argv=None):
@@ -45,6 +44,7 @@ def parse_arguments(argv=None):
     add("--batch-size", type=whole_number(1), default=1, help=batch)
     add_sizes(parser)
     add_detector_views(parser)
+    add_bands(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
     check_detector_views(parser, arguments)
@@ -67,7 +67,9 @@ import keras
 from detect import choose_resizing, detect_objects
 from detection_pictures import draw_mistakes, draw_pictures
 from faults import explain_faults
-from results import keep_report, keep_scores, list_views, open_evaluation
+from finetune_segmentation import choose_input
+from results import keep_report, keep_scores, open_evaluation
+from shown_pixels import tell_channels
 from train_detection import HEADS, hold_out, open_split
 
 from heads import Resizing, to_coco
@@ -88,11 +90,16 @@ def main(argv=None):
     with explain_faults(arguments.data, "train_detection.py"):
         datasets = open_data(arguments, with_masks="segm" in kinds)
     if model is None:
-        model = load_model(arguments, next(iter(datasets.values())).num_classes)
+        model = load_model(arguments, next(iter(datasets.values())))
     for dataset in datasets.values():
         if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
             wanted = f"the {dataset.num_classes} classes of {dataset.path}"
             parser.error(f"the model must be a detector of {wanted}. Received: {arguments.model}")
+        if model.image_channels != dataset.num_channels:
+            wanted = f"the {dataset.num_channels} channels of {dataset.path}"
+            received = f"{arguments.model}, {model.image_channels} channels"
+            parser.error(f"the model must take pictures of {wanted}. Received: {received}")
+    tell_channels(parser, model.image_channels, arguments.bands)
     with explain_faults(arguments.data, "train_detection.py"):
         for dataset in datasets.values():
             check_truth(dataset, kinds)
@@ -111,9 +118,10 @@ def open_data(arguments, with_masks):
     return {split: open_split(arguments, split, with_masks) for split in arguments.splits}
 
 
-def load_model(arguments, num_classes):
-    """Returns the model of a checkpoint."""
-    model = HEADS[arguments.head](VANBackbone(arguments.variant or "b0"), num_classes)
+def load_model(arguments, dataset):
+    """Returns the model of a checkpoint, for the pictures and classes of a data set."""
+    backbone = VANBackbone(arguments.variant or "b0", **choose_input(dataset.num_channels))
+    model = HEADS[arguments.head](backbone, dataset.num_classes)
     load_checkpoint(model, arguments.model)
     model.resizing = Resizing(short_side=800, long_side=1333)  # the paper's
     return model
@@ -148,7 +156,7 @@ def score_split(model, dataset, kinds, output, arguments):
     save_results(results, output / "results.json")
     worst = draw_mistakes(results, truth, image_ids, limits, output)
     labels = [dataset.category_ids.index(category_id) for category_id in category_ids]
-    draw_pictures(model, batches, dataset.class_names, output, *worst, found, labels)
+    draw_pictures(model, batches, dataset.class_names, output, *worst, found, labels, arguments.bands)
     keep_report(output)
     print(f"{len(results):,} detections on {len(dataset):,} pictures are in {output}")
 

@@ -11,12 +11,11 @@ import pathlib
 from options import (
     add_evaluation_options,
     add_label_options,
-    add_views,
     check_evaluation_options,
-    check_views,
     load_keras,
     make_parser,
 )
+from view_options import add_bands, add_views, check_views, list_views
 
 
 def parse_arguments(argv=None):
@@ -27,6 +26,7 @@ def parse_arguments(argv=None):
     add_evaluation_options(parser, "images and labels")
     add_label_options(parser)
     add_views(parser)
+    add_bands(parser)
     arguments = parser.parse_args(argv)
     check_views(parser, arguments)
     check_evaluation_options(parser, arguments)
@@ -46,7 +46,8 @@ from faults import explain_faults
 from finetune_segmentation import compare, hold_out, open_split, take_examples
 from PIL import Image
 from predict_segmentation import segment_picture
-from results import find_worst, keep_report, keep_scores, list_views, open_evaluation
+from results import find_worst, keep_report, keep_scores, open_evaluation
+from shown_pixels import tell_channels
 
 from heads.data import format_class_counts, semantic_evaluation_batches
 from heads.drawing import draw_confusion
@@ -62,11 +63,7 @@ def main(argv=None):
         folders = open_data(arguments)
     names = next(iter(folders.values())).class_names
     model = keras.saving.load_model(arguments.model, compile=False)
-    if not hasattr(model, "segment") or model.num_classes != len(names):
-        parser.error(
-            f"the model must be a semantic segmenter of the {len(names)} classes of "
-            f"{arguments.data}. Received: {arguments.model}, {getattr(model, 'num_classes', 'no')} classes"
-        )
+    check_model_fits(parser, arguments, model, folders)
     if model.class_names and tuple(model.class_names) != names:
         print(
             f"The classes of the data are not those of the model ({', '.join(model.class_names)}), and are "
@@ -81,7 +78,7 @@ def main(argv=None):
     for split, folder in folders.items():
         print(f"\n{split}: {len(folder):,} pictures", flush=True)
         about = {"model": arguments.model, "data": arguments.data, "split": split, **list_views(arguments)}
-        score_split(segmenter, folder, output / split, about)
+        score_split(segmenter, folder, output / split, about, arguments.bands)
     print(f"Scores and pictures are in {output}")
 
 
@@ -90,6 +87,22 @@ def open_data(arguments):
     if arguments.val_share:
         return {"held-out": hold_out(arguments)[0][1]}
     return {split: open_split(arguments, split) for split in arguments.splits}
+
+
+def check_model_fits(parser, arguments, model, folders):
+    """Ends the program where the model is no segmenter of the data's classes and channels."""
+    num_classes = next(iter(folders.values())).num_classes
+    if not hasattr(model, "segment") or model.num_classes != num_classes:
+        parser.error(
+            f"the model must be a semantic segmenter of the {num_classes} classes of "
+            f"{arguments.data}. Received: {arguments.model}, {getattr(model, 'num_classes', 'no')} classes"
+        )
+    for split, folder in folders.items():
+        if folder.num_channels != model.image_channels:
+            wanted = f"the {folder.num_channels} channels of {arguments.data}, {split}"
+            received = f"{arguments.model}, {model.image_channels} channels"
+            parser.error(f"the model must take pictures of {wanted}. Received: {received}")
+    tell_channels(parser, model.image_channels, arguments.bands)
 
 
 def make_segmenter(model, arguments):
@@ -101,7 +114,7 @@ def make_segmenter(model, arguments):
     return types.SimpleNamespace(predict_on_batch=segment, num_classes=model.num_classes)
 
 
-def score_split(segmenter, folder, output, about):
+def score_split(segmenter, folder, output, about, bands=None):
     """Prints and keeps the scores of a split; draws the confusion matrix and some pictures."""
     scores = evaluate_semantic(segmenter, semantic_evaluation_batches(folder), progress=True)
     table = format_semantic_scores(scores, folder.class_names)
@@ -115,7 +128,7 @@ def score_split(segmenter, folder, output, about):
     if worst := find_worst(1 - scores["per_picture_iou"], NUM_PICTURES):
         pages["worst.png"] = worst
     for name, positions in pages.items():
-        Image.fromarray(compare(segmenter, take_examples(folder, positions))).save(output / name)
+        Image.fromarray(compare(segmenter, take_examples(folder, positions), bands)).save(output / name)
     keep_report(output)
 
 

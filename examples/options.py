@@ -23,7 +23,6 @@ INT8_FORMATS = ("onnx", "openvino")
 WARM_UP = "500, at most a tenth of the steps"
 STEP = "a step is one update of the weights, from --accumulate batches"
 LONG_SIDE = 1333  # limit of the long sides of COCO's pictures, in the paper's settings
-OVERLAP = 0.2  # of slices
 # How the script was called, where that was not by its name: `van-backbones train segmentation`.
 program = None
 
@@ -288,58 +287,6 @@ def choose_optimizer_options(arguments) -> dict:
         # Keras takes the average at each batch, and not only where the weights have changed.
         options |= {"use_ema": True, "ema_momentum": arguments.ema ** (1 / arguments.accumulate)}
     return options
-
-
-def add_detector_views(parser):
-    """Adds how a detector looks at a picture: in slices, or also mirrored and at other scales."""
-    add = parser.add_argument
-    slices = "look at overlapping squares of this side, and at the whole picture; default: the latter alone"
-    add("--slices", type=whole_number(1), metavar="SIDE", help=slices)
-    overlap = f"share of a slice's side that the next one has, too; default: {OVERLAP}"
-    add("--overlap", type=number(at_least=0), metavar="SHARE", help=overlap)
-    scales = "look at the picture at several scales; default: 1"
-    add("--scales", type=number(above=0), nargs="+", metavar="FACTOR", help=scales)
-    add("--flip-test", action="store_true", help="look at the mirrored picture, too, in twice the time")
-
-
-def check_detector_views(parser, arguments):
-    """Ends the program where the options of `add_detector_views` contradict each other; sets --overlap."""
-    if arguments.overlap is not None and not arguments.slices:
-        parser.error("--overlap needs --slices")
-    if arguments.overlap is not None and arguments.overlap >= 1:
-        parser.error(f"--overlap must be below 1. Received: {arguments.overlap}")
-    if arguments.slices and (arguments.scales or arguments.flip_test):
-        parser.error("--slices takes neither --scales nor --flip-test")
-    if arguments.slices and arguments.overlap is None:
-        arguments.overlap = OVERLAP
-
-
-def add_views(parser):
-    """Adds how a segmenter looks at a picture: by windows or tiles, or also mirrored and at other scales."""
-    add, side = parser.add_argument, whole_number(1)
-    crop = "slide a window of this size; default: whole pictures"
-    add("--crop-size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=crop)
-    stride = "of the sliding window; default: two thirds of --crop-size"
-    add("--stride", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=stride)
-    tiles = "segment overlapping squares of this side, in little memory; default: whole pictures"
-    add("--tiles", type=side, metavar="SIDE", help=tiles)
-    scales = "average over the picture at several scales; default: 1"
-    add("--scales", type=number(above=0), nargs="+", metavar="FACTOR", help=scales)
-    add("--flip-test", action="store_true", help="average with the mirrored picture, in twice the time")
-
-
-def check_views(parser, arguments):
-    """Ends the program where the options of `add_views` contradict each other."""
-    crop, stride = arguments.crop_size, arguments.stride
-    if stride and not crop:
-        parser.error("--stride needs --crop-size")
-    if stride and (stride[0] > crop[0] or stride[1] > crop[1]):
-        sides = f"--stride {stride[0]} {stride[1]}, --crop-size {crop[0]} {crop[1]}"
-        parser.error(f"--stride must not be above --crop-size, or pixels are missed. Received: {sides}")
-    if arguments.tiles and crop:
-        parser.error("--tiles and --crop-size are two ways to cut a picture: give one of them")
-    if arguments.tiles and arguments.scales:
-        parser.error("--tiles takes no --scales: the tiles of large pictures are not resized")
 
 
 def check_output(parser, output):

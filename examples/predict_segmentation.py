@@ -4,18 +4,18 @@
 
 For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png, which
 is for people and smaller than a large picture. `--tiles 512` segments pictures of any size in little memory.
+A model that was trained on multispectral pictures reads TIFF files of as many channels.
 """
 
 import pathlib
 
 from options import (
-    add_views,
     check_model,
     check_output,
-    check_views,
     load_keras,
     make_parser,
 )
+from view_options import add_bands, add_views, check_views
 
 
 def parse_arguments(argv=None):
@@ -29,6 +29,7 @@ def parse_arguments(argv=None):
     names = "text file with a class name per line; default: the names in the model's file"
     add("--class-names", "--classes", type=pathlib.Path, help=names)
     add_views(parser)
+    add_bands(parser)
     arguments = parser.parse_args(argv)
     check_views(parser, arguments)
     check_model(parser, arguments.model)
@@ -47,14 +48,15 @@ import keras
 import numpy as np
 from detect import open_output
 from PIL import Image
+from shown_pixels import show_pixels, tell_channels
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
 from heads import segment_in_tiles
 from heads.data.label_folders import read_class_names
 from heads.drawing import draw_result
-from heads.pictures import RGB_CHANNELS, read_picture, show_path
-from heads.prediction import PICTURE_SUFFIXES
+from heads.pictures import show_path
+from heads.prediction import PICTURE_SUFFIXES, read_pixels
 
 LARGEST_OVERLAY = 4096  # pixels of the longer side
 
@@ -66,25 +68,21 @@ def main(argv=None):
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "segment") or model.num_classes > 255:
         parser.error(f"{arguments.model} must be a semantic segmenter of at most 255 classes (8 bits)")
-    if model.image_channels != RGB_CHANNELS:
-        parser.error(
-            f"{arguments.model} must take RGB pictures; in Python, `predict_pictures` takes others. "
-            f"Received: a model of {model.image_channels} channels"
-        )
+    tell_channels(parser, model.image_channels, arguments.bands)
     class_names = choose_class_names(parser, arguments, model)
 
     output = open_output(arguments.output, "predictions")
     unreadable = []
     for path in tqdm(paths, unit="picture"):
         try:
-            image = read_picture(path)
+            image = read_pixels(path, model.image_channels)
         except ValueError as error:
             unreadable.append(error)
             continue
         label_map = segment_picture(model, image, arguments)
         Image.fromarray(label_map.astype("uint8")).save(output / f"{path.stem}.png")
-        factor = -(-max(image.shape) // LARGEST_OVERLAY)
-        shown = np.asarray(Image.fromarray(image).reduce(factor))
+        factor = -(-max(image.shape[:2]) // LARGEST_OVERLAY)
+        shown = np.asarray(Image.fromarray(show_pixels(image, arguments.bands)).reduce(factor))
         overlay = draw_result(shown, {"label_map": label_map[::factor, ::factor]}, class_names)
         Image.fromarray(overlay).save(output / f"{path.stem}.overlay.png")
 

@@ -19,9 +19,6 @@ PICTURES = {
     "features.png": "What the backbone sees",
 }
 
-# The options that say how models look at pictures, of `options.add_detector_views` and `add_views`.
-VIEWS = ("slices", "overlap", "tiles", "crop_size", "stride", "scales", "flip_test")
-
 
 def open_evaluation(arguments):
     """Returns the folder for the results of an evaluation: `--output`, or a new one beside the model."""
@@ -46,12 +43,6 @@ def keep_scores(folder, scores, table, class_names=(), **about):
     """
     save_scores(scores, folder / "scores.json", class_names, **about)
     (folder / "scores.txt").write_text(table + "\n", encoding="utf-8")
-
-
-def list_views(arguments) -> dict:
-    """Returns how a model looked at the pictures: the options of `VIEWS` that were given."""
-    given = {name: getattr(arguments, name, None) for name in VIEWS}
-    return {name: value for name, value in given.items() if value}
 
 
 def find_worst(mistakes, most: int = 6) -> list[int]:
