@@ -204,6 +204,8 @@ def build_page(model, look, blank, arguments):
     model_file = "/".join(arguments.model.resolve().parts[-2:])
     with gradio.Blocks(analytics_enabled=False, title=model_file, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"### {type(model).__name__}: `{model_file}`")
+        if isinstance(model, SimpleBaseline) and arguments.detector is None:
+            gradio.Markdown("Each picture counts as one person; `--detector` finds people in it.")
         kept = gradio.State(time_to_live=SECONDS_KEPT)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):

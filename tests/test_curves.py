@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import heads.drawing.curves as curves
 from heads.drawing import class_palette, draw_curves, draw_precision_recall
 
 ROWS = [
@@ -38,6 +39,18 @@ def test_the_monitored_score_is_marked():
     np.testing.assert_array_equal(marked[:, :590], plain[:, :590])
     never = [{"loss": 1.0, "val_score": float("nan")}]
     assert draw_curves(never, "val_score").shape == plain.shape
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 30])
+def test_epochs_are_whole_numbers(monkeypatch, num_epochs):
+    figures = []
+    monkeypatch.setattr(curves, "_render", figures.append)
+    draw_curves([{"epoch": epoch, "loss": 1.0} for epoch in range(num_epochs)])
+    panel = figures[0].axes[0]
+    low, high = panel.get_xlim()
+    ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(float(tick).is_integer() for tick in ticks)
 
 
 def test_no_epoch_is_refused():

@@ -72,6 +72,24 @@ def test_all_kinds_of_parts():
     assert [style for style in page.cells if "75.0%" in style]
 
 
+def test_numbers_of_a_column_have_the_same_digits():
+    page = Page(make_report("", [("Classes", {"IoU": {"wall": 75.0, "roof": 0.0, "door": 0.034}})]))
+    assert [text for text in page.texts if text in ("75.00", "0.00", "0.03")] == ["75.00", "0.00", "0.03"]
+    page = Page(make_report("", [("Settings", {"rate": 0.034, "weight_decay": 0.0})]))
+    assert [text for text in page.texts if text[0] == "0"] == ["0.034", "0"]
+
+
+def test_wide_parts_do_not_widen_the_page():
+    """On narrow screens they are moved from side to side, and pictures keep a legible width."""
+    wide, small = np.zeros((20, 2000, 3), "uint8"), np.zeros((20, 300, 3), "uint8")
+    columns = {f"a_score_with_a_long_name_{k}": {"wall": 1.0} for k in range(9)}
+    text = make_report("", [("a", wide), ("b", small), ("c", columns)])
+    assert text.count('<div class="wide"><img') == 2
+    assert text.count('<div class="wide"><table') == 1
+    assert "min-width: 800px" in text
+    assert "min-width: 300px" in text
+
+
 def test_names_from_elsewhere_are_text():
     hostile = "<script>alert(1)</script> & \"x\" onload='y'"
     picture = np.zeros((2, 2, 3), "uint8")

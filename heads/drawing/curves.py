@@ -104,7 +104,7 @@ def _draw_panel(panel, title, epochs, curves):
         style = "-" if name.startswith("val_") else "--"
         panel.plot(epochs, values, style, color=colour, marker="o", markersize=3, label=name)
     panel.set(title=title, xlabel="epoch (a score)", xlim=(0.5, max(epochs) + 0.5))
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     panel.grid(alpha=0.3)
     if curves:
         panel.legend(fontsize="small")
