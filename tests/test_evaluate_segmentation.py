@@ -40,7 +40,7 @@ def write_data(root):
 class Segmenter:
     """Reads the classes from the greys, and takes doors for walls."""
 
-    num_classes, class_names = 3, list(NAMES)
+    num_classes, class_names, image_channels = 3, list(NAMES), 3
 
     def __init__(self):
         self.calls = []
