@@ -103,7 +103,7 @@ def without_scores():
     """Leaves out what only scores and draws, but for the titles, to save time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_detection, "print_scores", lambda title, *args: sys.stdout.write(title) and [])
-        patch.setattr(train_detection, "draw_pictures", lambda *args: None)
+        patch.setattr(train_detection, "draw_pictures", lambda *args, **options: None)
         yield patch
 
 
