@@ -41,6 +41,19 @@ def test_the_monitored_score_is_marked():
     assert draw_curves(never, "val_score").shape == plain.shape
 
 
+def test_a_loss_that_is_the_only_one_is_drawn_once(monkeypatch):
+    panels = []
+    monkeypatch.setattr(curves, "_render", lambda figure: panels.append(figure.axes[0]))
+    alone = [{"loss": 2.0, "box_loss": 2.0, "val_loss": 3.0, "val_box_loss": 3.0, "val_iou": 0.5}]
+    draw_curves(alone)
+    draw_curves([{**alone[0], "class_loss": 1.0, "loss": 3.0, "val_class_loss": 0.0}])
+    draw_curves([{"box_loss": 2.0}])
+    names = [[line.get_label() for line in panel.get_lines()] for panel in panels]
+    assert names[0] == ["loss", "val_loss"]
+    assert names[1] == ["loss", "box_loss", "val_loss", "class_loss", "val_class_loss"]
+    assert names[2] == ["box_loss"]
+
+
 @pytest.mark.parametrize("num_epochs", [1, 2, 30])
 def test_epochs_are_whole_numbers(monkeypatch, num_epochs):
     figures = []

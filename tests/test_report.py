@@ -135,7 +135,8 @@ def test_a_report_holds_what_is_in_the_folder(tmp_path):
     assert Page((folder / "report.html").read_text("utf-8")).links == []
     (folder / "settings.json").write_text('{"head": "gfl", "splits": ["train", "val"]}')
     (folder / "scores.json").write_text(
-        '{"unit": "percent", "AP": 12.5, "small": null, "AP_per_class": {"cät": 99.0}}', encoding="utf-8"
+        '{"unit": "percent", "AP": 12.5, "AR": 0.3237, "small": null, "AP_per_class": {"cät": 99.0}}',
+        encoding="utf-8",
     )
     (folder / "scores.txt").write_text("AP 12.5")
     Image.new("RGB", (8, 8), "red").save(folder / "worst.png")
@@ -144,7 +145,7 @@ def test_a_report_holds_what_is_in_the_folder(tmp_path):
     keep_report(folder)
     page = Page((folder / "report.html").read_text("utf-8"))
     assert [name for name, _ in page.pictures] == ["Learning curves", "The pictures with the most mistakes"]
-    for text in ("runs/pose-1", "12.50", "cät", "99.00", "gfl", "['train', 'val']", "AP 12.5"):
+    for text in ("runs/pose-1", "12.50", "0.32", "cät", "99.00", "gfl", "['train', 'val']", "AP 12.5"):
         assert text in page.texts, text
 
 

@@ -26,7 +26,8 @@ table.columns th:not(:first-child), table.columns td.number { text-align: right;
 table.columns th, table.columns td { padding: .15rem .4rem; overflow-wrap: normal; }
 table.columns td:first-child { padding-left: 0; }
 pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
-.wide { overflow-x: auto; } img { max-width: 100%; height: auto; border: 1px solid var(--line); }
+.wide { overflow-x: auto; }
+img { box-sizing: border-box; max-width: 100%; height: auto; border: 1px solid var(--line); }
 nav a { margin-right: 1rem; display: inline-block; }
 """
 # What a picture needs to be legible: on narrower screens it is moved from side to side.
