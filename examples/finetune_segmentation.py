@@ -134,7 +134,8 @@ def train_and_draw(arguments, output):
         shown = zip(train.class_names, class_weights, strict=True)
         print("Class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in shown), flush=True)
     check_channels(arguments, train, validation)
-    model = build_model(arguments, train.num_classes, class_weights, train.num_channels)
+    with explain_faults(None, "finetune_segmentation.py"):  # of a file of --weights
+        model = build_model(arguments, train.num_classes, class_weights, train.num_channels)
     model.class_names = list(train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
     print(f"{model.name}: {model.count_params():,} parameters, {arguments.steps:,} steps", flush=True)

@@ -204,7 +204,8 @@ def train_and_draw(arguments, output):
     check_channels(arguments, train, validation)
     augment, resizing = choose_sizes(arguments)
     steps, evaluate_every, milestones = plan_steps(arguments, len(train))
-    model = build_model(arguments, train.num_classes, train.num_channels)
+    with explain_faults(None, "train_detection.py"):  # of a file of --weights
+        model = build_model(arguments, train.num_classes, train.num_channels)
     model.class_names, model.resizing = list(train.class_names), resizing
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
