@@ -5,15 +5,14 @@
 
 For each picture NAME.jpg it writes NAME.png with boxes or masks, classes and scores; for all of them together
 detections.json, with the pictures, the categories and the objects in COCO's format, with scores. The names of
-the classes and the sizes of the pictures are in the model's file.
+the classes and the sizes of the pictures are in the model's file. A model that was trained on multispectral
+pictures reads TIFF files of as many channels.
 """
 
 import pathlib
 
 from options import (
-    add_detector_views,
     add_sizes,
-    check_detector_views,
     check_model,
     check_output,
     check_sizes,
@@ -21,6 +20,7 @@ from options import (
     make_parser,
     number,
 )
+from view_options import add_bands, add_detector_views, check_detector_views
 
 
 def parse_arguments(argv=None):
@@ -37,6 +37,7 @@ def parse_arguments(argv=None):
     add("--score-threshold", type=number(at_least=0), default=0.3, help=threshold)
     add_sizes(parser)
     add_detector_views(parser)
+    add_bands(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
     check_detector_views(parser, arguments)
@@ -58,6 +59,7 @@ import sys
 import keras
 import numpy as np
 from PIL import Image
+from shown_pixels import show_pixels, tell_channels
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
@@ -66,8 +68,7 @@ from heads.coco.entries import read_json
 from heads.coco.segmentations import decode_mask
 from heads.data.label_folders import read_class_names
 from heads.drawing import draw_result
-from heads.pictures import read_picture
-from heads.prediction import PICTURE_SUFFIXES
+from heads.prediction import PICTURE_SUFFIXES, read_pixels
 from heads.training import make_numbered_folder
 
 # Of all masks of a picture together when it is drawn.
@@ -81,6 +82,7 @@ def main(argv=None):
     model = keras.saving.load_model(arguments.model, compile=False)
     if not hasattr(model, "max_detections"):
         parser.error(f"the model must be a detector. Received: {arguments.model}, a {type(model).__name__}")
+    tell_channels(parser, model.image_channels, arguments.bands)
     if arguments.score_threshold < getattr(model, "score_threshold", 0):
         print(f"The model itself leaves out objects with scores below {model.score_threshold}")
     choose_class_names(parser, arguments, model)
@@ -93,13 +95,14 @@ def main(argv=None):
     entries, annotations, unreadable = [], [], []
     for path in tqdm(paths, unit="picture"):
         try:
-            image = read_picture(path)
+            image = read_pixels(path, model.image_channels)
         except ValueError as error:
             unreadable.append(error)
             continue
         options = {"score_threshold": arguments.score_threshold, "masks": "run_lengths"}
         (found,) = detect_objects(model, image, arguments, **options)
-        picture = draw_result(*shrink(image, found), class_names, arguments.score_threshold)
+        shown = show_pixels(image, arguments.bands)
+        picture = draw_result(*shrink(shown, found), class_names, arguments.score_threshold)
         Image.fromarray(picture).save(output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
@@ -117,8 +120,7 @@ def main(argv=None):
 def detect_objects(model, pictures, arguments, **options):
     """Returns the objects in pictures, looked at as the options of `add_detector_views` say."""
     if arguments.slices:
-        overlap = 0.2 if arguments.overlap is None else arguments.overlap
-        return detect_in_slices(model, pictures, arguments.slices, overlap, **options)
+        return detect_in_slices(model, pictures, arguments.slices, arguments.overlap, **options)
     if arguments.scales or arguments.flip_test:
         scales = arguments.scales or (1.0,)
         return detect_in_views(model, pictures, scales, arguments.flip_test, **options)

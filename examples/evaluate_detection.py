@@ -16,16 +16,15 @@ import pathlib
 from options import (
     DETECTORS,
     VARIANTS,
-    add_detector_views,
     add_evaluation_options,
     add_sizes,
-    check_detector_views,
     check_evaluation_options,
     check_sizes,
     load_keras,
     make_parser,
     whole_number,
 )
+from view_options import add_bands, add_detector_views, check_detector_views, list_views
 
 
 def parse_arguments(argv=None):
@@ -44,6 +43,7 @@ def parse_arguments(argv=None):
     add("--batch-size", type=whole_number(1), default=1, help=batch)
     add_sizes(parser)
     add_detector_views(parser)
+    add_bands(parser)
     arguments = parser.parse_args(argv)
     check_sizes(parser, arguments)
     check_detector_views(parser, arguments)
@@ -59,18 +59,22 @@ if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
     load_keras()
 
+import itertools
 import sys
 
 import keras
 from detect import choose_resizing, detect_objects
 from detection_pictures import draw_mistakes, draw_pictures
 from faults import explain_faults
+from finetune_segmentation import choose_input
 from results import keep_report, keep_scores, open_evaluation
+from shown_pixels import tell_channels
 from train_detection import HEADS, hold_out, open_split
 
 from heads import Resizing, to_coco
 from heads.data import detection_evaluation_batches
 from heads.metrics import evaluate_coco, format_coco_scores, predict_coco_results, save_results
+from heads.views import MOST_DETECTIONS
 from van_backbones import VANBackbone, load_checkpoint
 
 
@@ -85,11 +89,16 @@ def main(argv=None):
     with explain_faults(arguments.data, "train_detection.py"):
         datasets = open_data(arguments, with_masks="segm" in kinds)
     if model is None:
-        model = load_model(arguments, next(iter(datasets.values())).num_classes)
+        model = load_model(arguments, next(iter(datasets.values())))
     for dataset in datasets.values():
         if not hasattr(model, "max_detections") or model.num_classes != dataset.num_classes:
             wanted = f"the {dataset.num_classes} classes of {dataset.path}"
             parser.error(f"the model must be a detector of {wanted}. Received: {arguments.model}")
+        if model.image_channels != dataset.num_channels:
+            wanted = f"the {dataset.num_channels} channels of {dataset.path}"
+            received = f"{arguments.model}, {model.image_channels} channels"
+            parser.error(f"the model must take pictures of {wanted}. Received: {received}")
+    tell_channels(parser, model.image_channels, arguments.bands)
     with explain_faults(arguments.data, "train_detection.py"):
         for dataset in datasets.values():
             check_truth(dataset, kinds)
@@ -108,9 +117,10 @@ def open_data(arguments, with_masks):
     return {split: open_split(arguments, split, with_masks) for split in arguments.splits}
 
 
-def load_model(arguments, num_classes):
-    """Returns the model of a checkpoint."""
-    model = HEADS[arguments.head](VANBackbone(arguments.variant or "b0"), num_classes)
+def load_model(arguments, dataset):
+    """Returns the model of a checkpoint, for the pictures and classes of a data set."""
+    backbone = VANBackbone(arguments.variant or "b0", **choose_input(dataset.num_channels))
+    model = HEADS[arguments.head](backbone, dataset.num_classes)
     load_checkpoint(model, arguments.model)
     model.resizing = Resizing(short_side=800, long_side=1333)  # the paper's
     return model
@@ -126,30 +136,28 @@ def check_truth(dataset, kinds):
 def score_split(model, dataset, kinds, output, arguments):
     """Prints and keeps the scores of a split, COCO's results and some pictures."""
     batches = detection_evaluation_batches(dataset, arguments.batch_size, **model.resizing.get_config())
-    ids = dataset.image_ids, match_categories(model, dataset)
-    if arguments.slices or arguments.scales or arguments.flip_test:
-        results = predict_views(model, dataset.image_paths, *ids, arguments)
+    image_ids, category_ids = dataset.image_ids, match_categories(model, dataset)
+    views, found = list_views(arguments), None
+    if views:
+        options = {"batch_size": arguments.batch_size, "masks": "run_lengths"}
+        found = detect_objects(model, dataset.image_paths, arguments, **options)
+        rows = map(to_coco, found, image_ids, itertools.repeat(category_ids))
+        results = list(itertools.chain.from_iterable(rows))
     else:
-        results = predict_coco_results(model, batches, *ids, progress=True)
-    truth, limits = dataset.to_coco(), (1, 10, model.max_detections)
+        results = predict_coco_results(model, batches, image_ids, category_ids, progress=True)
+    # Slices may give more objects of a picture than the model alone.
+    most = max(MOST_DETECTIONS, model.max_detections) if arguments.slices else model.max_detections
+    truth, limits = dataset.to_coco(), (1, 10, most)
     scores = evaluate_coco(truth, results, kinds, limits)
     table = format_coco_scores(scores)
     print(table, flush=True)
-    names = ("slices", "overlap", "scales", "flip_test")
-    views = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
     keep_scores(output, scores, table, model=arguments.model, data=dataset.path, **views)
     save_results(results, output / "results.json")
-    worst = draw_mistakes(results, truth, dataset.image_ids, limits, output)
-    draw_pictures(model, batches, dataset.class_names, output, *worst)
+    worst = draw_mistakes(results, truth, image_ids, limits, output)
+    labels = [dataset.category_ids.index(category_id) for category_id in category_ids]
+    draw_pictures(model, batches, dataset.class_names, output, *worst, found, labels, arguments.bands)
     keep_report(output)
     print(f"{len(results):,} detections on {len(dataset):,} pictures are in {output}")
-
-
-def predict_views(model, paths, image_ids, category_ids, arguments):
-    """Returns COCO's results of pictures that are looked at in several views."""
-    found = detect_objects(model, paths, arguments, batch_size=arguments.batch_size, masks="run_lengths")
-    pairs = zip(found, image_ids, strict=True)
-    return [row for result, image_id in pairs for row in to_coco(result, image_id, category_ids)]
 
 
 def match_categories(model, dataset):

@@ -11,12 +11,11 @@ import pathlib
 from options import (
     add_evaluation_options,
     add_label_options,
-    add_views,
     check_evaluation_options,
-    check_views,
     load_keras,
     make_parser,
 )
+from view_options import add_bands, add_views, check_views, list_views
 
 
 def parse_arguments(argv=None):
@@ -27,6 +26,7 @@ def parse_arguments(argv=None):
     add_evaluation_options(parser, "images and labels")
     add_label_options(parser)
     add_views(parser)
+    add_bands(parser)
     arguments = parser.parse_args(argv)
     check_views(parser, arguments)
     check_evaluation_options(parser, arguments)
@@ -37,7 +37,6 @@ if __name__ == "__main__":
     parse_arguments()  # before Keras is loaded: --help and mistakes are answered at once
     load_keras()
 
-import functools
 import sys
 import types
 
@@ -46,7 +45,9 @@ import numpy as np
 from faults import explain_faults
 from finetune_segmentation import compare, hold_out, open_split, take_examples
 from PIL import Image
+from predict_segmentation import segment_picture
 from results import find_worst, keep_report, keep_scores, open_evaluation
+from shown_pixels import tell_channels
 
 from heads.data import format_class_counts, semantic_evaluation_batches
 from heads.drawing import draw_confusion
@@ -62,11 +63,7 @@ def main(argv=None):
         folders = open_data(arguments)
     names = next(iter(folders.values())).class_names
     model = keras.saving.load_model(arguments.model, compile=False)
-    if not hasattr(model, "segment") or model.num_classes != len(names):
-        parser.error(
-            f"the model must be a semantic segmenter of the {len(names)} classes of "
-            f"{arguments.data}. Received: {arguments.model}, {getattr(model, 'num_classes', 'no')} classes"
-        )
+    check_model_fits(parser, arguments, model, folders)
     if model.class_names and tuple(model.class_names) != names:
         print(
             f"The classes of the data are not those of the model ({', '.join(model.class_names)}), and are "
@@ -76,12 +73,12 @@ def main(argv=None):
     with explain_faults(arguments.data, "finetune_segmentation.py"):
         counts = {split: folder.check() for split, folder in folders.items()}
     print(format_class_counts(counts, names, "pixels"), flush=True)
-    segmenter = choose_views(model, arguments)
+    segmenter = make_segmenter(model, arguments)
     output = open_evaluation(arguments)
     for split, folder in folders.items():
         print(f"\n{split}: {len(folder):,} pictures", flush=True)
-        about = {"model": arguments.model, "data": arguments.data, "split": split}
-        score_split(segmenter, folder, output / split, about)
+        about = {"model": arguments.model, "data": arguments.data, "split": split, **list_views(arguments)}
+        score_split(segmenter, folder, output / split, about, arguments.bands)
     print(f"Scores and pictures are in {output}")
 
 
@@ -92,16 +89,32 @@ def open_data(arguments):
     return {split: open_split(arguments, split) for split in arguments.splits}
 
 
-def choose_views(model, arguments):
-    """Returns what predicts label maps: the model, or its windows, or the average with mirrored pictures."""
-    if not (arguments.crop_size or arguments.flip_test):
-        return model
-    crop, stride = (tuple(size) if size else None for size in (arguments.crop_size, arguments.stride))
-    segment = functools.partial(model.segment, crop=crop, stride=stride, flip=arguments.flip_test)
+def check_model_fits(parser, arguments, model, folders):
+    """Ends the program where the model is no segmenter of the data's classes and channels."""
+    num_classes = next(iter(folders.values())).num_classes
+    if not hasattr(model, "segment") or model.num_classes != num_classes:
+        parser.error(
+            f"the model must be a semantic segmenter of the {num_classes} classes of "
+            f"{arguments.data}. Received: {arguments.model}, {getattr(model, 'num_classes', 'no')} classes"
+        )
+    for split, folder in folders.items():
+        if folder.num_channels != model.image_channels:
+            wanted = f"the {folder.num_channels} channels of {arguments.data}, {split}"
+            received = f"{arguments.model}, {model.image_channels} channels"
+            parser.error(f"the model must take pictures of {wanted}. Received: {received}")
+    tell_channels(parser, model.image_channels, arguments.bands)
+
+
+def make_segmenter(model, arguments):
+    """Returns what gives label maps as predict_segmentation.py does."""
+
+    def segment(images):
+        return np.stack([segment_picture(model, image, arguments, progress=False) for image in images])
+
     return types.SimpleNamespace(predict_on_batch=segment, num_classes=model.num_classes)
 
 
-def score_split(segmenter, folder, output, about):
+def score_split(segmenter, folder, output, about, bands=None):
     """Prints and keeps the scores of a split; draws the confusion matrix and some pictures."""
     scores = evaluate_semantic(segmenter, semantic_evaluation_batches(folder), progress=True)
     table = format_semantic_scores(scores, folder.class_names)
@@ -115,7 +128,7 @@ def score_split(segmenter, folder, output, about):
     if worst := find_worst(1 - scores["per_picture_iou"], NUM_PICTURES):
         pages["worst.png"] = worst
     for name, positions in pages.items():
-        Image.fromarray(compare(segmenter, take_examples(folder, positions))).save(output / name)
+        Image.fromarray(compare(segmenter, take_examples(folder, positions), bands)).save(output / name)
     keep_report(output)
 
 

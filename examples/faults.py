@@ -33,6 +33,8 @@ def explain_faults(data, script: str):
         yield
     except ValueError as error:
         raise SystemExit(f"\n{error}{suggest_script(data, script)}") from error
+    except ImportError as error:  # of a library that reads the data and is not installed
+        raise SystemExit(f"\n{error}") from error
 
 
 def suggest_script(data, script):

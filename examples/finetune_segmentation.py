@@ -3,8 +3,9 @@
     python examples/finetune_segmentation.py --data path/to/data --variant b0 --weights imagenet
 
 The data folder holds `images/<split>`, `labels/<split>` and `classes.txt` or a table of the labels' colours,
-or has ADE20K's or Pascal VOC's layout, or holds outlines of objects in COCO's, YOLO's or labelme's format. If
-it has no splits, `--val-share 0.2` holds out a fifth. Without --data, the embedded data set is used. The
+or has ADE20K's or Pascal VOC's layout, or holds outlines of objects in COCO's, YOLO's or labelme's format.
+Images that are TIFF files may have any number of channels: the backbone then takes them as they are. If the
+folder has no splits, `--val-share 0.2` holds out a fifth. Without --data, the embedded data set is used. The
 models, their scores, curves and pictures go into a new folder for each run: runs/segmentation-1, -2 ...
 """
 
@@ -26,6 +27,7 @@ from options import (
     make_parser,
     whole_number,
 )
+from view_options import add_bands
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
 RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
@@ -58,6 +60,7 @@ def parse_arguments(argv=None):
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=whole_number(1), default=200, help=every)
     add_segmentation_loss(parser)
+    add_bands(parser)
     rate = "the paper's for the head, or 1e-3 without --weights"
     add_step_options(parser, rate, warm_up="1500, at most a tenth of --steps")
     add_run_options(parser, "segmentation")
@@ -89,6 +92,7 @@ import keras
 from faults import explain_faults
 from PIL import Image
 from results import find_worst, keep_curves, keep_report, keep_scores
+from shown_pixels import check_bands, describe_channels, show_pixels
 
 from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
@@ -103,6 +107,7 @@ from heads.data import (
 )
 from heads.drawing import draw_comparison, draw_confusion
 from heads.metrics import evaluate_semantic, format_semantic_scores
+from heads.pictures import RGB_CHANNELS
 from heads.training import RunError, TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 from van_backbones.checkpoints.releases import RELEASES, SHORTHANDS, find_release
@@ -128,7 +133,9 @@ def train_and_draw(arguments, output):
     if class_weights is not None:
         shown = zip(train.class_names, class_weights, strict=True)
         print("Class weights: " + ", ".join(f"{name} {weight:.3g}" for name, weight in shown), flush=True)
-    model = build_model(arguments, train.num_classes, class_weights)
+    check_channels(arguments, train, validation)
+    with explain_faults(None, "finetune_segmentation.py"):  # of a file of --weights
+        model = build_model(arguments, train.num_classes, class_weights, train.num_channels)
     model.class_names = list(train.class_names)
     model.compile(optimizer=build_optimizer(arguments))
     print(f"{model.name}: {model.count_params():,} parameters, {arguments.steps:,} steps", flush=True)
@@ -141,7 +148,8 @@ def train_and_draw(arguments, output):
     else:
         print_scores("Before training", model, validation)
 
-    augment = SemanticAugmentation(arguments.crop_size, base_size=arguments.base_size)
+    is_rgb = train.num_channels == RGB_CHANNELS  # other pictures have no hue
+    augment = SemanticAugmentation(arguments.crop_size, base_size=arguments.base_size, photometric=is_rgb)
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     make_batches = functools.partial(semantic_training_batches, train, augment=augment, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
@@ -151,7 +159,9 @@ def train_and_draw(arguments, output):
         plan_rounds(arguments.steps, arguments.evaluate_every),
         find_pictures,
         ADVICE,
-        draw=functools.partial(compare, examples=take_examples(validation, range(NUM_LOGGED))),
+        draw=functools.partial(
+            compare, examples=take_examples(validation, range(NUM_LOGGED)), bands=arguments.bands
+        ),
         validation_data=semantic_evaluation_batches(validation),
     )
     if summary is None:
@@ -163,7 +173,7 @@ def train_and_draw(arguments, output):
     if not go_on_alone():
         return
     keep_curves(output, run)
-    draw_pictures(best, validation, output, overlaps)
+    draw_pictures(best, validation, output, overlaps, arguments.bands)
     keep_report(output)
     print(summary)
     print(f"Model, pictures and report.html are in {output.resolve()}")
@@ -177,6 +187,29 @@ def check_weights(arguments):
             find_release(arguments.weights, arguments.variant)
         except ValueError as error:
             raise RunError(f"--weights must be a file that exists, or a release: {error}") from None
+
+
+def check_channels(arguments, train, validation):
+    """Tells how pictures of other than 3 channels are shown.
+
+    Raises:
+        RunError: Where the channels differ between the splits, or do not fit the options.
+    """
+    counts = train.num_channels, validation.num_channels
+    if counts[0] != counts[1]:
+        received = f"{counts[0]} and {counts[1]}"
+        raise RunError(f"the pictures of both splits must have as many channels. Received: {received}")
+    try:
+        check_bands(arguments.bands, counts[0])
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    if arguments.weights in (*RELEASES, *SHORTHANDS) and counts[0] != RGB_CHANNELS:
+        raise RunError(
+            f"--weights {arguments.weights} is for RGB pictures, those of {arguments.data} have {counts[0]} "
+            "channels. Leave it out, to start at random, or give a file of a backbone with as many"
+        )
+    if channels := describe_channels(counts[0], arguments.bands):
+        print(f"Pictures of {channels}", flush=True)
 
 
 def open_data(arguments):
@@ -196,7 +229,7 @@ def open_data(arguments):
 def open_split(arguments, split):
     """Returns a split of --data; if `split` is None, the data that --val-share divides."""
     options = arguments.class_names, arguments.reduce_zero_label, arguments.class_colours
-    folder = open_semantic_folder(arguments.data, split, *options)
+    folder = open_semantic_folder(arguments.data, split, *options, num_channels=None)
     print(f"Found {folder.layout}: {len(folder)} pictures", flush=True)
     return folder
 
@@ -216,12 +249,19 @@ def describe_run(arguments, train):
     return {**vars(arguments), "classes": list(train.class_names)}
 
 
-def build_model(arguments, num_classes, class_weights=None):
+def build_model(arguments, num_classes, class_weights=None, num_channels=RGB_CHANNELS):
     """Returns the segmenter."""
-    backbone = VANBackbone(arguments.variant, weights=arguments.weights)
+    backbone = VANBackbone(arguments.variant, weights=arguments.weights, **choose_input(num_channels))
     head = {"semantic_fpn": SemanticFPN, "upernet": UPerNet}[arguments.head]
     options = {} if arguments.channels is None else {"channels": arguments.channels}
     return head(backbone, num_classes, loss=arguments.loss, class_weights=class_weights, **options)
+
+
+def choose_input(num_channels):
+    """Returns what a backbone for pictures of so many channels is told; nothing for RGB."""
+    if num_channels == RGB_CHANNELS:
+        return {}
+    return {"input_shape": (None, None, num_channels), "normalization": None}  # nobody knows their mean
 
 
 def build_optimizer(arguments):
@@ -258,13 +298,15 @@ def print_scores(title, model, source, output=None):
     return scores["per_picture_iou"].tolist()
 
 
-def draw_pictures(model, source, output, overlaps, num_pictures=6):
+def draw_pictures(model, source, output, overlaps, bands=None, num_pictures=6):
     """Draws some examples, those with the lowest IoU, and the features of the first."""
     examples = take_examples(source, range(num_pictures))
-    Image.fromarray(compare(model, examples)).save(output / "predictions.png")
+    Image.fromarray(compare(model, examples, bands)).save(output / "predictions.png")
     if worst := find_worst([1 - overlap for overlap in overlaps], num_pictures):
-        Image.fromarray(compare(model, take_examples(source, worst))).save(output / "worst.png")
-    Image.fromarray(draw_feature_maps(model.backbone, examples[0][0])).save(output / "features.png")
+        Image.fromarray(compare(model, take_examples(source, worst), bands)).save(output / "worst.png")
+    image = examples[0][0]
+    page = draw_feature_maps(model.backbone, image, shown=show_pixels(image, bands))
+    Image.fromarray(page).save(output / "features.png")
 
 
 def take_examples(source, positions):
@@ -272,17 +314,18 @@ def take_examples(source, positions):
     found = {}
     for position, (images, labels) in enumerate(semantic_evaluation_batches(source).as_numpy_iterator()):
         if position in positions:
-            found[position] = images[0].astype("uint8"), labels[0], source.class_names
+            found[position] = images[0], labels[0], source.class_names
         if len(found) == len(positions):
             break
     return [found[position] for position in positions if position in found]
 
 
-def compare(model, examples):
+def compare(model, examples, bands=None):
     """Returns a drawing of images, their truth, a segmenter's predictions, and the wrong pixels."""
     images, labels, (class_names, *_) = zip(*examples, strict=True)
     predictions = [model.predict_on_batch(image[None])[0] for image in images]
-    return draw_comparison(images, labels, predictions, class_names)
+    shown = [show_pixels(image, bands) for image in images]
+    return draw_comparison(shown, labels, predictions, class_names)
 
 
 if __name__ == "__main__":

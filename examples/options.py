@@ -291,44 +291,6 @@ def choose_optimizer_options(arguments) -> dict:
     return options
 
 
-def add_detector_views(parser):
-    """Adds the options of a detector's views: in slices, or also mirrored and at other scales."""
-    add = parser.add_argument
-    slices = "look at overlapping squares of this side, and at the whole picture; default: only at the latter"
-    add("--slices", type=whole_number(1), metavar="SIDE", help=slices)
-    overlap = "share of a slice's side that overlaps the next one; default: 0.2"
-    add("--overlap", type=number(at_least=0), metavar="SHARE", help=overlap)
-    scales = "look at the picture at several scales; default: 1"
-    add("--scales", type=number(above=0), nargs="+", metavar="FACTOR", help=scales)
-    add("--flip-test", action="store_true", help="also look at the mirrored picture, in twice the time")
-
-
-def check_detector_views(parser, arguments):
-    """Ends the program if the options of `add_detector_views` contradict each other."""
-    if arguments.overlap is not None and not arguments.slices:
-        parser.error("--overlap needs --slices")
-    if arguments.overlap is not None and arguments.overlap >= 1:
-        parser.error(f"--overlap must be below 1. Received: {arguments.overlap}")
-    if arguments.slices and (arguments.scales or arguments.flip_test):
-        parser.error("--slices cannot be combined with --scales or --flip-test")
-
-
-def add_views(parser):
-    """Adds the options of a segmenter's views: through a sliding window, or also of the mirror image."""
-    add, side = parser.add_argument, whole_number(1)
-    crop = "slide a window of this size; default: whole pictures"
-    add("--crop-size", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=crop)
-    stride = "stride of the sliding window; default: two thirds of --crop-size"
-    add("--stride", type=side, nargs=2, metavar=("HEIGHT", "WIDTH"), help=stride)
-    add("--flip-test", action="store_true", help="average with the mirrored picture, in twice the time")
-
-
-def check_views(parser, arguments):
-    """Ends the program if the options of `add_views` contradict each other."""
-    if arguments.stride and not arguments.crop_size:
-        parser.error("--stride needs --crop-size")
-
-
 def check_output(parser, output):
     """Ends the program if an output folder is a file."""
     if output is not None and os.path.isfile(output):

@@ -3,20 +3,19 @@
     python examples/predict_segmentation.py runs/segmentation-1/best.keras pictures/ --output predictions
 
 For each picture NAME.jpg it writes NAME.png, the class of each pixel (8 bits), and NAME.overlay.png to look
-at, which is reduced for large pictures. `--tiles 512` segments pictures of any size in little memory.
+at, which is reduced for large pictures. `--tiles 512` segments pictures of any size in little memory. A model
+that was trained on multispectral pictures reads TIFF files of as many channels.
 """
 
 import pathlib
 
 from options import (
-    add_views,
     check_model,
     check_output,
-    check_views,
     load_keras,
     make_parser,
-    whole_number,
 )
+from view_options import add_bands, add_views, check_views
 
 
 def parse_arguments(argv=None):
@@ -30,12 +29,9 @@ def parse_arguments(argv=None):
     names = "text file with a class name per line; default: the names in the model's file"
     add("--class-names", "--classes", type=pathlib.Path, help=names)
     add_views(parser)
-    tiles = "segment overlapping squares of this side, in little memory; default: whole pictures"
-    add("--tiles", type=whole_number(1), metavar="SIDE", help=tiles)
+    add_bands(parser)
     arguments = parser.parse_args(argv)
     check_views(parser, arguments)
-    if arguments.tiles and arguments.crop_size:
-        parser.error("--tiles and --crop-size are two ways to cut a picture: pass one of them")
     check_model(parser, arguments.model)
     check_output(parser, arguments.output)
     return parser, arguments
@@ -52,14 +48,15 @@ import keras
 import numpy as np
 from detect import open_output
 from PIL import Image
+from shown_pixels import show_pixels, tell_channels
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
 from heads import segment_in_tiles
 from heads.data.label_folders import read_class_names
 from heads.drawing import draw_result
-from heads.pictures import RGB_CHANNELS, read_picture, show_path
-from heads.prediction import PICTURE_SUFFIXES
+from heads.pictures import show_path
+from heads.prediction import PICTURE_SUFFIXES, read_pixels
 
 LARGEST_OVERLAY = 4096  # pixels of the longer side
 
@@ -72,35 +69,21 @@ def main(argv=None):
     if not hasattr(model, "segment") or model.num_classes > 255:
         wanted = "the model must be a semantic segmenter of at most 255 classes (8 bits)"
         parser.error(f"{wanted}. Received: {arguments.model}, a {type(model).__name__}")
-    if model.image_channels != RGB_CHANNELS:
-        parser.error(
-            "the model must take RGB pictures; in Python, `predict_pictures` takes others. "
-            f"Received: {arguments.model}, a model of {model.image_channels} channels"
-        )
+    tell_channels(parser, model.image_channels, arguments.bands)
     class_names = choose_class_names(parser, arguments, model)
-    window = {
-        name: tuple(size)
-        for name, size in (("crop", arguments.crop_size), ("stride", arguments.stride))
-        if size
-    }
 
     output = open_output(arguments.output, "predictions")
     unreadable = []
     for path in tqdm(paths, unit="picture"):
         try:
-            image = read_picture(path)
+            image = read_pixels(path, model.image_channels)
         except ValueError as error:
             unreadable.append(error)
             continue
-        if arguments.tiles:
-            label_map = segment_in_tiles(model, image, arguments.tiles, flip=arguments.flip_test)
-        elif window or arguments.flip_test:
-            label_map = model.segment(image[None].astype("float32"), flip=arguments.flip_test, **window)[0]
-        else:
-            label_map = model.predict_pictures(image)[0]["label_map"]
+        label_map = segment_picture(model, image, arguments)
         Image.fromarray(label_map.astype("uint8")).save(output / f"{path.stem}.png")
-        factor = -(-max(image.shape) // LARGEST_OVERLAY)
-        shown = np.asarray(Image.fromarray(image).reduce(factor))
+        factor = -(-max(image.shape[:2]) // LARGEST_OVERLAY)
+        shown = np.asarray(Image.fromarray(show_pixels(image, arguments.bands)).reduce(factor))
         overlay = draw_result(shown, {"label_map": label_map[::factor, ::factor]}, class_names)
         Image.fromarray(overlay).save(output / f"{path.stem}.overlay.png")
 
@@ -108,6 +91,24 @@ def main(argv=None):
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def segment_picture(model, picture, arguments, progress=True):
+    """Returns the label map of a picture, looked at as the options of `add_views` say.
+
+    Args:
+        model: The segmenter.
+        picture: See `DenseModel.predict_pictures`.
+        arguments: The options.
+        progress: Whether to show a bar over tiles.
+    """
+    flip = {"flip": True} if arguments.flip_test else {}
+    if arguments.tiles:
+        return segment_in_tiles(model, picture, arguments.tiles, progress=progress, **flip)
+    sizes = {"crop": arguments.crop_size, "stride": arguments.stride, "scales": arguments.scales}
+    views = {name: tuple(values) for name, values in sizes.items() if values}
+    (result,) = model.predict_pictures(picture, **views, **flip)
+    return result["label_map"]
 
 
 def choose_class_names(parser, arguments, model):

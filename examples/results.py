@@ -57,6 +57,7 @@ def keep_report(folder):
     if (folder / "scores.json").exists():
         scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         plain = {name: value for name, value in scores.items() if isinstance(value, int | float | str)}
+        plain = {name: f"{value:.2f}" if isinstance(value, float) else value for name, value in plain.items()}
         classes = {name: value for name, value in scores.items() if isinstance(value, dict)}
         parts += [("Scores", plain)] + ([("Scores of each class, percent", classes)] if classes else [])
     for name, heading in PICTURES.items():

@@ -94,6 +94,7 @@ from served_pictures import (
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
 from heads import SimpleBaseline
+from heads.pictures import RGB_CHANNELS
 from van_backbones.checkpoints.file_kinds import describe_file
 
 THUMBNAIL_SIDE = 400
@@ -159,6 +160,9 @@ def load_model(parser, path):
         kinds = "a segmenter, a detector, a pose or a saliency model"
         received = f"{path}, of the class {type(model).__name__}"
         parser.error(f"the model must be {kinds}. Received: {received}")
+    if (num_channels := getattr(model, "image_channels", RGB_CHANNELS)) != RGB_CHANNELS:
+        received = f"{path}, which takes {num_channels} channels, as predict_segmentation.py reads them"
+        parser.error(f"the model must take RGB pictures, as browsers send them. Received: {received}")
     return model
 
 
@@ -200,6 +204,8 @@ def build_page(model, look, blank, arguments):
     model_file = "/".join(arguments.model.resolve().parts[-2:])
     with gradio.Blocks(analytics_enabled=False, title=model_file, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"### {type(model).__name__}: `{model_file}`")
+        if isinstance(model, SimpleBaseline) and arguments.detector is None:
+            gradio.Markdown("Each picture counts as one person; `--detector` finds people in it.")
         kept = gradio.State(time_to_live=SECONDS_KEPT)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):

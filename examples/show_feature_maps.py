@@ -16,6 +16,7 @@ at, over a folder's pictures.
 import pathlib
 
 from options import VARIANTS, check_model, load_keras, make_parser, whole_number
+from view_options import add_bands
 
 NUM_PICTURES = 100  # as in the paper's figure 8
 
@@ -38,6 +39,7 @@ def parse_arguments(argv=None):
     add("--compare", type=pathlib.Path, metavar="FILE", help="also draw this model's features; default: none")
     field = "draw the effective receptive fields over a folder's pictures instead; default: none"
     add("--receptive-field", type=pathlib.Path, metavar="FOLDER", help=field)
+    add_bands(parser)
     output = "picture; default: feature_maps.png in the next of runs/feature_maps-1, runs/feature_maps-2 ..."
     add("--output", type=pathlib.Path, help=output)
     arguments = parser.parse_args(argv)
@@ -71,14 +73,16 @@ if __name__ == "__main__":
 
 import keras
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from shown_pixels import check_bands, show_pixels
 from tqdm import tqdm
 
 import heads  # noqa: F401  (registers the heads' classes, which the saved model names)
 from heads.class_scores import find_class, score_class
 from heads.data.shapes.scenes import draw_scene
-from heads.pictures import read_picture
-from heads.prediction import find_pictures
+from heads.ops.resizing import resize_bilinear
+from heads.pictures import RGB_CHANNELS
+from heads.prediction import find_pictures, read_pixels
 from heads.training import make_numbered_folder
 from van_backbones import VANBackbone, VANClassifier
 from van_backbones.class_names import read_imagenet_names
@@ -97,18 +101,23 @@ def main(argv=None):
     model = build_model(arguments) if arguments.model is None else load_model(parser, arguments.model)
     backbone = getattr(model, "backbone", model)
     try:
+        check_bands(arguments.bands, count_channels(model))
         if arguments.receptive_field:
             page = draw_fields(arguments, backbone)
         else:
             image, point = read_image(parser, arguments, model)
             if arguments.compare:
                 other = load_model(parser, arguments.compare)
+                if count_channels(other) != count_channels(model):
+                    received = f"{count_channels(model)} and {count_channels(other)}"
+                    parser.error(f"both models must take pictures of as many channels. Received: {received}")
                 names = name_models(arguments.compare, pathlib.Path(arguments.model or arguments.variant))
                 backbones = {names[0]: getattr(other, "backbone", other), names[1]: backbone}
-                page = draw_feature_comparison(backbones, image)
+                page = draw_feature_comparison(backbones, image, shown=show_pixels(image, arguments.bands))
             else:
                 class_maps = explain_class(parser, arguments, model, image, point)
-                page = draw_feature_maps(backbone, image, class_maps=class_maps, point=point)
+                shown = show_pixels(image, arguments.bands)
+                page = draw_feature_maps(backbone, image, class_maps=class_maps, point=point, shown=shown)
     except ValueError as error:
         parser.error(str(error))
 
@@ -138,22 +147,30 @@ def load_model(parser, path):
     return model
 
 
+def count_channels(model):
+    """Returns how many channels a model's pictures have."""
+    return getattr(model, "backbone", model).inputs[0].shape[-1]
+
+
 def read_image(parser, arguments, model):
     """Returns the picture at the size that the model sees, and the point in it."""
+    num_channels = count_channels(model)
     if arguments.image is None:
+        if num_channels != RGB_CHANNELS:
+            parser.error(f"a model of {num_channels} channels needs a picture: the synthetic scene is RGB")
         print("No picture given: drawing a synthetic scene.")
-        picture = Image.fromarray(draw_scene(seed=1, image_size=(224, 288))["image"])
+        pixels = draw_scene(seed=1, image_size=(224, 288))["image"]
     else:
         try:
-            picture = Image.fromarray(read_picture(arguments.image))
+            pixels = read_pixels(pathlib.Path(arguments.image), num_channels)
         except ValueError as error:
             parser.error(f"cannot read the picture. {error}")
-    width, height = size = picture.size
+    height, width = size = pixels.shape[:2]
     if arguments.image_size is not None:
         scale = arguments.image_size / max(size)
         size = tuple(max(1, round(side * scale)) for side in size)
     elif hasattr(model, "resizing"):
-        size = model.resizing.fit((height, width))[::-1]
+        size = model.resizing.fit(size)
     point = arguments.point
     if point is not None:
         if point[0] >= width or point[1] >= height:
@@ -161,9 +178,18 @@ def read_image(parser, arguments, model):
                 f"--point must be within the picture of {width} x {height} pixels. Received: {point}"
             )
         point = tuple(
-            int((x + 0.5) * new / old) for x, new, old in zip(point, size, (width, height), strict=True)
+            int((x + 0.5) * new / old) for x, new, old in zip(point, size[::-1], (width, height), strict=True)
         )
-    return np.asarray(picture if size == picture.size else picture.resize(size)), point
+    return resize_pixels(pixels, size), point
+
+
+def resize_pixels(pixels, size):
+    """Returns a picture of another (height, width)."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    if pixels.shape[-1] == RGB_CHANNELS:
+        return np.asarray(Image.fromarray(pixels).resize(size[::-1]))
+    return keras.ops.convert_to_numpy(resize_bilinear(pixels[None], tuple(size)))[0]
 
 
 def explain_class(parser, arguments, model, image, point):
@@ -228,7 +254,10 @@ def draw_fields(arguments, backbone):
 
     def read_squares():
         for path in paths:
-            yield np.asarray(ImageOps.fit(Image.fromarray(read_picture(path)), (side, side)))
+            pixels = read_pixels(path, count_channels(backbone))
+            shortest = min(pixels.shape[:2])
+            top, left = ((each - shortest) // 2 for each in pixels.shape[:2])
+            yield resize_pixels(pixels[top : top + shortest, left : left + shortest], (side, side))
             progress.update()
 
     fields = {level: receptive_field(backbone, read_squares(), level) for level in levels}

@@ -4,7 +4,8 @@
 
 The data folder is in COCO's, YOLO's, Pascal VOC's or labelme's format, with the splits train and val; if it
 has no splits, `--val-share 0.2` holds out a fifth of each class. Without --data, the embedded, synthetic data
-set is used. The defaults are the paper's settings for COCO. The models, their scores, curves and pictures go
+set is used. Pictures that are TIFF files may have any number of channels: the backbone then takes them as
+they are. The defaults are the paper's settings for COCO. The models, their scores, curves and pictures go
 into a new folder for each run: runs/detection-1, runs/detection-2 ...
 """
 
@@ -26,6 +27,7 @@ from options import (
     number,
     whole_number,
 )
+from view_options import add_bands
 
 R_CNNS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
 HEAD_OPTIONS = {  # of the heads' constructors -> the heads that have them
@@ -87,6 +89,7 @@ def parse_arguments(argv=None):
         "none, or 1 without --weights",
     )
     add_step_options(parser, rate, weight_decay=0.05, clip_norm=clip_norm)
+    add_bands(parser)
     add_run_options(parser, "detection")
     arguments = parser.parse_args(argv)
     check_val_share(parser, arguments)
@@ -137,7 +140,7 @@ import pathlib
 import keras
 from detection_pictures import draw_first, draw_mistakes, draw_pictures
 from faults import explain_faults
-from finetune_segmentation import check_weights
+from finetune_segmentation import check_channels, check_weights, choose_input
 from results import keep_curves, keep_report, keep_scores
 
 from heads import (
@@ -168,6 +171,7 @@ from heads.metrics import (
     predict_coco_results,
     save_results,
 )
+from heads.pictures import RGB_CHANNELS
 from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANBackbone
 
@@ -197,9 +201,11 @@ def train_and_draw(arguments, output):
     with explain_faults(arguments.data, "train_detection.py"):
         train, validation = open_data(arguments)
     print(f"{train.num_classes} classes: {', '.join(train.class_names)}", flush=True)
+    check_channels(arguments, train, validation)
     augment, resizing = choose_sizes(arguments)
     steps, evaluate_every, milestones = plan_steps(arguments, len(train))
-    model = build_model(arguments, train.num_classes)
+    with explain_faults(None, "train_detection.py"):  # of a file of --weights
+        model = build_model(arguments, train.num_classes, train.num_channels)
     model.class_names, model.resizing = list(train.class_names), resizing
     model.compile(optimizer=build_optimizer(arguments, steps, milestones))
     print(f"{model.name}: {model.count_params():,} parameters, {steps:,} steps", flush=True)
@@ -215,7 +221,8 @@ def train_and_draw(arguments, output):
     make_batches = functools.partial(detection_training_batches, train, augment=augment, **options)
     by_ratio = augment.image_size is None
     find_pictures = functools.partial(find_training_pictures, train, group_by_ratio=by_ratio, **options)
-    draw = functools.partial(draw_first, batches=scorer.dataset, class_names=train.class_names)
+    names, bands = train.class_names, arguments.bands
+    draw = functools.partial(draw_first, batches=scorer.dataset, class_names=names, bands=bands)
     summary = run.train(model, make_batches, evaluate_every, find_pictures, ADVICE, scorer, draw)
     if summary is None:
         return
@@ -227,7 +234,7 @@ def train_and_draw(arguments, output):
         return
     keep_curves(output, run)
     worst = draw_mistakes(results, scorer.truth, scorer.image_ids, scorer.max_detections, output)
-    draw_pictures(best, scorer.dataset, train.class_names, output, *worst)
+    draw_pictures(best, scorer.dataset, names, output, *worst, bands=bands)
     keep_report(output)
     print(summary)
     print(f"Model, results, pictures and report.html are in {output.resolve()}")
@@ -263,8 +270,8 @@ def open_split(arguments, split, with_masks):
         annotations = arguments.annotations or "annotations/instances_{split}.json"
         images = arguments.images or "images/{split}"
         places = (data / each.format(split=split or "train") for each in (annotations, images))
-        return CocoDataset(*places, with_masks)
-    dataset = open_detection_folder(data, split, with_masks)
+        return CocoDataset(*places, with_masks, num_channels=None)
+    dataset = open_detection_folder(data, split, with_masks, num_channels=None)
     print(f"Found {dataset.format}'s format: {len(dataset)} pictures by {dataset.path}", flush=True)
     return dataset
 
@@ -303,9 +310,9 @@ def plan_steps(arguments, num_images):
     return steps, evaluate_every, [round(steps * drop / epochs) for drop in drops]
 
 
-def build_model(arguments, num_classes):
+def build_model(arguments, num_classes, num_channels=RGB_CHANNELS):
     """Returns the detector."""
-    backbone = VANBackbone(arguments.variant, weights=arguments.weights)
+    backbone = VANBackbone(arguments.variant, weights=arguments.weights, **choose_input(num_channels))
     backbone.freeze(arguments.frozen_stages, arguments.frozen_batch_norms)
     options = {name: value for name in HEAD_OPTIONS if (value := getattr(arguments, name)) is not None}
     return HEADS[arguments.head](backbone, num_classes, **options)

@@ -180,7 +180,8 @@ class DenseModel(keras.Model):
             masks: "pasted" for bool arrays of the picture's size, "run_lengths" for COCO's compressed run
                 lengths, which take about a hundredth of the memory.
             progress: whether to show a progress bar, for two pictures or more.
-            **options: further arguments of the head's `predict_resized`: `task` for `Mask2Former`.
+            **options: further arguments of the head's `predict_resized`: `task` for `Mask2Former`; for
+                semantic segmenters `crop`, `stride`, `scales` and `flip`, see `segment_images`.
 
         Returns:
             A list with a dict for each picture, in their order: "path" (None for arrays), and

@@ -66,17 +66,26 @@ class SemanticModel(DenseModel):
         known = ops.cast(ops.not_equal(labels, IGNORED_LABEL), "float32")
         return super().compute_metrics(x, labels, logits, known)
 
-    def predict_resized(self, images, image_sizes, original_sizes):
-        """Returns `{"label_map"}` of each image at its original size: see `predict_pictures`."""
-        if (image_sizes == original_sizes).all():
+    def predict_resized(self, images, image_sizes, original_sizes, **views):
+        """Returns `{"label_map"}` of each image at its original size: see `predict_pictures`.
+
+        Args:
+            images: (batch, height, width, channels).
+            image_sizes: (batch, 2), (height, width) without padding.
+            original_sizes: (batch, 2), (height, width) of the pictures.
+            **views: `crop`, `stride`, `scales` and `flip` of `segment_images`.
+        """
+        if not views and (image_sizes == original_sizes).all():
             label_maps = self.predict_on_batch(images)
             crops = zip(label_maps, image_sizes, strict=True)
             return [{"label_map": label_map[:height, :width]} for label_map, (height, width) in crops]
-        # Logits are resized instead of label maps, so that borders stay smooth.
-        logits = _find_logits(self.predict_raw(images))
+        # Scores are resized instead of label maps, so that borders stay smooth.
+        scores = score_images(self, images, **views) if views else _find_logits(self.predict_raw(images))
         results = []
         for row, ((height, width), size) in enumerate(zip(image_sizes, original_sizes.tolist(), strict=True)):
-            resized = resize_bilinear(logits[row : row + 1, :height, :width], tuple(size))
+            resized = scores[row : row + 1, :height, :width]
+            if [height, width] != size:
+                resized = resize_bilinear(resized, tuple(size))
             results.append({"label_map": ops.convert_to_numpy(label_pixels(resized))[0]})
         return results
 
@@ -103,6 +112,15 @@ def segment_images(model, images, crop=None, stride=None, scales=(1.0,), flip=Fa
     Returns:
         A NumPy int32 array (batch, height, width).
     """
+    return ops.convert_to_numpy(label_pixels(score_images(model, images, crop, stride, scales, flip)))
+
+
+def score_images(model, images, crop=None, stride=None, scales=(1.0,), flip=False):
+    """Returns the logits of one view, or the sum of the class probabilities of several: see `segment_images`.
+
+    Returns:
+        Float32 (batch, height, width, classes).
+    """
     images = ops.cast(images, "float32")
     if len(images.shape) != 4:
         raise ValueError(f"images must be (batch, height, width, 3). Received: shape {tuple(images.shape)}")
@@ -116,7 +134,7 @@ def segment_images(model, images, crop=None, stride=None, scales=(1.0,), flip=Fa
         logits = ops.flip(logits, axis=2) if flipped else logits
         logits = logits if view_size == size else resize_bilinear(logits, size)
         total += logits if len(views) == 1 else ops.softmax(logits, axis=-1)
-    return ops.convert_to_numpy(label_pixels(total))
+    return total
 
 
 def predict_logits(model, images, crop=None, stride=None):

@@ -1,6 +1,7 @@
 """TIFF files of many bands: read by one function in checks, training, scores and predictions."""
 
 import builtins
+import json
 
 import keras
 import numpy as np
@@ -9,10 +10,15 @@ from PIL import Image
 from small_models import SMALL
 
 from heads import SemanticFPN, segment_in_tiles
-from heads.bands import read_bands
+from heads.bands import count_bands, find_num_channels, read_bands, read_data_picture, read_size
 from heads.data import (
+    CocoDataset,
+    DetectionAugmentation,
     SemanticAugmentation,
     SemanticFolder,
+    detection_evaluation_batches,
+    detection_training_batches,
+    open_detection_folder,
     open_semantic_folder,
     semantic_evaluation_batches,
     semantic_training_batches,
@@ -72,6 +78,7 @@ def test_bands_are_read_as_they_are_stored(tmp_path, dtype, layout):
     else:
         separate = {"planarconfig": "separate"} if layout == "separate" else {}
         tifffile.imwrite(path, bands.transpose(2, 0, 1), **separate, **GREY)
+    assert count_bands(path) == 6
     found = read_bands(path, 6, (20, 30))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, bands.astype("float32"))
@@ -83,6 +90,7 @@ def test_odd_sizes_keep_their_axes(tmp_path, shape):
     options = {"planarconfig": "contig"} if shape[2] > 1 else {}
     tifffile.imwrite(tmp_path / "a.tif", bands, **options, **GREY)
     np.testing.assert_array_equal(read_bands(tmp_path / "a.tif"), bands)
+    assert count_bands(tmp_path / "a.tif") == shape[2]
 
 
 def test_what_pillow_writes_is_read(tmp_path):
@@ -118,6 +126,10 @@ def test_faults_are_named(tmp_path):
     refuse(r"must be finite; .* Received: 2 that are not")
     tifffile.imwrite(path, np.zeros((2, 3, 20, 30), "uint8"), metadata={"axes": "TCYX"}, imagej=False, **GREY)
     refuse(r"one picture with its bands\. Received: shape \(2, 3, 20, 30")
+    with pytest.raises(
+        ValueError, match=r"a\.tif: .*one picture with its bands\. Received: shape \(2, 3, 20"
+    ):
+        count_bands(path)
 
 
 def test_without_the_reader_its_name_is_told(tmp_path, monkeypatch):
@@ -175,6 +187,28 @@ def test_suffixes_and_arguments(tmp_path):
         SemanticFolder(tmp_path, "train", NAMES, num_channels=0)
 
 
+def test_channels_are_found(tmp_path):
+    """In the first image, where all are TIFF files: else they are RGB, and what is none is named."""
+    write_folder(tmp_path)
+    folder = open_semantic_folder(tmp_path, "train", NAMES, num_channels=None)
+    assert folder.num_channels == 6
+    assert folder.split(0.5)[0].num_channels == 6
+    write_bands(tmp_path / "images/train/1.tif", make_bands((33, 26), 5))
+    folder = SemanticFolder(tmp_path, "train", NAMES, num_channels=None)
+    with pytest.raises(ValueError, match=r"1\.tif: the picture must have 6 channels\. Received: 5"):
+        folder.check(1, progress=False)
+    (tmp_path / "images/train/1.tif").unlink()
+    Image.new("RGB", (26, 33)).save(tmp_path / "images/train/1.png")
+    with pytest.raises(ValueError, match=r"0\.tif: the image must be \.jpg.*num_channels=N reads TIFF"):
+        SemanticFolder(tmp_path, "train", NAMES, num_channels=None)
+    (tmp_path / "images/train/0.tif").unlink()
+    Image.new("RGB", (30, 20)).save(tmp_path / "images/train/0.jpg")
+    assert SemanticFolder(tmp_path, "train", NAMES, num_channels=None).num_channels == 3
+    (tmp_path / "images/val/0.tif").write_bytes(b"II")
+    with pytest.raises(ValueError, match=r"0\.tif: cannot be read"):
+        SemanticFolder(tmp_path, "val", NAMES, num_channels=None)
+
+
 def test_batches_are_padded_with_zeros_and_colours_are_refused(tmp_path):
     written = write_folder(tmp_path, dtype="float32")
     folder = SemanticFolder(tmp_path, "train", NAMES, num_channels=6)
@@ -190,6 +224,103 @@ def test_batches_are_padded_with_zeros_and_colours_are_refused(tmp_path):
     assert images.shape == (2, 40, 40, 6)
     assert not images[0, 30:].numpy().any()
     assert images[0, :26].numpy().all(axis=(1, 2)).any()
+
+
+# Objects
+
+
+def write_objects(root, sizes=((20, 30), (33, 26)), dtype="uint16"):
+    """Writes COCO's format, a square in each picture; returns the bands."""
+    (root / "annotations").mkdir(parents=True)
+    written, images, annotations = [], [], []
+    for place, (height, width) in enumerate(sizes):
+        bands = make_bands((height, width), dtype=dtype, seed=place)
+        written.append(write_bands(root / f"images/train/{place}.tif", bands))
+        images.append({"id": place, "file_name": f"{place}.tif", "height": height, "width": width})
+        box = [4, 6, 8, 10]
+        corners = [[4, 6, 12, 6, 12, 16, 4, 16]]
+        entry = {"id": place, "image_id": place, "category_id": 1, "bbox": box, "area": 80, "iscrowd": 0}
+        annotations.append({**entry, "segmentation": corners})
+    categories = [{"id": 1, "name": "field"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations/instances_train.json").write_text(json.dumps(content))
+    return written
+
+
+def test_objects_on_bands(tmp_path):
+    """The same pixels in the check, in batches and in label maps of outlines; zeros beyond the pictures."""
+    written = write_objects(tmp_path)
+    dataset = open_detection_folder(tmp_path, "train", with_masks=True, num_channels=None)
+    assert isinstance(dataset, CocoDataset)
+    assert dataset.num_channels == 6
+    np.testing.assert_array_equal(dataset.check(1, progress=False), [2])
+    for example, bands in zip(dataset.load(), written, strict=True):
+        assert example["image"].dtype == "float32"
+        np.testing.assert_array_equal(example["image"], bands)
+    inputs, targets = next(iter(detection_evaluation_batches(dataset, 2)))
+    assert inputs["images"].shape == (2, 64, 32, 6)
+    np.testing.assert_array_equal(inputs["images"][0, :20, :30], written[0])
+    assert not inputs["images"][0, 20:].numpy().any()
+    np.testing.assert_array_equal(targets["boxes"][:, 0], [[4, 6, 12, 16]] * 2)
+    augment = DetectionAugmentation(image_size=40, scale_range=(0.8, 1.2))
+    inputs, targets = next(iter(detection_training_batches(dataset, 2, augment)))
+    assert inputs["images"].shape == (2, 40, 40, 6)
+    assert targets["masks"].shape == (2, 1, 40, 40)
+    augment = DetectionAugmentation(image_size=40, photometric=True)
+    with pytest.raises(ValueError, match="photometric=False leaves colours as they are"):
+        detection_training_batches(dataset, 2, augment)
+    maps = open_semantic_folder(tmp_path, "train", num_channels=None)
+    assert (maps.layout, maps.num_channels) == ("objects in COCO's format", 6)
+    maps.check(1, progress=False)
+    for (image, label_map), bands in zip(maps.load(), written, strict=True):
+        np.testing.assert_array_equal(image, bands)
+        assert label_map.numpy().sum() == 80
+    held_out = write_objects(tmp_path / "more", sizes=((20, 30),) * 4) and open_detection_folder(
+        tmp_path / "more", num_channels=None
+    ).split(0.5)
+    assert [part.num_channels for part in held_out] == [6, 6]
+
+
+def test_faults_of_objects_on_bands_are_listed(tmp_path):
+    write_objects(tmp_path)
+    write_bands(tmp_path / "images/train/1.tif", make_bands((33, 26), 5))
+    dataset = open_detection_folder(tmp_path, "train", num_channels=None)
+    with pytest.raises(ValueError, match=r"image 1: .*1\.tif: .*must have 6 channels\. Received: 5") as error:
+        dataset.check(1, progress=False)
+    assert "image 0" not in str(error.value)
+    with pytest.raises(ValueError, match=r"image 0: .*0\.tif: cannot be read"):
+        open_detection_folder(tmp_path, "train").check(1, progress=False)
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match=rf"num_channels must be .* Received: {wrong}"):
+            open_detection_folder(tmp_path, "train", num_channels=wrong)
+
+
+def test_other_formats_know_the_size_of_bands(tmp_path):
+    """YOLO's label files have none: it is in the picture's header."""
+    write_bands(tmp_path / "images/train/a.tif", make_bands((20, 40)))
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "classes.txt").write_text("field\n")
+    dataset = open_detection_folder(tmp_path, "train", num_channels=None)
+    assert (dataset.format, dataset.num_channels) == ("YOLO", 6)
+    np.testing.assert_array_equal(dataset.check(1, progress=False), [1])
+    np.testing.assert_allclose(dataset.boxes[0], [[15, 5, 25, 15]])
+
+
+def test_channels_and_sizes_of_files(tmp_path):
+    write_bands(tmp_path / "a.tif", make_bands((20, 40)))
+    Image.new("RGB", (30, 10)).save(tmp_path / "b.png")
+    assert find_num_channels([]) == 3
+    assert find_num_channels(iter([tmp_path / "a.tif"])) == 6
+    assert find_num_channels([tmp_path / "a.tif", tmp_path / "b.png"]) == 3
+    assert (read_size(tmp_path / "a.tif"), read_size(tmp_path / "b.png")) == ((20, 40), (10, 30))
+    assert read_data_picture(tmp_path / "a.tif", 6, (20, 40)).pixels.shape == (20, 40, 6)
+    assert read_data_picture(tmp_path / "b.png").pixels.dtype == np.uint8
+    (tmp_path / "c.tif").write_bytes(b"II")
+    (tmp_path / "d.png").write_bytes(b"II")
+    for name in ("c.tif", "d.png"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read"):
+            read_size(tmp_path / name)
 
 
 # Models

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import heads.drawing.curves as curves
 from heads.drawing import class_palette, draw_curves, draw_precision_recall
 
 ROWS = [
@@ -38,6 +39,31 @@ def test_the_monitored_score_is_marked():
     np.testing.assert_array_equal(marked[:, :590], plain[:, :590])
     never = [{"loss": 1.0, "val_score": float("nan")}]
     assert draw_curves(never, "val_score").shape == plain.shape
+
+
+def test_a_loss_that_is_the_only_one_is_drawn_once(monkeypatch):
+    panels = []
+    monkeypatch.setattr(curves, "_render", lambda figure: panels.append(figure.axes[0]))
+    alone = [{"loss": 2.0, "box_loss": 2.0, "val_loss": 3.0, "val_box_loss": 3.0, "val_iou": 0.5}]
+    draw_curves(alone)
+    draw_curves([{**alone[0], "class_loss": 1.0, "loss": 3.0, "val_class_loss": 0.0}])
+    draw_curves([{"box_loss": 2.0}])
+    names = [[line.get_label() for line in panel.get_lines()] for panel in panels]
+    assert names[0] == ["loss", "val_loss"]
+    assert names[1] == ["loss", "box_loss", "val_loss", "class_loss", "val_class_loss"]
+    assert names[2] == ["box_loss"]
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 30])
+def test_epochs_are_whole_numbers(monkeypatch, num_epochs):
+    figures = []
+    monkeypatch.setattr(curves, "_render", figures.append)
+    draw_curves([{"epoch": epoch, "loss": 1.0} for epoch in range(num_epochs)])
+    panel = figures[0].axes[0]
+    low, high = panel.get_xlim()
+    ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(float(tick).is_integer() for tick in ticks)
 
 
 def test_no_epoch_is_refused():

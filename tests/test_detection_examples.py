@@ -21,7 +21,7 @@ import train_detection
 from coco_folder import CATEGORY_IDS, NAMES, draw_example, write_coco_folder
 
 import heads.training.run as run_module
-from heads import MaskRCNN, RetinaNet
+from heads import MaskRCNN, RetinaNet, detect_in_slices, detect_in_views, to_coco
 from heads.data import CocoDataset, DetectionShapes
 from heads.metrics import encode_mask, evaluate_coco
 from van_backbones import VANBackbone
@@ -103,7 +103,7 @@ def without_scores():
     """Leaves out scores and drawings, except for the titles, to save time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_detection, "print_scores", lambda title, *args: sys.stdout.write(title) and [])
-        patch.setattr(train_detection, "draw_pictures", lambda *args: None)
+        patch.setattr(train_detection, "draw_pictures", lambda *args, **options: None)
         yield patch
 
 
@@ -301,21 +301,43 @@ def test_evaluation_of_two_splits(run, data_folder, tmp_path):
         }
 
 
-@pytest.mark.slow
-def test_evaluation_in_several_views(run, data_folder, tmp_path):
-    results = {}
-    for name, views in {"plain": (), "flip": ("--flip-test",), "slices": ("--slices", "40")}.items():
-        evaluate(run[0] / "best.keras", "--data", data_folder, "--output", tmp_path / name, *views)
-        results[name] = json.loads((tmp_path / name / "val" / "results.json").read_text())
-    assert len({json.dumps(each) for each in results.values()}) == 3
-    for each in results.values():
-        assert {result["image_id"] for result in each} == {10, 11, 12, 13}
-        assert {result["category_id"] for result in each} == set(CATEGORY_IDS)
-    assert max(result["score"] for result in results["flip"]) >= max(
-        result["score"] for result in results["plain"]
-    )
-    assert json.loads((tmp_path / "flip" / "val" / "scores.json").read_text())["flip_test"] == "True"
-    assert json.loads((tmp_path / "slices" / "val" / "scores.json").read_text())["slices"] == "40"
+@pytest.mark.parametrize(
+    ("options", "detect", "views"),
+    [
+        (
+            ("--slices", "40"),
+            functools.partial(detect_in_slices, slice_size=40, overlap=0.2),
+            {"slices": "40", "overlap": "0.2"},
+        ),
+        pytest.param(
+            ("--flip-test", "--scales", "1", "1.5"),
+            functools.partial(detect_in_views, scales=(1, 1.5), flip=True),
+            {"scales": "[1.0, 1.5]", "flip_test": "True"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_scores_in_several_views_are_of_what_is_found(run, data_folder, tmp_path, options, detect, views):
+    evaluate(run[0] / "best.keras", "--data", data_folder, "--output", tmp_path, *options)
+    dataset = CocoDataset(data_folder / "annotations/instances_val.json", data_folder / "images/val")
+    model = keras.saving.load_model(run[0] / "best.keras")
+    found = detect(model, dataset.image_paths)
+    rows = [to_coco(*each, dataset.category_ids) for each in zip(found, dataset.image_ids, strict=True)]
+    expected = [row for each in rows for row in each]
+    results = json.loads((tmp_path / "val" / "results.json").read_text())
+    assert results == expected
+    assert results != json.loads((run[0] / "results.json").read_text())
+    scores = json.loads((tmp_path / "val" / "scores.json").read_text())
+    assert views.items() <= scores.items()
+    # Slices may find more than a hundred objects, and all of them count.
+    most = 1000 if "slices" in views else 100
+    for name, score in evaluate_coco(dataset.to_coco(), expected, max_detections=(1, 10, most)).items():
+        if isinstance(score, float) and score == score:
+            assert scores[name] == pytest.approx(100 * score, abs=1e-4)
+    assert f"bbox_AR{most}" in scores
+    # The pictures show what was scored.
+    plain, drawn = (np.asarray(Image.open(path / "predictions.png")) for path in (run[0], tmp_path / "val"))
+    assert plain.shape != drawn.shape or (plain != drawn).any()
 
 
 @pytest.mark.slow

@@ -28,6 +28,13 @@ def test_each_band_is_stretched_on_its_own():
     np.testing.assert_allclose(same[..., 0].ravel().astype(int), red, atol=1)
 
 
+def test_the_first_bands_are_shown():
+    image = np.random.default_rng(0).random((10, 20, 5), "float32")
+    np.testing.assert_array_equal(draw_bands(image), draw_bands(image, (0, 1, 2)))
+    np.testing.assert_array_equal(draw_bands(image[..., :2]), draw_bands(image, (0, 1, 1)))
+    np.testing.assert_array_equal(draw_bands(image[..., :1]), draw_bands(image, (0, 0, 0)))
+
+
 def test_single_pixels_do_not_darken_the_rest():
     image = np.random.default_rng(0).random((50, 50, 3), "float32")
     image[0, 0] = 1e6

@@ -11,6 +11,11 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
 import evaluate_segmentation
+import predict_segmentation
+from small_models import build
+
+from heads import Resizing, SemanticFPN
+from heads.metrics import count_confusion, score_confusion
 
 NAMES = ("wall", "window", "door")
 
@@ -35,7 +40,7 @@ def write_data(root):
 class Segmenter:
     """Reads the classes from the greys, and mistakes doors for walls."""
 
-    num_classes, class_names = 3, list(NAMES)
+    num_classes, class_names, image_channels = 3, list(NAMES), 3
 
     def __init__(self):
         self.calls = []
@@ -45,8 +50,11 @@ class Segmenter:
         return np.where(label_maps >= 2, 0, label_maps)
 
     def segment(self, images, **options):
+        raise AssertionError("scores are of what predict_pictures returns")
+
+    def predict_pictures(self, picture, **options):
         self.calls.append(options)
-        return self.predict_on_batch(images)
+        return [{"label_map": self.predict_on_batch(picture)}]
 
 
 @pytest.fixture
@@ -93,9 +101,48 @@ def test_evaluations_do_not_overwrite_each_other(evaluate, tmp_path):
     assert (tmp_path / "mine" / "val" / "confusion.png").is_file()
 
 
-def test_windows_and_mirrored_pictures(evaluate):
-    model = evaluate("--crop-size", 32, 32, "--flip-test")
-    assert model.calls[0] == {"crop": (32, 32), "stride": None, "flip": True}
+def test_the_file_of_scores_tells_the_views(evaluate, tmp_path):
+    assert evaluate().calls[0] == {}
+    model = evaluate("--crop-size", 32, 32, "--stride", 16, 32, "--scales", 1, 1.5, "--flip-test")
+    assert model.calls[-1] == {"crop": (32, 32), "stride": (16, 32), "scales": (1.0, 1.5), "flip": True}
+    plain, views = (
+        json.loads((tmp_path / f"run/evaluation-{number}/val/scores.json").read_text()) for number in (1, 2)
+    )
+    given = {"crop_size": "[32, 32]", "stride": "[16, 32]", "scales": "[1.0, 1.5]", "flip_test": "True"}
+    assert views == {**plain, **given}
+
+
+def test_scores_are_of_what_is_predicted(tmp_path, monkeypatch):
+    """The confusion of the label maps that predict_segmentation.py writes, with the same options."""
+    data, resizing = write_data(tmp_path / "data"), Resizing((32, 32))
+    model = build(SemanticFPN, num_classes=3, channels=8, class_names=NAMES, resizing=resizing)
+    image = np.asarray(Image.open(data / "images/val/0.png"))[None]
+    bias = model.classifier.conv.bias  # shifted, so that all classes are predicted
+    bias.assign(bias - np.asarray(model(image)).mean(axis=(0, 1, 2)))
+    (tmp_path / "model.keras").touch()
+    monkeypatch.setattr(evaluate_segmentation.keras.saving, "load_model", lambda *args, **options: model)
+    confusions = []
+    for views in (
+        (),
+        ("--tiles", "32"),
+        ("--crop-size", "24", "40"),
+        ("--scales", "0.5", "1", "--flip-test"),
+    ):
+        output, begin = tmp_path / f"out{len(confusions)}", str(tmp_path / "model.keras")
+        evaluate_segmentation.main([begin, "--data", str(data), "--output", str(output), *views])
+        pictures = str(data / "images/val")
+        assert predict_segmentation.main([begin, pictures, "--output", str(output / "maps"), *views]) == 0
+        confusion = 0
+        for path in sorted((data / "labels/val").iterdir()):
+            maps = (np.asarray(Image.open(each)) for each in (path, output / "maps" / path.name))
+            confusion += count_confusion(*maps, 3)
+        assert np.count_nonzero(confusion.sum(axis=0)) > 1
+        scores = json.loads((output / "val/scores.json").read_text())
+        for name in ("mean_iou", "pixel_accuracy", "mean_accuracy"):
+            assert scores[name] == pytest.approx(100 * score_confusion(confusion)[name], abs=1e-4)
+        confusions.append(confusion)
+    for index, confusion in enumerate(confusions):
+        assert all((confusion != other).any() for other in confusions[:index])
 
 
 def test_other_names_of_classes_are_told(evaluate, tmp_path, capsys):
@@ -111,6 +158,9 @@ def test_other_names_of_classes_are_told(evaluate, tmp_path, capsys):
     [
         (["--splits", "nowhere"], "split must be one of ['test', 'val']"),
         (["--stride", "8", "8"], "--stride needs --crop-size"),
+        (["--stride", "8", "9", "--crop-size", "8", "8"], "--stride 8 9, --crop-size 8 8"),
+        (["--tiles", "8", "--crop-size", "8", "8"], "two ways to cut a picture"),
+        (["--tiles", "8", "--scales", "1"], "--tiles takes no --scales"),
         (["--output", "FILE"], "--output must be a folder. Received: the file"),
         (["--class-names", "TWO"], "must be a semantic segmenter of the 2 classes"),
         (["--class-names", "FOUR"], "must be a semantic segmenter of the 4 classes"),

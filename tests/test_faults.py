@@ -51,5 +51,7 @@ def test_what_is_right_passes(tmp_path):
             pass
     with pytest.raises(SystemExit, match="too few"), explain_faults(None, "train_pose.py"):
         raise ValueError("too few")
+    with pytest.raises(SystemExit, match="tifffile is not installed"), explain_faults(None, "train_pose.py"):
+        raise ImportError("tifffile is not installed")
     with pytest.raises(KeyError), explain_faults(tmp_path, "train_pose.py"):  # a bug keeps its traceback
         raise KeyError("bug")

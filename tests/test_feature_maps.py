@@ -360,6 +360,24 @@ def test_mixed_precision_backbones_are_drawn(random):
     assert {value.dtype for value in maps.values()} == {np.dtype("float32")}
 
 
+def test_images_of_other_channels_are_drawn_as_shown(random):
+    from van_backbones.backbone import VANBackbone
+
+    backbone = VANBackbone("b0", (None, None, 5), normalization=None)
+    image = random.uniform(0, 3000, (40, 64, 5)).astype("float32")
+    shown = random.integers(0, 256, (40, 64, 3), np.uint8)
+    page = draw_feature_maps(backbone, image, shown=shown)
+    assert {tuple(colour) for colour in shown.reshape(-1, 3)} <= {tuple(each) for each in page.reshape(-1, 3)}
+    other = draw_feature_maps(backbone, image, shown=255 - shown)
+    assert (page != other).any()
+    pair = draw_feature_comparison({"one": backbone, "other": backbone}, image, shown)
+    assert {tuple(each) for each in shown[:9, :9].reshape(-1, 3)} <= set(map(tuple, pair.reshape(-1, 3)))
+    with pytest.raises(ValueError, match=r"or else `shown` be given\. Received shape: \(40, 64, 5\)"):
+        draw_feature_maps(backbone, image)
+    with pytest.raises(ValueError, match=r"shown must be .* \(40, 60, 3\), of an image \(40, 64, 5\)"):
+        draw_feature_maps(backbone, image, shown=shown[:, :60])
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 4), (1, 64, 64, 3)])
 def test_wrong_images_are_refused(backbone, shape):
     with pytest.raises(ValueError, match="image must be"):

@@ -11,7 +11,10 @@ from pycocotools import mask as run_lengths
 
 from heads import MaskRCNN, Resizing, RetinaNet, SemanticFPN
 from heads.data import detection_evaluation_batches
+from heads.ops.resizing import resize_bilinear
+from heads.pictures import read_picture
 from heads.prediction import find_pictures, prepare_picture
+from heads.semantic_model import score_images
 
 SIZES = {"a.png": (40, 60), "b.webp": (40, 60), "c.jpg": (64, 33)}
 MEAN = np.array([123.675, 116.28, 103.53], "float32")
@@ -176,6 +179,25 @@ def test_label_maps_have_the_size_of_the_picture(folder, resizing):
     if resizing is None:
         image = prepare_picture(folder / "a.png", Resizing()).image
         np.testing.assert_array_equal(together[0]["label_map"], model.predict_on_batch(image[None])[0])
+
+
+def test_label_maps_of_several_views(folder):
+    """The views are of the resized picture; what is averaged is resized back, and then a label map."""
+    views, image = {"scales": (1.0, 1.5), "flip": True}, read_picture(folder / "c.jpg")
+    (plain,) = make_segmenter().predict_pictures(image, **views)
+    np.testing.assert_array_equal(plain["label_map"], make_segmenter().segment(image[None], **views)[0])
+    (window,) = make_segmenter().predict_pictures(image, crop=(32, 32), stride=(20, 20))
+    expected = make_segmenter().segment(image[None], (32, 32), (20, 20))[0]
+    np.testing.assert_array_equal(window["label_map"], expected)
+    model = make_segmenter(Resizing((50, 80)))
+    (resized,) = model.predict_pictures(image, **views)
+    prepared = prepare_picture(image, model.resizing)
+    assert prepared.image_size == (41, 80)
+    scores = score_images(model, prepared.image[None], **views)
+    scores = resize_bilinear(scores[:, :41], (33, 64))
+    np.testing.assert_array_equal(resized["label_map"], np.asarray(scores)[0].argmax(-1))
+    with pytest.raises(TypeError, match="windows"):
+        model.predict_pictures(image, windows=3)
 
 
 def test_a_saved_model_is_all_that_it_takes(folder, tmp_path):

@@ -72,6 +72,24 @@ def test_all_kinds_of_parts():
     assert [style for style in page.cells if "75.0%" in style]
 
 
+def test_numbers_of_a_column_have_the_same_digits():
+    page = Page(make_report("", [("Classes", {"IoU": {"wall": 75.0, "roof": 0.0, "door": 0.034}})]))
+    assert [text for text in page.texts if text in ("75.00", "0.00", "0.03")] == ["75.00", "0.00", "0.03"]
+    page = Page(make_report("", [("Settings", {"rate": 0.034, "weight_decay": 0.0})]))
+    assert [text for text in page.texts if text[0] == "0"] == ["0.034", "0"]
+
+
+def test_wide_parts_do_not_widen_the_page():
+    """On narrow screens they are moved from side to side, and pictures keep a legible width."""
+    wide, small = np.zeros((20, 2000, 3), "uint8"), np.zeros((20, 300, 3), "uint8")
+    columns = {f"a_score_with_a_long_name_{k}": {"wall": 1.0} for k in range(9)}
+    text = make_report("", [("a", wide), ("b", small), ("c", columns)])
+    assert text.count('<div class="wide"><img') == 2
+    assert text.count('<div class="wide"><table') == 1
+    assert "min-width: 800px" in text
+    assert "min-width: 300px" in text
+
+
 def test_names_from_elsewhere_are_text():
     hostile = "<script>alert(1)</script> & \"x\" onload='y'"
     picture = np.zeros((2, 2, 3), "uint8")
@@ -117,7 +135,8 @@ def test_a_report_holds_what_is_in_the_folder(tmp_path):
     assert Page((folder / "report.html").read_text("utf-8")).links == []
     (folder / "settings.json").write_text('{"head": "gfl", "splits": ["train", "val"]}')
     (folder / "scores.json").write_text(
-        '{"unit": "percent", "AP": 12.5, "small": null, "AP_per_class": {"cät": 99.0}}', encoding="utf-8"
+        '{"unit": "percent", "AP": 12.5, "AR": 0.3237, "small": null, "AP_per_class": {"cät": 99.0}}',
+        encoding="utf-8",
     )
     (folder / "scores.txt").write_text("AP 12.5")
     Image.new("RGB", (8, 8), "red").save(folder / "worst.png")
@@ -126,7 +145,7 @@ def test_a_report_holds_what_is_in_the_folder(tmp_path):
     keep_report(folder)
     page = Page((folder / "report.html").read_text("utf-8"))
     assert [name for name, _ in page.pictures] == ["Learning curves", "The pictures with the most mistakes"]
-    for text in ("runs/pose-1", "12.50", "cät", "99.00", "gfl", "['train', 'val']", "AP 12.5"):
+    for text in ("runs/pose-1", "12.50", "0.32", "cät", "99.00", "gfl", "['train', 'val']", "AP 12.5"):
         assert text in page.texts, text
 
 

@@ -26,7 +26,8 @@ def ask_for_help(script):
 
 def test_all_scripts_are_here():
     assert set(SCRIPTS) == {path.stem for path in EXAMPLES.glob("*.py")} - {
-        *("command_line", "detection_pictures", "faults", "options", "results", "served_pictures")
+        *("command_line", "detection_pictures", "faults", "options", "results", "served_pictures"),
+        *("shown_pixels", "view_options"),
     }
     assert "finetune_segmentation" in SCRIPTS
 

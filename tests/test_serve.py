@@ -198,10 +198,10 @@ class Detector:
 class Page:
     """Returns the page of a model that finds `OBJECTS`, and the pictures that the model saw."""
 
-    def __init__(self, folder, *options, result=OBJECTS):
+    def __init__(self, folder, *options, result=OBJECTS, model=None):
         pytest.importorskip("gradio", reason="the page is made with it")
         (folder / "model.keras").touch()
-        self.folder, self.looks, self.result = folder, [], result
+        self.folder, self.looks, self.result, self.model = folder, [], result, model or Detector()
         _, arguments = serve.parse_arguments([str(folder / "model.keras"), *options])
         self.blocks = asyncio.run(self.build(arguments))
         functions = {entry.name: entry for entry in self.blocks.fns.values()}
@@ -209,7 +209,7 @@ class Page:
 
     async def build(self, arguments):
         # In an event loop, because gradio would make its own otherwise, which it never closes.
-        return serve.build_page(Detector(), self.look, self.result, arguments)
+        return serve.build_page(self.model, self.look, self.result, arguments)
 
     def look(self, image, name):
         self.looks.append(name)
@@ -293,6 +293,23 @@ def test_label_maps_have_no_slider(tmp_path):
     assert not page.find("Slider").visible
     assert page.take_picture.fn(str(page.upload("a.png")), 0.3)[4] == [["cat", "100.0"]]
     assert page.find("Dataframe").headers == ["class", "% of pixels"]
+
+
+def test_a_pose_model_alone_tells_that_pictures_are_people(tmp_path):
+    people = {
+        "path": None,
+        "boxes": np.zeros((1, 4)),
+        "keypoints": np.zeros((1, 3, 2)),
+        "scores": np.ones((1, 3)),
+    }
+    model = SimpleBaseline(contracts.PooledBackbone(), 3, 8, resizing=Resizing(image_size=(64, 48)))
+
+    def list_texts(*options):
+        blocks = Page(tmp_path, *options, result=people, model=model).blocks.blocks.values()
+        return [block.value for block in blocks if type(block).__name__ == "Markdown"]
+
+    assert list_texts()[1].startswith("Each picture counts as one person")
+    assert len(list_texts("--detector", str(tmp_path / "model.keras"))) == 1
 
 
 # In a browser.

@@ -5,6 +5,7 @@ set must provide.
 """
 
 import copy
+import itertools
 import os
 import pathlib
 from collections import Counter
@@ -14,12 +15,14 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from heads.arguments import read_count
+from heads.bands import find_num_channels, read_data_picture
 from heads.coco.annotations import clip_box, judge_boxes, read_annotations
 from heads.coco.entries import is_side, list_briefly, read_entries, read_json, show
 from heads.coco.segmentations import _decode_counts  # noqa: F401  a case of issue 11 times it by this name
 from heads.data.splits import choose_held_out
 from heads.ops.labels import CROWD_LABEL
-from heads.pictures import DATA_FORMATS, decode_picture, read_picture
+from heads.pictures import RGB_CHANNELS
 
 MAX_NAMES = 10
 
@@ -38,6 +41,9 @@ class CocoDataset:
         images: The folder that the JSON's file names start from. Backslashes in them count as slashes where
             this leads to a picture.
         with_masks: Whether to read the segmentations; they stay polygons or run lengths in memory.
+        num_channels: Channels of the pictures, as many as the backbone takes. 3 is RGB; others are TIFF files
+            of so many bands, read as `heads.bands.read_bands` says. None: as many as the first picture has if
+            all are TIFF files, else 3.
 
     Attributes:
         format: Name of the format.
@@ -48,6 +54,7 @@ class CocoDataset:
         image_ids: COCO's image ids, in the order of the file.
         image_paths: Paths of the pictures, in the same order.
         image_sizes: int32 (images, 2), (height, width) as the JSON tells them.
+        num_channels: Channels of the pictures.
         with_masks: Whether there are masks.
         boxes: For each image float32 (n, 4), xyxy pixels.
         labels: For each image int32 (n,); -2 marks a crowd region, or one to ignore.
@@ -61,8 +68,14 @@ class CocoDataset:
     format = "COCO"
     _kept_ids = None  # ids of the pictures, if this is a part of a data set
 
-    def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike, with_masks: bool = False):
-        self.path = pathlib.Path(annotations)
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike,
+        with_masks: bool = False,
+        num_channels: int | None = RGB_CHANNELS,
+    ):
+        self.path, self.num_channels = pathlib.Path(annotations), num_channels
         self._read_content(self.to_coco(), pathlib.Path(images), with_masks)
 
     def _read_content(self, content, folder, with_masks):
@@ -75,6 +88,9 @@ class CocoDataset:
         self.num_classes = len(self.class_names)
         self.image_ids = list(pictures)
         self.image_paths = [find_path(folder, picture["file_name"]) for picture in pictures.values()]
+        if self.num_channels is None:
+            self.num_channels = find_num_channels(self.image_paths)
+        read_count("num_channels", self.num_channels)
         sizes = [(int(picture["height"]), int(picture["width"])) for picture in pictures.values()]
         self.image_sizes = np.array(sizes, np.int32)
         self._read_annotations(content.get("annotations"), dict(zip(pictures, sizes, strict=True)))
@@ -145,7 +161,9 @@ class CocoDataset:
                 the boxes are relative or corners, or if no annotation is left to learn from.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-            reports = pool.map(examine_picture, self.image_ids, self.image_paths, self.image_sizes.tolist())
+            channels = itertools.repeat(self.num_channels)
+            pictures = self.image_ids, self.image_paths, self.image_sizes.tolist(), channels
+            reports = pool.map(examine_picture, *pictures)
             reports = list(tqdm(reports, f"check {self.path.name}", len(self), disable=not progress))
         labels = np.concatenate(self.labels)
         counts = np.bincount(labels[labels >= 0], minlength=self.num_classes).astype(np.int64)
@@ -171,10 +189,10 @@ class CocoDataset:
             indices: Dataset of positions in `image_ids`, int64 scalars. Default: all, once, in order.
 
         Returns:
-            Dataset of dicts of "index": int64 (); "image": uint8 (height, width, 3), see
-            `heads.pictures.decode_picture`; "boxes": float32 (n, 4); "labels": int32 (n,). A picture that
-            cannot be read, or is not of the size in the JSON, ends the iteration with an error that names its
-            path.
+            Dataset of dicts of "index": int64 (); "image": (height, width, channels), uint8 of RGB and else
+            float32, see `heads.bands.read_data_picture`; "boxes": float32 (n, 4); "labels": int32 (n,). A
+            picture that cannot be read, or is not of the size in the JSON, ends the iteration with an error
+            that names its path.
         """
 
         def find(index):
@@ -186,13 +204,20 @@ class CocoDataset:
             path, size, boxes, labels = tf.numpy_function(find, [index], kinds)
             return {
                 "index": index,
-                "image": load_picture(tf.ensure_shape(path, ()), tf.ensure_shape(size, (2,))),
+                "image": load_picture(
+                    tf.ensure_shape(path, ()), tf.ensure_shape(size, (2,)), self.num_channels
+                ),
                 "boxes": tf.ensure_shape(boxes, (None, 4)),
                 "labels": tf.ensure_shape(labels, (None,)),
             }
 
         indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def read_image(self, index: int) -> np.ndarray:
+        """The pixels of a picture: see `load`."""
+        size = self.image_sizes[index]
+        return read_data_picture(self.image_paths[index], self.num_channels, size).pixels
 
     def load_segmentations(self, index: int) -> list:
         """The segmentation of each object of an image, as `detection_moves.draw_masks` takes them."""
@@ -258,15 +283,16 @@ class CocoDataset:
             yield f"{len(missing)} of {self.num_classes} classes have no objects: {names}"
 
 
-def load_picture(path, size=None):
-    """`read_picture` in a `tf.data` graph: an unreadable picture ends the iteration with its path."""
+def load_picture(path, size=None, num_channels=RGB_CHANNELS):
+    """`read_data_picture` in a `tf.data` graph: an unreadable picture ends the iteration with its path."""
+    dtype = tf.uint8 if num_channels == RGB_CHANNELS else tf.float32
 
     def read(path, *size):
         path = np.asarray(path, object).item()  # bytes in a graph, an array of them outside
-        return read_picture(path, size or None, DATA_FORMATS)
+        return read_data_picture(os.fsdecode(path), num_channels, size or None).pixels
 
     arguments = [path] if size is None else [path, size[0], size[1]]
-    return tf.ensure_shape(tf.numpy_function(read, arguments, tf.uint8), (None, None, 3))
+    return tf.ensure_shape(tf.numpy_function(read, arguments, dtype), (None, None, num_channels))
 
 
 def find_category_problem(category):
@@ -307,10 +333,10 @@ def find_path(folder, name):
     return other if "\\" in name and not os.path.exists(path) and os.path.exists(other) else path
 
 
-def examine_picture(image_id, path, image_size):
+def examine_picture(image_id, path, image_size, num_channels=RGB_CHANNELS):
     """Returns what is wrong with a picture file, or None; and whether its EXIF orientation turns it."""
     try:
-        return None, decode_picture(path, image_size, DATA_FORMATS).is_turned
+        return None, read_data_picture(path, num_channels, image_size).is_turned
     except ValueError as error:
         is_windows = "\\" in path.name and not os.path.exists(path)
         hint = "; its file_name has backslashes, and no file with slashes instead" if is_windows else ""

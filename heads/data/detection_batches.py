@@ -6,15 +6,16 @@ A source (`CocoDataset`, `DetectionShapes`, or your own class) has
 - `image_ids`: the ids of its images. An image's position in this list is its index.
 - `image_sizes`: int32 (images, 2), (height, width) of each.
 - `load(indices=None)`: for a `tf.data.Dataset` of indices (None: each once, in order) a dataset of dicts:
-  "index": int64 (); "image": uint8 (height, width, 3), RGB; "boxes": float32 (n, 4), xyxy pixels inside of
-  the image; "labels": int32 (n,), -2 for a crowd region. n may be 0.
+  "index": int64 (); "image": uint8 (height, width, 3), RGB, or float32 (height, width, channels) of others;
+  "boxes": float32 (n, 4), xyxy pixels inside of the image; "labels": int32 (n,), -2 for a crowd region. n may
+  be 0.
 - `with_masks`: whether batches have masks. If so, `load_segmentations(index)` gives for each object, in the
   order of its boxes, what `detection_moves.draw_masks` takes: polygons, run lengths, or None (crowds).
 
 A batch is `(inputs, targets)`:
 
 - "images": float32 (batch, height, width, 3), 0 .. 255. Smaller pictures are at the top left, the rest is the
-  ImageNet mean, which a backbone sees as 0.
+  ImageNet mean, which a backbone sees as 0; of other channels than RGB it is 0.
 - "image_sizes": int32 (batch, 2), (height, width) of the pictures without that padding; "original_sizes" (in
   evaluation): int32 (batch, 2), as stored.
 - "boxes": float32 (batch, n, 4), xyxy pixels of "images"; "labels": int32 (batch, n), -1 is padding, -2 a
@@ -196,7 +197,7 @@ def place_on_canvas(image, move, canvas_size):
     """Returns the inputs of one moved image, padded in black.
 
     Args:
-        image: (*move.size, 3).
+        image: (*move.size, channels).
         move: the `Move`.
         canvas_size: (height, width), or None for the next multiples of 32.
 
@@ -208,7 +209,8 @@ def place_on_canvas(image, move, canvas_size):
         canvas_size = (move.size + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR
     below, right = tf.unstack(canvas_size - move.size)
     image = tf.pad(tf.cast(image, tf.float32), [[0, below], [0, right], [0, 0]])
-    inputs = {"images": tf.ensure_shape(image, (*static_size, 3)), "image_sizes": move.size}
+    image = tf.ensure_shape(image, (*static_size, image.shape[-1]))
+    inputs = {"images": image, "image_sizes": move.size}
     return inputs, canvas_size, static_size
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from heads.arguments import read_count, read_counts, read_flag, read_range, read_size
-from heads.data.semantic_moves import fit_sides, photometric_distortion, scale_size
+from heads.data.semantic_moves import check_bands, fit_sides, photometric_distortion, scale_size
 
 # mmdetection's least width and height after large-scale jitter, in pixels.
 SMALLEST_SIDE = 0.01
@@ -49,15 +49,17 @@ def move_image(image, move: Move):
     """Returns the moved picture, by bilinear interpolation that is not antialiased, as in the reference.
 
     Args:
-        image: (height, width, 3), any dtype.
+        image: (height, width, channels), any dtype.
         move: the move.
 
     Returns:
-        float32 (*move.size, 3).
+        float32 (*move.size, channels).
     """
+    image = check_bands(image)
     # TensorFlow resizes float32 faster than uint8, the cast included.
     image = tf.image.resize(tf.cast(image, tf.float32), move.resized_size, "bilinear")
-    image = tf.slice(image, tf.concat([move.offset, [0]], 0), tf.concat([move.size, [3]], 0))
+    num_channels = image.shape[-1]
+    image = tf.slice(image, tf.concat([move.offset, [0]], 0), tf.concat([move.size, [num_channels]], 0))
     return tf.cond(move.flip, lambda: tf.reverse(image, [1]), lambda: image)
 
 
@@ -236,10 +238,10 @@ class DetectionAugmentation:
         scale_range: Lowest and highest factor of the jitter, with `image_size` only; (0.1, 2.0) or
             (0.8, 1.25) in arXiv 2012.07177. Default: 1, no jitter.
         flip: Whether to mirror half of the pictures left to right.
-        photometric: Whether to distort brightness, contrast, saturation and hue.
+        photometric: Whether to distort brightness, contrast, saturation and hue, which RGB alone has.
 
     Call arguments:
-        image: (height, width, 3), 0 .. 255, any size and dtype.
+        image: (height, width, 3), 0 .. 255, any size and dtype; or any other number of channels.
         seed: int32 (2,).
 
     Returns:

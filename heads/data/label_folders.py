@@ -136,7 +136,8 @@ def _find_pictures(folder, suffixes, kind):
         key = unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix("")))
         if suffix not in suffixes:
             is_tiff = kind == "image" and suffix in BAND_SUFFIXES
-            hint = "; SemanticFolder(num_channels=...) reads TIFF of other than 3 channels" * is_tiff
+            hint = "; num_channels=N reads TIFF of N channels, other than 3; scripts find N if all are TIFF"
+            hint *= is_tiff
             problems.append(f"{show_path(path)}: the {kind} must be {' or '.join(suffixes)}{hint}")
         elif key in found:
             problems.append(f"{show_path(path)}: a second {kind} of this name")

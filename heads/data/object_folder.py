@@ -10,7 +10,7 @@ from heads.data.coco import CocoDataset
 from heads.data.formats import coco_layouts, labelme, pascal_voc, yolo
 from heads.data.formats.reading import Reading, list_names
 from heads.data.splits import choose_split
-from heads.pictures import show_path
+from heads.pictures import RGB_CHANNELS, show_path
 
 # If several fit, the first counts: exports for YOLO often keep COCO's file.
 FORMATS = (coco_layouts, yolo, pascal_voc, labelme)
@@ -25,13 +25,15 @@ class ObjectFolder(CocoDataset):
     Args:
         reading: The pictures and objects that were read.
         with_masks: Whether to keep the masks.
+        num_channels: See `CocoDataset`.
 
     Raises:
         ValueError: If no picture could be read, or masks are wanted and no object has one.
     """
 
-    def __init__(self, reading: Reading, with_masks: bool = False):
+    def __init__(self, reading: Reading, with_masks: bool = False, num_channels: int | None = RGB_CHANNELS):
         self.path, self.format, self._reading = reading.path, reading.format, reading
+        self.num_channels = num_channels
         if not reading.images:
             problems = list_briefly(reading.problems) or ["there is none"]
             raise ValueError(
@@ -53,7 +55,10 @@ class ObjectFolder(CocoDataset):
 
 
 def open_detection_folder(
-    path: str | os.PathLike, split: str | None = None, with_masks: bool = False
+    path: str | os.PathLike,
+    split: str | None = None,
+    with_masks: bool = False,
+    num_channels: int | None = RGB_CHANNELS,
 ) -> CocoDataset:
     """The objects of a folder in COCO's, YOLO's, Pascal VOC's or labelme's format, whichever it is.
 
@@ -64,6 +69,7 @@ def open_detection_folder(
         split: Name of a split; "train", "val" and "test" also find "training", "valid", "validation",
             "train2017" and the like. None: a folder without splits, the only split, or else "train".
         with_masks: Whether to read the masks.
+        num_channels: Channels of the pictures: see `CocoDataset`.
 
     Returns:
         A `CocoDataset`, or an `ObjectFolder`, which is one. Nothing is checked yet: see `CocoDataset.check`.
@@ -85,8 +91,8 @@ def open_detection_folder(
         choose_split(path, split, found.splits, f"those of the {found.module.FORMAT} data in")
     ]
     if found.module is coco_layouts:
-        return CocoDataset(*place, with_masks)
-    return ObjectFolder(found.module.read_split(path, place, with_masks), with_masks)
+        return CocoDataset(*place, with_masks, num_channels)
+    return ObjectFolder(found.module.read_split(path, place, with_masks), with_masks, num_channels)
 
 
 class FoundFormat(NamedTuple):

@@ -14,7 +14,7 @@ from heads.data.label_layouts import LAYOUTS, has_label_pictures, list_names
 from heads.data.object_folder import find_format, list_layouts, open_detection_folder
 from heads.data.semantic_folder import SemanticFolder
 from heads.ops.labels import CROWD_LABEL, IGNORED_LABEL
-from heads.pictures import DATA_FORMATS, RGB_CHANNELS, read_picture, show_path
+from heads.pictures import RGB_CHANNELS, show_path
 
 BACKGROUND = "background"
 
@@ -29,6 +29,7 @@ class ObjectLabelMaps:
         source: A `CocoDataset` with masks.
 
     Attributes:
+        num_channels: Channels of the pictures, 3 for RGB.
         layout: Where the masks come from.
         class_names: The source's classes, after "background" if it is not one of them.
         num_classes: Their number.
@@ -42,6 +43,7 @@ class ObjectLabelMaps:
         if not source.with_masks:
             raise ValueError(f"source must have masks: with_masks=True. Received: {show_path(source.path)}")
         self.source = source
+        self.num_channels = source.num_channels
         self.path = source.path
         self.layout = f"objects in {source.format}'s format"
         others = [name for name in source.class_names if name.lower() != BACKGROUND]
@@ -107,18 +109,19 @@ class ObjectLabelMaps:
             indices: Dataset of positions in `image_paths`, int64 scalars. Default: all, once, in order.
 
         Returns:
-            Dataset of (image `(height, width, 3)` uint8, label `(height, width)` int32). A picture that
-            cannot be read, or is not of its annotation's size, ends the iteration with an error that names
-            its path.
+            Dataset of (image `(height, width, channels)`, uint8 of RGB and else float32, label
+            `(height, width)` int32). A picture that cannot be read, or is not of its annotation's size, ends
+            the iteration with an error that names its path.
         """
+        image_dtype = tf.uint8 if self.num_channels == RGB_CHANNELS else tf.float32
 
         def read_pair(index):
-            size = self.source.image_sizes[index]
-            return read_picture(self.image_paths[index], size, DATA_FORMATS), self.draw(index)
+            return self.source.read_image(index), self.draw(index)
 
         def read(index):
-            image, label = tf.numpy_function(read_pair, [index], (tf.uint8, tf.int32))
-            return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(label, (None, None))
+            image, label = tf.numpy_function(read_pair, [index], (image_dtype, tf.int32))
+            image = tf.ensure_shape(image, (None, None, self.num_channels))
+            return image, tf.ensure_shape(label, (None, None))
 
         indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -130,7 +133,7 @@ def open_semantic_folder(
     class_names: Sequence[str] | str | os.PathLike | None = None,
     reduce_zero_label: bool = False,
     class_colours: Mapping | str | os.PathLike | None = None,
-    num_channels: int = RGB_CHANNELS,
+    num_channels: int | None = RGB_CHANNELS,
 ) -> SemanticFolder | ObjectLabelMaps:
     """A folder for semantic segmentation: label pictures in any layout, or outlines of objects.
 
@@ -142,7 +145,7 @@ def open_semantic_folder(
         class_names: See `SemanticFolder`; like the next two, for label pictures only.
         reduce_zero_label: See `SemanticFolder`.
         class_colours: See `SemanticFolder`.
-        num_channels: See `SemanticFolder`; outlines are of RGB pictures.
+        num_channels: See `SemanticFolder`.
 
     Returns:
         A `SemanticFolder`, or `ObjectLabelMaps` of what `open_detection_folder` reads.
@@ -161,15 +164,10 @@ def open_semantic_folder(
             f"{show_path(path)} holds neither label pictures nor outlines of objects. Looked for:\n"
             f"{layouts}\nReceived: {list_names(path)}"
         )
-    source = open_detection_folder(path, split, with_masks=True)
+    source = open_detection_folder(path, split, with_masks=True, num_channels=num_channels)
     if class_names is not None or reduce_zero_label or class_colours is not None:
         raise ValueError(
             f"class_names, reduce_zero_label and class_colours are for label pictures. Received: "
             f"{source.format}'s format in {show_path(path)}, which names its classes"
-        )
-    if num_channels != RGB_CHANNELS:
-        raise ValueError(
-            f"num_channels must be {RGB_CHANNELS} for outlines of objects; only label pictures allow others. "
-            f"Received: num_channels={num_channels!r}"
         )
     return ObjectLabelMaps(source)

@@ -16,14 +16,14 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from heads.arguments import read_count
-from heads.bands import BAND_SUFFIXES, read_bands
+from heads.bands import BAND_SUFFIXES, find_num_channels, read_data_picture
 from heads.data.colour_tables import find_colours
 from heads.data.label_folders import IMAGE_SUFFIXES, MAX_LISTED, find_class_names, list_briefly
 from heads.data.label_layouts import VOC_CLASS_NAMES, find_pairs
 from heads.data.label_pictures import LabelPicture, decode_label_picture, find_other_order, map_numbers
 from heads.data.splits import choose_held_out
 from heads.ops.labels import IGNORED_LABEL
-from heads.pictures import DATA_FORMATS, RGB_CHANNELS, Picture, decode_picture, show_path
+from heads.pictures import RGB_CHANNELS, show_path
 
 
 class SemanticFolder:
@@ -48,10 +48,12 @@ class SemanticFolder:
             `read_colour_table`. Then there are no `class_names` beside it. Default: where the folder has no
             `classes.txt`, its `labelmap.txt`, `class_dict.csv`, `label_colors.txt` or `colours.txt`.
         num_channels: Channels of the images, as many as the backbone takes. 3 is RGB; other images are TIFF
-            files of so many bands, read as `heads.bands.read_bands` says.
+            files of so many bands, read as `heads.bands.read_bands` says. None: as many as the first image
+            has if all are TIFF files, else 3.
 
     Attributes:
         layout: Name of the layout.
+        num_channels: Channels of the images.
         pairs: (image, label picture), paths.
         class_names: Names of the classes.
         num_classes: Their number.
@@ -69,9 +71,12 @@ class SemanticFolder:
         class_names: Sequence[str] | str | os.PathLike | None = None,
         reduce_zero_label: bool = False,
         class_colours: Mapping | str | os.PathLike | None = None,
-        num_channels: int = RGB_CHANNELS,
+        num_channels: int | None = RGB_CHANNELS,
     ):
         self.path = pathlib.Path(path)
+        if num_channels is None:
+            _, _, pairs = find_pairs(self.path, split, (*IMAGE_SUFFIXES, *BAND_SUFFIXES))
+            num_channels = find_num_channels(image for image, _ in pairs)
         self.num_channels = read_count("num_channels", num_channels)
         self.split_name = split or self.path.name
         self.reduce_zero_label = reduce_zero_label
@@ -186,9 +191,7 @@ class SemanticFolder:
         """The `Picture` of an image, to be of the size of its label (None where that is unreadable)."""
         size = None if label is None else label.numbers.shape
         size_from = f"its label {show_path(label_path)}"
-        if self.num_channels != RGB_CHANNELS:
-            return Picture(read_bands(image_path, self.num_channels, size, size_from), is_turned=False)
-        return decode_picture(image_path, size, DATA_FORMATS, size_from)
+        return read_data_picture(image_path, self.num_channels, size, size_from)
 
     def _decode_label(self, path):
         """Returns the `LabelPicture` of a file; the numbers of a coloured picture are already labels."""

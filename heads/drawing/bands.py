@@ -9,7 +9,7 @@ from heads.drawing.pages import require
 DARKEST, BRIGHTEST = 2, 98  # percentiles
 
 
-def draw_bands(image, bands: Sequence[int]) -> np.ndarray:
+def draw_bands(image, bands: Sequence[int] | None = None) -> np.ndarray:
     """Draws three bands as red, green and blue.
 
     Each is stretched on its own: its 2nd percentile is black and its 98th is white, so that single pixels do
@@ -18,6 +18,7 @@ def draw_bands(image, bands: Sequence[int]) -> np.ndarray:
     Args:
         image: (h, w, bands), any numbers.
         bands: The places of the red, the green and the blue band, from 0; the same one thrice is grey.
+            Default: the first three; of two the last one twice, of one this alone.
 
     Returns:
         uint8 (h, w, 3).
@@ -27,6 +28,8 @@ def draw_bands(image, bands: Sequence[int]) -> np.ndarray:
     """
     image = np.asarray(image)
     require(image.ndim == 3 and image.size, "image must be (height, width, bands)", f"shape {image.shape}")
+    if bands is None:
+        bands = [min(place, image.shape[2] - 1) for place in range(3)]
     rule = f"bands must be three places in 0 .. {image.shape[2] - 1}"
     places = list(bands) if isinstance(bands, Sequence) else bands
     is_right = isinstance(places, list) and len(places) == 3

@@ -29,8 +29,8 @@ def draw_curves(rows: Iterable[dict], monitor: str | None = None) -> np.ndarray:
     rows = list(rows)
     require(rows, "rows must hold at least one epoch", rows)
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "epoch"]
-    losses = [name for name in names if name.endswith("loss")]
-    scores = [name for name in names if name not in losses and name != "learning_rate"]
+    losses = _list_losses(rows, names)
+    scores = [name for name in names if not name.endswith("loss") and name != "learning_rate"]
     scores.sort(key=lambda name: (name != monitor, not name.startswith("val_")))
     epochs = [int(float(row.get("epoch", number))) + 1 for number, row in enumerate(rows)]
     figure, (left, right) = _make_panels()
@@ -97,6 +97,23 @@ def _render(figure):
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
+def _list_losses(rows, names):
+    """Returns the names of losses, without one that alone is the loss and would hide its curve."""
+    losses = [name for name in names if name.endswith("loss")]
+    for prefix in ("val_", ""):
+        total = f"{prefix}loss"
+        if total in losses:
+            curve = _read_curve(rows, total, 1)
+            losses = [
+                name
+                for name in losses
+                if name in ("loss", "val_loss")
+                or name.startswith("val_") != bool(prefix)
+                or not np.allclose(_read_curve(rows, name, 1), curve, equal_nan=True)
+            ]
+    return losses
+
+
 def _draw_panel(panel, title, epochs, curves):
     """Draws curves over the epochs: solid for held-out data, dashed for the rest."""
     palette = class_palette(MOST_CURVES) / 255
@@ -104,7 +121,7 @@ def _draw_panel(panel, title, epochs, curves):
         style = "-" if name.startswith("val_") else "--"
         panel.plot(epochs, values, style, color=colour, marker="o", markersize=3, label=name)
     panel.set(title=title, xlabel="epoch (a score)", xlim=(0.5, max(epochs) + 0.5))
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     panel.grid(alpha=0.3)
     if curves:
         panel.legend(fontsize="small")

@@ -20,12 +20,18 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 1180px; 
 body { padding: 0 1rem; } h1 { font-size: 1.6rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; } th, td { padding: .15rem .8rem .15rem 0; text-align: left; }
-th { font-weight: 600; border-bottom: 1px solid var(--line); } td { border-bottom: 1px solid #eef1f5; }
-td.number { text-align: right; min-width: 7rem; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #e6eaf0; vertical-align: top; } th { font-weight: 600; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+table.columns th:not(:first-child), table.columns td.number { text-align: right; min-width: 7rem; }
+table.columns th, table.columns td { padding: .15rem .4rem; overflow-wrap: normal; }
+table.columns td:first-child { padding-left: 0; }
 pre { background: #f5f7fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
-img { max-width: 100%; height: auto; border: 1px solid var(--line); }
-nav a { margin-right: 1rem; }
+.wide { overflow-x: auto; }
+img { box-sizing: border-box; max-width: 100%; height: auto; border: 1px solid var(--line); }
+nav a { margin-right: 1rem; display: inline-block; }
 """
+# What a picture needs to be legible: on narrower screens it is moved from side to side.
+LEGIBLE_WIDTH = 800  # pixels
 
 
 def make_report(title: str, parts: Iterable[tuple]) -> str:
@@ -67,7 +73,9 @@ def _draw_part(heading, content):
         )
         return f"<table>{''.join(rows)}</table>"
     if isinstance(content, np.ndarray):
-        return f'<img alt="{html.escape(str(heading), quote=True)}" src="{embed_picture(content)}">'
+        name, width = html.escape(str(heading), quote=True), min(content.shape[1], LEGIBLE_WIDTH)
+        image = f'<img alt="{name}" style="min-width: {width}px" src="{embed_picture(content)}">'
+        return f'<div class="wide">{image}</div>'
     raise ValueError(
         f"a part of a report must be a text, a picture, a dict, or a dict of dicts. Received: {heading!r}: "
         f"{type(content).__name__}"
@@ -81,7 +89,8 @@ def _draw_columns(columns):
     for name in names:
         cells = (_draw_cell(column.get(name), with_bar=True) for column in columns.values())
         rows.append(f"<tr><td>{html.escape(str(name))}</td>{''.join(cells)}</tr>")
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    table = f'<table class="columns"><tr>{head}</tr>{"".join(rows)}</table>'
+    return f'<div class="wide">{table}</div>'
 
 
 def _draw_cell(value, with_bar=False):
@@ -93,7 +102,8 @@ def _draw_cell(value, with_bar=False):
     style = ""
     if with_bar and 0 <= value <= 100:
         style = f' style="background: linear-gradient(90deg, var(--bar) {value:.1f}%, transparent 0)"'
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
+    is_percent = with_bar or abs(value) >= 1
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if is_percent else f"{value:.4g}"
     return f'<td class="number"{style}>{text}</td>'
 
 

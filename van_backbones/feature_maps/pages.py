@@ -60,7 +60,9 @@ class Column(NamedTuple):
     is_overlay: bool = False
 
 
-def draw_feature_maps(backbone, image, num_channels: int = 3, class_maps=None, point=None) -> np.ndarray:
+def draw_feature_maps(
+    backbone, image, num_channels: int = 3, class_maps=None, point=None, shown=None
+) -> np.ndarray:
     """Draws the pyramid of one image: a row for each level, a column for each way to look at it.
 
     The columns are `project_to_rgb`, `strongest_channels`, `attention_maps`, and, where they are asked for,
@@ -71,19 +73,22 @@ def draw_feature_maps(backbone, image, num_channels: int = 3, class_maps=None, p
     Args:
         backbone: a `VANBackbone`, or what `deploy` made of one; for a classifier or a head, pass
             `model.backbone`.
-        image: (height, width, 3), RGB, uint8 or float 0 .. 255, any size.
+        image: (height, width, 3), RGB, uint8 or float 0 .. 255, any size; or, with `shown`, as the backbone
+            takes it.
         num_channels: how many of the strongest channels to draw.
         class_maps: name of a class -> what `grad_cam` returned for it.
         point: (x, y) in pixels of the image, to which all positions are compared.
+        shown: (height, width, 3), RGB, 0 .. 255: what is drawn of an image of other channels.
 
     Returns:
         One picture, uint8 (height, width, 3).
 
     Raises:
-        ValueError: if `backbone` is not a backbone, `image` is not (height, width, 3) or not finite,
-            `num_channels` is more than a level has, `point` is outside, or the features are not finite.
+        ValueError: if `backbone` is not a backbone, `image` is not (height, width, 3) or not finite, `shown`
+            not of its size, `num_channels` is more than a level has, `point` is outside, or the features are
+            not finite.
     """
-    image = _check_image(image)
+    image, shown = _check_image(image, shown)
     if point is not None and not (0 <= point[0] < image.shape[1] and 0 <= point[1] < image.shape[0]):
         size = f"{image.shape[1]} x {image.shape[0]}"
         raise ValueError(f"point must be (x, y) within the image of {size} pixels. Received: {tuple(point)}")
@@ -101,10 +106,10 @@ def draw_feature_maps(backbone, image, num_channels: int = 3, class_maps=None, p
     notes += [EXPLANATIONS["class"]] if class_maps else []
     notes += [EXPLANATIONS["point"]] if point is not None else []
     warning = RANDOM_WEIGHTS if has_random_weights(backbone) else None
-    return _draw_page(image, columns, sorted(features), notes, warning, point)
+    return _draw_page(shown, columns, sorted(features), notes, warning, point)
 
 
-def draw_feature_comparison(backbones: dict, image) -> np.ndarray:
+def draw_feature_comparison(backbones: dict, image, shown=None) -> np.ndarray:
     """Draws the features of one image in two backbones side by side, such as before and after fine-tuning.
 
     The principal components are computed from both together (`project_together`), so that equal colours mean
@@ -112,7 +117,8 @@ def draw_feature_comparison(backbones: dict, image) -> np.ndarray:
 
     Args:
         backbones: two names -> their `VANBackbone`, or another functional model that returns a pyramid.
-        image: (height, width, 3), RGB, uint8 or float 0 .. 255, any size.
+        image: see `draw_feature_maps`.
+        shown: see `draw_feature_maps`.
 
     Returns:
         One picture, uint8 (height, width, 3).
@@ -120,7 +126,7 @@ def draw_feature_comparison(backbones: dict, image) -> np.ndarray:
     Raises:
         ValueError: unless there are two, with the same levels and channels.
     """
-    image = _check_image(image)
+    image, shown = _check_image(image, shown)
     if len(backbones) != 2:
         raise ValueError(f"backbones must be two. Received: {list(backbones)}")
     pyramids = {name: _read_features(backbone, image) for name, backbone in backbones.items()}
@@ -147,7 +153,7 @@ def draw_feature_comparison(backbones: dict, image) -> np.ndarray:
     )
     random = [name for name, backbone in backbones.items() if has_random_weights(backbone)]
     warning = f"RANDOM WEIGHTS: {', '.join(random)}" if random else None
-    return _draw_page(image, columns, levels, notes, warning)
+    return _draw_page(shown, columns, levels, notes, warning)
 
 
 def draw_receptive_fields(fields: dict, num_pictures: int, backbone=None) -> np.ndarray:
@@ -184,15 +190,23 @@ def draw_receptive_fields(fields: dict, num_pictures: int, backbone=None) -> np.
     return tile([[write(text, width, warning)], pictures, [bar]])
 
 
-def _check_image(image):
-    """Returns the image as float32."""
+def _check_image(image, shown=None):
+    """Returns the image, and what is drawn of it, as float32."""
     image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"image must be (height, width, 3), RGB. Received shape: {image.shape}")
+    if image.ndim != 3 or not image.size or (shown is None and image.shape[2] != 3):
+        raise ValueError(
+            f"image must be (height, width, 3), RGB, or else `shown` be given. Received shape: {image.shape}"
+        )
+    shown = image if shown is None else np.asarray(shown)
+    if shown.shape != (*image.shape[:2], 3):
+        raise ValueError(
+            "shown must be (height, width, 3), RGB, of the image's size. "
+            f"Received shapes: {shown.shape}, of an image {image.shape}"
+        )
     image = image.astype("float32")
     if not np.isfinite(image).all():
         raise ValueError("image must be finite. Received: an image with NaN or infinite values")
-    return image
+    return image, shown.astype("float32")
 
 
 def _read_features(backbone, image):

@@ -4,8 +4,9 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
+from heads.bands import read_size
 from heads.data.label_folders import IMAGE_SUFFIXES, OTHER_SUFFIXES, read_class_names
-from heads.pictures import read_upright_size, show_path
+from heads.pictures import show_path
 
 # `check` names those that are no JPEG or PNG.
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)
@@ -60,7 +61,7 @@ class Reading:
         Raises:
             ValueError: If the size is to be looked up, and the file cannot be read.
         """
-        height, width = size or read_upright_size(path)
+        height, width = size or read_size(path)
         name, place = self.name(path), self.find_place(path)
         entry = {"id": name, "file_name": place, "height": height, "width": width}
         self.images.append(entry)

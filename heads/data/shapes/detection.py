@@ -25,6 +25,7 @@ class DetectionShapes:
         image_ids: The image ids in `to_coco`, from 1.
         image_sizes: int32 (images, 2), (height, width).
         with_masks: As given.
+        num_channels: 3: the scenes are RGB.
 
     Raises:
         ValueError: If `num_images` is not positive or a side is too small.
@@ -38,7 +39,7 @@ class DetectionShapes:
         with_masks: bool = False,
     ):
         self.scenes = SemanticShapes(num_images, image_size, seed)
-        self.with_masks = with_masks
+        self.with_masks, self.num_channels = with_masks, self.scenes.num_channels
         self.class_names = THING_NAMES
         self.num_classes = len(THING_NAMES)
         self.category_ids = tuple(range(1, self.num_classes + 1))

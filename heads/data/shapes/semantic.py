@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from heads.arguments import read_count, read_seed, read_size
 from heads.data.shapes.scenes import CLASS_NAMES, SMALLEST_SCENE_SIDE, draw_scene
+from heads.pictures import RGB_CHANNELS
 
 
 class SemanticShapes:
@@ -16,12 +17,15 @@ class SemanticShapes:
         seed: Data sets with different seeds share no scene, e.g. 0 for training and 1 for validation.
 
     Attributes:
+        num_channels: 3: the scenes are RGB.
         class_names: The names of the semantic classes.
         num_classes: Their number.
 
     Raises:
         ValueError: If `num_images` is not positive or a side is too small.
     """
+
+    num_channels = RGB_CHANNELS
 
     def __init__(self, num_images: int = 1000, image_size: tuple[int, int] = (128, 128), seed: int = 0):
         self.num_images = read_count("num_images", num_images)
