@@ -171,9 +171,9 @@ def main(argv=None):
     for name in arguments.models:
         for job in arguments.jobs:
             rows += measure(name, job, arguments)
-    print(format_table(("", "job", "seconds", "ours is x times as fast"), rows))
-    numbers = [(f"{row[0]}", row[1], "float32", "seconds", row[2]) for row in rows]
-    write_results(arguments.output, "whole models", numbers)
+    print(format_table(("", "", "job", "seconds", "ours is x times as fast"), rows))
+    numbers = [(case, label, "float32", f"seconds, {job}", value) for case, label, job, value, _ in rows]
+    write_results(arguments.output, "whole_models", numbers)
 
 
 def measure(name, job, arguments):
@@ -204,7 +204,7 @@ def measure(name, job, arguments):
     print(f"{case}, {job}: {describe_rounds(medians, num_rounds)}", flush=True)
     ours = medians["ours"].seconds
     return [
-        (f"{case}, {label}", job, f"{turn.seconds:.3f}", f"{turn.seconds / ours:.2f}")
+        (case, label, job, f"{turn.seconds:.3f}", f"{turn.seconds / ours:.2f}")
         for label, turn in medians.items()
     ]
 
