@@ -128,6 +128,22 @@ def test_a_compiled_model_keeps_it(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_states_of_keras_resume(tmp_path):
+    def make(optimizer):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(optimizer(SCHEDULE()), "mse")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    before, after = make(keras.optimizers.AdamW), make(AdamW)
+    before.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+    before.save_weights(tmp_path / "state.weights.h5")
+    after.load_weights(tmp_path / "state.weights.h5")
+    assert int(after.optimizer.iterations) == 1
+    for ours, theirs in zip(after.optimizer.variables, before.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 SCRIPT = """
 import json, keras, numpy as np
 from keras import ops

@@ -162,7 +162,7 @@ def main(argv=None):
     parser.add_argument("--profile", action="store_true")
     add_output(parser)
     arguments = parser.parse_args(argv)
-    rows, numbers, header = [], [], ["seconds"]
+    rows, header = [], []
     for variant in arguments.variants:
         for head in arguments.heads:
             try:
@@ -179,14 +179,15 @@ def main(argv=None):
             cells = [f"{value:,}" if isinstance(value, int) else f"{value:.1f}" for value in found.values()]
             rows.append([f"{head} {variant}", *cells])
             print(*rows[-1], sep="  ", flush=True)
+            numbers = []
             for name, value in found.items():
                 quantity = "operations" if isinstance(value, int) else "seconds"
                 row = name.removesuffix(", operations") + (", Keras's AdamW" if arguments.keras_adamw else "")
                 numbers.append((variant, f"{head}, {row}", "float32", quantity, round(value, 2)))
+            write_results(arguments.output, "tracing", numbers)
     if rows:
         print(f"\nOne picture, {SIDE} x {SIDE}, {os.cpu_count()} cores")
         print(format_table(header, rows))
-    write_results(arguments.output, "tracing", numbers)
 
 
 if __name__ == "__main__":
