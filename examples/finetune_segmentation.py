@@ -94,7 +94,7 @@ from PIL import Image
 from results import find_worst, keep_curves, keep_report, keep_scores
 from shown_pixels import check_bands, describe_channels, show_pixels
 
-from heads import SemanticFPN, UPerNet, WarmUpPolynomialDecay
+from heads import AdamW, SemanticFPN, UPerNet, WarmUpPolynomialDecay
 from heads.data import (
     SemanticAugmentation,
     SemanticShapes,
@@ -276,7 +276,7 @@ def build_optimizer(arguments):
         warm_up = max(1, min(1500, arguments.steps // 10))
     schedule = WarmUpPolynomialDecay(learning_rate, warm_up, arguments.steps, power)
     options = choose_optimizer_options(arguments)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, **options)
+    optimizer = AdamW(schedule, weight_decay=weight_decay, **options)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 

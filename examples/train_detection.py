@@ -146,6 +146,7 @@ from results import keep_curves, keep_report, keep_scores
 from heads import (
     ATSS,
     GFL,
+    AdamW,
     CascadeMaskRCNN,
     FasterRCNN,
     MaskRCNN,
@@ -328,7 +329,7 @@ def build_optimizer(arguments, steps, milestones):
     if arguments.clip_norm is not None:
         clip_norm = arguments.clip_norm or None
     warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
-    optimizer = keras.optimizers.AdamW(
+    optimizer = AdamW(
         WarmUpStepDecay(learning_rate, warm_up, milestones),
         weight_decay=arguments.weight_decay,
         global_clipnorm=clip_norm,

@@ -89,7 +89,7 @@ from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_report, keep_scores
 
-from heads import Mask2Former, Resizing, WarmUpStepDecay
+from heads import AdamW, Mask2Former, Resizing, WarmUpStepDecay
 from heads.data import (
     DetectionAugmentation,
     PanopticDataset,
@@ -197,7 +197,7 @@ def build_optimizer(arguments, steps):
         learning_rate = arguments.learning_rate
     if arguments.clip_norm is not None:
         clip_norm = arguments.clip_norm or None
-    optimizer = keras.optimizers.AdamW(
+    optimizer = AdamW(
         WarmUpStepDecay(learning_rate, warm_up, [round(steps * drop / EPOCHS) for drop in DROPS]),
         weight_decay=arguments.weight_decay,
         global_clipnorm=clip_norm,

@@ -68,7 +68,7 @@ from finetune_segmentation import check_weights
 from PIL import Image
 from results import keep_curves, keep_report, keep_scores
 
-from heads import EDN, Resizing, WarmUpPolynomialDecay
+from heads import EDN, AdamW, Resizing, WarmUpPolynomialDecay
 from heads.data import (
     SaliencyAugmentation,
     SaliencyFolder,
@@ -162,7 +162,7 @@ def build_optimizer(arguments, steps):
     warm_up = max(1, min(500, steps // 10)) if arguments.warm_up is None else arguments.warm_up
     schedule = WarmUpPolynomialDecay(learning_rate, warm_up, steps, power=0.9)
     options = choose_optimizer_options(arguments)
-    optimizer = keras.optimizers.Adam(schedule, *BETAS, weight_decay=arguments.weight_decay, **options)
+    optimizer = AdamW(schedule, arguments.weight_decay, *BETAS, **options)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return optimizer
 

@@ -10,6 +10,7 @@ from heads.layers.fpn import FPN
 from heads.layers.pyramid_pooling import PyramidPooling
 from heads.mask2former import Mask2Former
 from heads.mask_rcnn import MaskRCNN
+from heads.optimizers import AdamW
 from heads.picture_sizes import Resizing
 from heads.results import to_coco, to_supervision
 from heads.retinanet import RetinaNet
@@ -27,6 +28,7 @@ __all__ = [
     "EDN",
     "FPN",
     "GFL",
+    "AdamW",
     "CascadeMaskRCNN",
     "DenseModel",
     "FasterRCNN",

@@ -121,9 +121,7 @@ def _differentiate_kernel(inputs, gradient, kernel_size):
 
     # oneDNN's quick way is not for maps smaller than the kernel either, and for empty ones TensorFlow's
     # result is arbitrary. Where nothing is missing, `tf.pad` copies nothing.
-    missing = [tf.maximum(side - own, 0) for side, own in zip(kernel_size, _read_size(inputs), strict=True)]
-    margins = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
-    inputs, gradient = tf.pad(inputs, margins), tf.pad(gradient, margins)
+    inputs, gradient = _pad_to(inputs, kernel_size), _pad_to(gradient, kernel_size)
     columns = [differentiate_columns(inputs, gradient)]
     # Of two maps that are shifted against each other by 2, the columns -1 and 0 are the kernel's -3 and -2.
     # Their column 1 would lack what was cut off.
@@ -135,6 +133,19 @@ def _differentiate_kernel(inputs, gradient, kernel_size):
     return tf.concat(columns, axis=1)
 
 
+def _pad_to(maps, size):
+    """Returns maps that have at least this height and width."""
+    import tensorflow as tf
+
+    missing = [
+        max(side - own, 0) if isinstance(own, int) else tf.maximum(side - own, 0)
+        for side, own in zip(size, _read_size(maps), strict=True)
+    ]
+    if [count for count in missing if isinstance(count, int)] == [0, 0]:  # a smaller graph
+        return maps
+    return tf.pad(maps, [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]])
+
+
 def _read_size(maps):
     """Returns height and width, as numbers if they are known."""
     return maps.shape[1:3] if None not in maps.shape[1:3] else ops.shape(maps)[1:3]
@@ -144,7 +155,7 @@ def _sum_rows(rows):
     """Returns the sum over the first axis; as a matrix product, half precision rounds it only once."""
     import tensorflow as tf
 
-    return tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows)[0]
+    return tf.squeeze(tf.matmul(tf.ones((1, tf.shape(rows)[0]), rows.dtype), rows), axis=0)
 
 
 def gelu(inputs):

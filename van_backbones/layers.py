@@ -239,16 +239,17 @@ class VANBlock(keras.layers.Layer):
             return self.feed_forward.call_folded(outputs, self.norm2, scale_2)
         # Noise and moving statistics stay outside: what is computed twice must not draw noise or assign
         # twice.
-        factors = self._branch_factor(inputs, scale_1), self._branch_factor(inputs, scale_2)
+        ones = ops.ones((ops.shape(inputs)[0], 1, 1, 1), self.compute_dtype)
+        factors = self._branch_factor(ones, scale_1), self._branch_factor(ones, scale_2)
         train = keras.remat(self._train) if self.recompute else self._train
         outputs, *statistics = train(inputs, *factors)
         for norm, values in zip((self.norm1, self.norm2), statistics, strict=True):
             norm.update_statistics(values)
         return outputs
 
-    def _branch_factor(self, inputs, scale):
+    def _branch_factor(self, ones, scale):
         """Returns the layer scale, 0 for the samples that lose the branch: (batch, 1, 1, channels)."""
-        kept = self.drop_path(ops.ones((ops.shape(inputs)[0], 1, 1, 1), self.compute_dtype), training=True)
+        kept = self.drop_path(ones, training=True)
         return ops.cast(ops.multiply(scale, kept), self.compute_dtype)
 
     def _train(self, inputs, factor_1, factor_2):

@@ -23,24 +23,40 @@ def sample_maps(maps, points):
     places = points * ops.cast(ops.stack([width, height]), "float32") - 0.5
     corners = ops.floor(places)
     shares = places - corners
-    rows = ops.reshape(maps, (count * height * width, channels))
+    flat = ops.reshape(maps, (count * height * width, channels))
     starts = ops.expand_dims(ops.arange(count, dtype="int32"), 1) * (height * width)
-    is_float = "float" in keras.backend.standardize_dtype(maps.dtype)
+    dtype = maps.dtype if "float" in keras.backend.standardize_dtype(maps.dtype) else "float32"
+    columns, rows = (
+        _weigh_neighbours(ops.cast(corners[..., axis], "int32"), shares[..., axis], side)
+        for axis, side in ((0, width), (1, height))
+    )
     total = 0.0
-    for down in (0, 1):
-        for right in (0, 1):
-            x, y = (ops.cast(corners[..., axis], "int32") + step for axis, step in ((0, right), (1, down)))
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            weights = (shares[..., 0] if right else 1.0 - shares[..., 0]) * (
-                shares[..., 1] if down else 1.0 - shares[..., 1]
-            )
+    for row, row_weights in rows:
+        row_starts = starts + row * width
+        for column, column_weights in columns:
+            values = ops.cast(ops.take(flat, row_starts + column, axis=0), dtype)
             # Not `[..., None]`, which LiteRT does not support for unknown sizes.
-            weights = ops.expand_dims(ops.where(inside, weights, 0.0), -1)
-            indices = starts + ops.clip(y, 0, height - 1) * width + ops.clip(x, 0, width - 1)
-            values = ops.take(rows, indices, axis=0)
-            dtype = values.dtype if is_float else "float32"
-            total = total + ops.cast(values, dtype) * ops.cast(weights, dtype)
+            weights = ops.expand_dims(column_weights * row_weights, -1)
+            total = total + values * ops.cast(weights, dtype)
     return total
+
+
+def _weigh_neighbours(positions, shares, side):
+    """Returns the two positions on an axis that points lie between, each with its weights.
+
+    Args:
+        positions: int32 (n, p), the first of the two; may lie outside of the map.
+        shares: float32 (n, p), how far the points lie towards the second one, 0 .. 1.
+        side: positions of the map.
+
+    Returns:
+        Two pairs of int32 (n, p), inside of the map, and float32 (n, p), 0 for positions outside.
+    """
+    pairs = ((positions, 1.0 - shares), (positions + 1, shares))
+    return [
+        (ops.clip(each, 0, side - 1), ops.where((each >= 0) & (each < side), weights, 0.0))
+        for each, weights in pairs
+    ]
 
 
 def choose_uncertain_points(logits, candidates, num_points: int):
