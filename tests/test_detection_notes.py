@@ -100,4 +100,4 @@ def test_deep_pictures_are_read_as_in_training(pictures):
     """All pictures have one reader: 16 bits of grey are not clipped to white."""
     grey = np.asarray(Image.open(pictures / "grey.png"))
     Image.fromarray(grey.astype("uint16") * 257).save(pictures / "grey.png")
-    np.testing.assert_array_equal(detect.read_picture(pictures / "grey.png")[..., 0], grey)
+    np.testing.assert_array_equal(detect.read_pixels(pictures / "grey.png", 3)[..., 0], grey)

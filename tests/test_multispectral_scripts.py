@@ -209,6 +209,7 @@ def objects(fields, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_detectors(objects, tmp_path, capsys):
     sizes = ("--image-size", "64", "--batch-size", "2", "--steps", "2", "--channels", "8", "--num-convs", "1")
     options = ("--data", objects, "--output", tmp_path / "run", "--bands", 4, 1, 0)
