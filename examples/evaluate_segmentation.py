@@ -90,7 +90,7 @@ def open_data(arguments):
 
 
 def check_model_fits(parser, arguments, model, folders):
-    """Ends the program where the model is no segmenter of the data's classes and channels."""
+    """Ends the program unless the model is a segmenter of the data's classes and channels."""
     num_classes = next(iter(folders.values())).num_classes
     if not hasattr(model, "segment") or model.num_classes != num_classes:
         parser.error(

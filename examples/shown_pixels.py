@@ -15,7 +15,7 @@ def show_pixels(image, bands=None):
 
 
 def check_bands(bands, num_channels: int):
-    """Raises a ValueError where --bands does not fit pictures of so many channels."""
+    """Raises a ValueError if --bands does not fit pictures of so many channels."""
     if bands is None:
         return
     if num_channels == RGB_CHANNELS:
@@ -37,7 +37,7 @@ def describe_channels(num_channels: int, bands=None) -> str:
 
 
 def tell_channels(parser, num_channels: int, bands=None):
-    """Prints how pictures of other than 3 channels are shown; ends the program where --bands does not fit."""
+    """Prints how pictures of other than 3 channels are shown; ends the program if --bands does not fit."""
     try:
         check_bands(bands, num_channels)
     except ValueError as error:

@@ -250,3 +250,37 @@ def test_joining_convolution_in_a_functional_model():
     clone = keras.Model.from_config(model.get_config())
     clone.set_weights(model.get_weights())
     np.testing.assert_allclose(clone(maps), model(maps), rtol=1e-6)
+
+
+def test_joining_convolution_applies_its_activation():
+    maps = [make_maps(shape, seed) for seed, shape in enumerate(SHAPES)]
+    plain, layer = (JoiningConvolution(6, 3, padding="same", activation=name) for name in (None, "relu"))
+    outputs = plain(maps)
+    layer(maps)
+    layer.set_weights(plain.get_weights())
+    assert np.min(outputs) < 0
+    np.testing.assert_allclose(layer(maps), np.maximum(outputs, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dilation_rate": 2}, r"dilation_rate must be \(1, 1\). Received: \(2, 2\)"),
+        ({"strides": 2}, r"strides must be \(1, 1\). Received: \(2, 2\)"),
+        ({"groups": 2}, "groups must be 1. Received: 2"),
+        ({"padding": "valid"}, "padding must be 'same'. Received: 'valid'"),
+        (
+            {"data_format": "channels_first"},
+            "data_format must be 'channels_last'. Received: 'channels_first'",
+        ),
+        ({"kernel_size": 2}, r"must be odd. Received: kernel_size=\(2, 2\)"),
+    ],
+)
+def test_joining_convolution_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        JoiningConvolution(**{"filters": 6, "kernel_size": 3, "padding": "same", **options})
+
+
+def test_block_of_joined_maps_refuses_dilation():
+    with pytest.raises(ValueError, match="dilation_rate must be"):
+        ConvolutionBlock(6, 3, dilation_rate=2, joins_maps=True)

@@ -1,5 +1,7 @@
 """Building blocks of the heads: layers in a row, convolution with batch norm and ReLU, last layers."""
 
+import itertools
+
 import keras
 from keras import ops
 
@@ -118,18 +120,29 @@ class JoiningConvolution(keras.layers.Conv2D):
     see `heads.ops.resizing.convolve_resized`. Strides and dilation are 1, the padding "same".
 
     Args:
-        *args, **kwargs: arguments of `keras.layers.Conv2D`.
+        *args, **kwargs: arguments of `keras.layers.Conv2D`: the sides of the kernel odd, `padding="same"`,
+            channels last, no strides, dilation or groups.
 
     Call arguments:
         inputs: a list of maps (batch, height, width, channels); all but the batch may differ.
 
     Returns:
         (batch, height and width of the first map, filters).
+
+    Raises:
+        ValueError: if an argument is another one.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.input_spec = None  # which is of one map
+        expected = {"padding": "same", "data_format": "channels_last", "groups": 1}
+        expected |= {"strides": (1, 1), "dilation_rate": (1, 1)}
+        for name, value in expected.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must be {value!r}. Received: {getattr(self, name)!r}")
+        if not all(side % 2 for side in self.kernel_size):
+            raise ValueError(f"the sides of the kernel must be odd. Received: kernel_size={self.kernel_size}")
 
     def build(self, input_shape):
         super().build(self._join_shapes(input_shape))
@@ -138,13 +151,14 @@ class JoiningConvolution(keras.layers.Conv2D):
     def call(self, inputs):
         first, *others = inputs
         size = ops.shape(first)[1:3]
-        # Channels come last in all of them.
-        ends = [sum(maps.shape[-1] for maps in inputs[: index + 1]) for index in range(len(others))]
+        *ends, _ = itertools.accumulate(maps.shape[-1] for maps in inputs)
         kernel, *kernels = ops.split(self.kernel, ends, axis=2)
         outputs = ops.conv(first, kernel, padding="same", data_format="channels_last")
         for maps, kernel in zip(others, kernels, strict=True):
             outputs = outputs + convolve_resized(maps, kernel, size)
-        return outputs + self.bias if self.use_bias else outputs
+        if self.use_bias:
+            outputs = outputs + self.bias
+        return outputs if self.activation is None else self.activation(outputs)
 
     def compute_output_shape(self, input_shape):
         return super().compute_output_shape(self._join_shapes(input_shape))

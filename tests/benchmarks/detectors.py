@@ -43,16 +43,9 @@ class Detector:
         self.model = getattr(heads, head)(VANBackbone(variant), 80)
         generator = np.random.default_rng(0)
         self.images = generator.uniform(0, 255, (1, *size, 3)).astype("float32")
-        starts = generator.uniform(0, 0.7, (1, NUM_OBJECTS, 2))
-        sides = generator.uniform(0.05, 0.3, (1, NUM_OBJECTS, 2))
-        limits = np.array([*size[::-1], *size[::-1]])
-        boxes = np.round(np.concatenate([starts, starts + sides], axis=-1) * limits)
-        labels = generator.integers(0, 80, (1, NUM_OBJECTS))
-        self.targets = {"boxes": boxes.astype("float32"), "labels": labels}
+        boxes, labels, masks = draw_objects(generator, 1, size)
+        self.targets = {"boxes": boxes, "labels": labels}
         if self.model.with_masks:
-            masks = np.zeros((1, NUM_OBJECTS, *size), "uint8")
-            for mask, (left, top, right, bottom) in zip(masks[0], boxes[0].astype(int), strict=True):
-                mask[top:bottom, left:right] = 1
             self.targets["masks"] = masks
         self.model.compile(keras.optimizers.AdamW(1e-5))
         self.decode_function = tf.function(self.model.decode)
@@ -74,6 +67,23 @@ class Detector:
         start = time.perf_counter()
         self.model.train_on_batch(self.images, self.targets)
         return time.perf_counter() - start
+
+
+def draw_objects(generator, batch_size, size, num_objects=NUM_OBJECTS):
+    """Returns boxes (batch, objects, 4), labels of 80 classes, and masks that fill the boxes."""
+    import numpy as np
+
+    starts = generator.uniform(0, 0.7, (batch_size, num_objects, 2))
+    sides = generator.uniform(0.05, 0.3, (batch_size, num_objects, 2))
+    limits = np.array([*size[::-1], *size[::-1]])
+    boxes = np.round(np.concatenate([starts, starts + sides], axis=-1) * limits)
+    labels = generator.integers(0, 80, (batch_size, num_objects))
+    masks = np.zeros((batch_size, num_objects, *size), "uint8")
+    for mask, (left, top, right, bottom) in zip(
+        masks.reshape(-1, *size), boxes.reshape(-1, 4).astype(int), strict=True
+    ):
+        mask[top:bottom, left:right] = 1
+    return boxes.astype("float32"), labels, masks
 
 
 def main(argv=None):

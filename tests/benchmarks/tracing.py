@@ -19,19 +19,12 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+from tests.benchmarks.detectors import HEADS as DETECTORS
+from tests.benchmarks.detectors import draw_objects
 from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import Worker, WorkerError, format_table
 
 SEGMENTERS = ("SemanticFPN", "UPerNet")
-DETECTORS = (
-    "RetinaNet",
-    "GFL",
-    "ATSS",
-    "FasterRCNN",
-    "MaskRCNN",
-    "CascadeMaskRCNN",
-    "SparseRCNN",
-)
 HEADS = (*SEGMENTERS, *DETECTORS, "Mask2Former", "SimpleBaseline", "EDN")
 SIDE = 128
 NUM_CLASSES = 80
@@ -96,15 +89,10 @@ def make_batch(head, model):
     if head == "SimpleBaseline":
         keypoints = generator.uniform(0, SIDE, (1, NUM_CLASSES, 2)).astype("float32")
         return images, {"keypoints": keypoints, "weights": np.ones((1, NUM_CLASSES), "float32")}
-    starts = generator.integers(0, SIDE // 2, (1, NUM_OBJECTS, 2))
-    ends = starts + generator.integers(8, SIDE // 2, (1, NUM_OBJECTS, 2))
-    boxes = np.concatenate([starts, ends], axis=-1)
-    masks = np.zeros((1, NUM_OBJECTS, SIDE, SIDE), "uint8")
-    for mask, (left, top, right, bottom) in zip(masks[0], boxes[0], strict=True):
-        mask[top:bottom, left:right] = 1
-    targets = {"labels": generator.integers(0, NUM_CLASSES, (1, NUM_OBJECTS))}
+    boxes, labels, masks = draw_objects(generator, 1, (SIDE, SIDE), NUM_OBJECTS)
+    targets = {"labels": labels}
     if head != "Mask2Former":
-        targets["boxes"] = boxes.astype("float32")
+        targets["boxes"] = boxes
     if head == "Mask2Former" or model.with_masks:
         targets["masks"] = masks
     return images, targets

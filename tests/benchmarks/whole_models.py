@@ -17,6 +17,7 @@ import os
 
 import numpy as np
 
+from tests.benchmarks.detectors import draw_objects
 from tests.benchmarks.results import add_output, write_results
 from tests.benchmarks.turns import (
     Worker,
@@ -33,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 MODELS = {"retinanet": "RetinaNet", "mask_rcnn": "MaskRCNN", "upernet": "UPerNet"}
 JOBS = ("predict", "train")
 NUM_CLASSES = {"retinanet": 80, "mask_rcnn": 80, "upernet": 150}
-NUM_OBJECTS, NUM_PASSING = 20, 300
+NUM_PASSING = 300
 LEARNING_RATE, WEIGHT_DECAY = 1e-5, 0.05
 BUDGET = 200.0  # seconds of a table, after which it gets no further round
 
@@ -42,17 +43,8 @@ def make_batch(batch_size, size):
     """Returns images of 0 .. 255, boxes, labels, masks and a label map, all of them noise."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (batch_size, *size, 3)).astype("float32")
-    starts = generator.uniform(0, 0.7, (batch_size, NUM_OBJECTS, 2))
-    sides = generator.uniform(0.05, 0.3, (batch_size, NUM_OBJECTS, 2))
-    limits = np.array([*size[::-1], *size[::-1]])
-    boxes = np.round(np.concatenate([starts, starts + sides], axis=-1) * limits)
-    labels = generator.integers(0, 80, (batch_size, NUM_OBJECTS))
-    masks = np.zeros((batch_size, NUM_OBJECTS, *size), "uint8")
-    for picture, rows in zip(masks, boxes.astype(int), strict=True):
-        for mask, (left, top, right, bottom) in zip(picture, rows, strict=True):
-            mask[top:bottom, left:right] = 1
     label_map = generator.integers(0, 150, (batch_size, *size))
-    return images, boxes.astype("float32"), labels, masks, label_map
+    return images, *draw_objects(generator, batch_size, size), label_map
 
 
 class KerasModel:
