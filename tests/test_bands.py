@@ -364,6 +364,7 @@ def test_other_pictures_are_refused(tmp_path):
         next(model.prepare_pictures(tmp_path / "a.tif"))
 
 
+@pytest.mark.slow
 def test_a_segmenter_learns_from_a_band_that_rgb_lacks(tmp_path):
     random = np.random.default_rng(0)
     for split in ("train", "val"):

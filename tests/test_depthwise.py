@@ -1,6 +1,5 @@
 """Depthwise convolutions on JAX and PyTorch, outputs and gradients against loops."""
 
-import itertools
 import json
 import os
 import pathlib
@@ -47,7 +46,7 @@ forms = {"own": depthwise._runs_on_jax_cpu, "accelerators": lambda: False}
 for form, runs_on_jax_cpu in forms.items():
     depthwise._runs_on_jax_cpu = runs_on_jax_cpu
     for number, (_, _, dilation) in enumerate(cases):
-        for dtype in ("float32", "bfloat16", "float64"):
+        for dtype in ("float32", "bfloat16", "float64") if number in (2, 5) else ("float32",):
             with np.load(f"{folder}/{number}.npz") as file:
                 names = ("maps", "kernel", "weights")
                 arrays = [keras.ops.convert_to_tensor(file[name], dtype) for name in names]
@@ -82,10 +81,12 @@ def test_outputs_and_gradients(tmp_path, backend):
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-4000:]
     roundings = {"float32": 1e-6, "bfloat16": 2**-8, "float64": 1e-6}  # compared as float32
-    for number, form, (dtype, rounding) in itertools.product(
-        range(len(CASES)), ("own", "accelerators"), roundings.items()
-    ):
-        with np.load(tmp_path / f"{number}_{form}_{dtype}.npz") as found:
+    files = sorted(tmp_path.glob("*_*_*.npz"))
+    assert len(files) == 2 * (len(CASES) + 2 * 2)  # two forms; half and double precision in two of the cases
+    for file in files:
+        number, form, dtype = file.stem.split("_")
+        number, rounding = int(number), roundings[dtype]
+        with np.load(file) as found:
             for name, wanted in zip(found.files, expected[number], strict=True):
                 case = f"{CASES[number]}, {form}, {dtype}, {name}"
                 np.testing.assert_allclose(found[name], wanted, rtol=rounding, atol=1e-5, err_msg=case)

@@ -72,8 +72,9 @@ def compare(folder, tolerance, eager, stops=STOPS):
         np.testing.assert_allclose(resumed_scores, scores, atol=1e-3 if tolerance else 0)
 
 
-def test_a_training_that_goes_on_ends_with_the_same_weights(tmp_path):
-    compare(tmp_path, tolerance=1e-4, eager=True, stops=STOPS[:2])  # eager: nothing is traced five times
+@pytest.mark.parametrize("stop", [STOPS[0], pytest.param(STOPS[1], marks=pytest.mark.slow)], ids=str)
+def test_a_training_that_goes_on_ends_with_the_same_weights(tmp_path, stop):
+    compare(tmp_path, tolerance=1e-4, eager=True, stops=[stop])  # eager: nothing is traced three times
 
 
 @pytest.mark.slow
