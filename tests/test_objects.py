@@ -341,8 +341,9 @@ def test_objects_that_do_not_fit_are_refused():
         draw(make_objects(box, [3]))
     with pytest.raises(ValueError, match="float64"):
         draw({"boxes": np.zeros((1, 4)), "labels": np.zeros(1)})
-    with pytest.raises(ValueError, match="factor must be"):
-        draw(make_objects(box), factor=0)
+    for factor in (0, 1.5):
+        with pytest.raises(ValueError, match=f"factor must be .*at least 1. Received: {factor}"):
+            draw(make_objects(box), factor=factor)
     with pytest.raises(ValueError, match=r"RGB\. Received: shape"):
         draw(make_objects(box), image=GREY[:, :, 0])
 

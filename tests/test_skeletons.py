@@ -69,5 +69,6 @@ def test_comparison_refuses():
         draw_pose_comparison(images, [PEOPLE], [PEOPLE], [(0, 1)], ["a", "b"])
     with pytest.raises(ValueError, match="equally many images"):
         draw_pose_comparison(images, [], [PEOPLE], SKELETON, ["a", "b", "c"])
-    with pytest.raises(ValueError, match="factor must be"):
-        draw_skeletons(images[0], PEOPLE, SKELETON, factor=0)
+    for factor in (0, 1.5):
+        with pytest.raises(ValueError, match=f"factor must be .*at least 1. Received: {factor}"):
+            draw_skeletons(images[0], PEOPLE, SKELETON, factor=factor)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 import heads.drawing.pages as pages
+from heads.arguments import read_count
 from heads.drawing.pages import require
 from heads.drawing.palette import class_palette, contrasting_ink
 from heads.ops.masks import paste_masks
@@ -62,8 +63,9 @@ def draw_detections(
     """
     image = pages.check_picture(image)
     objects = select_objects(detections, image, class_names, score_threshold)
-    factor = choose_factor(image, objects["boxes"]) if factor is None else factor
-    require(factor >= 1, "factor must be a whole number from 1 on", factor)
+    if factor is None:
+        factor = choose_factor(image, objects["boxes"])
+    factor = read_count("factor", factor)
     picture = draw_objects(image, objects, class_names, factor, show_boxes=show_boxes)
     if not legend:
         return picture

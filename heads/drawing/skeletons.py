@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import heads.drawing.pages as pages
+from heads.arguments import read_count
 from heads.drawing.objects import SIDE_PER_LINE, choose_factor
 from heads.drawing.pages import require
 from heads.drawing.palette import class_palette, contrasting_ink
@@ -64,8 +65,9 @@ def draw_skeletons(
     """
     image = pages.check_picture(image)
     keypoints, shown = _select_people(people, skeleton, score_threshold)
-    factor = choose_factor(image, _find_boxes(keypoints, shown)) if factor is None else factor
-    require(factor >= 1, "factor must be a whole number from 1 on", factor)
+    if factor is None:
+        factor = choose_factor(image, _find_boxes(keypoints, shown))
+    factor = read_count("factor", factor)
     return _draw_people(image, keypoints, shown, skeleton, factor)
 
 

@@ -231,7 +231,7 @@ def check_kinds(kinds):
 
 
 def check_limits(max_detections) -> list[int]:
-    """The limits in rising order; a ValueError unless there are some, all of them whole numbers from 1 on."""
+    """The limits in rising order; a ValueError unless there are some, all of them positive whole numbers."""
     is_list = isinstance(max_detections, list | tuple | range | np.ndarray) and len(max_detections) > 0
     if not is_list or not all(is_side(limit) for limit in max_detections):
         raise ValueError(f"max_detections must be whole numbers, at least 1. Received: {max_detections!r}")
