@@ -13,6 +13,7 @@ from options import (
     add_label_options,
     add_length,
     add_run_options,
+    add_scale_range,
     add_segmentation_loss,
     add_step_options,
     add_val_share,
@@ -30,11 +31,11 @@ from options import (
 from view_options import add_bands
 
 # The paper's recipes start from ImageNet weights; a random start takes, and needs, larger steps.
-RECIPES = {  # head -> (learning rate, weight decay, power of the decay)
-    "semantic_fpn": (2e-4, 1e-4, 0.9),
-    "upernet": (6e-5, 0.01, 1.0),
+RECIPES = {  # head -> (learning rate, the same from scratch, weight decay, power of the decay)
+    "semantic_fpn": (2e-4, 2e-3, 1e-4, 0.9),
+    "upernet": (6e-5, 1e-3, 0.01, 1.0),
 }
-LEARNING_RATE_FROM_SCRATCH = 1e-3
+SCALE_RANGE = (0.5, 2.0)
 STEPS = 2000
 NUM_LOGGED = 3  # held-out pictures in TensorBoard
 
@@ -55,13 +56,14 @@ def parse_arguments(argv=None):
     add("--crop-size", type=side, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"), help=crop)
     base = "resize the pictures first (2048 512 for ADE20K); default: no resizing"
     add("--base-size", type=side, nargs=2, metavar=("LONG", "SHORT"), help=base)
+    add_scale_range(parser, "pictures", SCALE_RANGE)
     add("--batch-size", type=whole_number(1), default=8, help="pictures per batch; default: %(default)s")
     add_length(parser, f"{STEPS} steps")
     every = "most steps between scores and checkpoints, in equal rounds; default: %(default)s"
     add("--evaluate-every", type=whole_number(1), default=200, help=every)
     add_segmentation_loss(parser)
     add_bands(parser)
-    rate = "the paper's for the head, or 1e-3 without --weights"
+    rate = "the paper's for the head, or without --weights 2e-3 (upernet: 1e-3)"
     add_step_options(parser, rate, warm_up="1500, at most a tenth of --steps")
     add_run_options(parser, "segmentation")
     arguments = parser.parse_args(argv)
@@ -76,6 +78,7 @@ def parse_arguments(argv=None):
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     arguments.splits = arguments.splits or ("train", "val")
+    arguments.scale_range = arguments.scale_range or SCALE_RANGE
     if arguments.epochs is None:
         arguments.steps = arguments.steps or STEPS
     return arguments
@@ -148,8 +151,7 @@ def train_and_draw(arguments, output):
     else:
         print_scores("Before training", model, validation)
 
-    is_rgb = train.num_channels == RGB_CHANNELS  # other pictures have no hue
-    augment = SemanticAugmentation(arguments.crop_size, base_size=arguments.base_size, photometric=is_rgb)
+    augment = choose_augmentation(arguments, train.num_channels)
     options = {"batch_size": arguments.batch_size, "seed": arguments.seed}
     make_batches = functools.partial(semantic_training_batches, train, augment=augment, **options)
     find_pictures = functools.partial(find_training_pictures, train, **options)
@@ -257,6 +259,14 @@ def build_model(arguments, num_classes, class_weights=None, num_channels=RGB_CHA
     return head(backbone, num_classes, loss=arguments.loss, class_weights=class_weights, **options)
 
 
+def choose_augmentation(arguments, num_channels=RGB_CHANNELS):
+    """Returns what is done to the pictures of a step."""
+    is_rgb = num_channels == RGB_CHANNELS  # other pictures have no hue
+    return SemanticAugmentation(
+        arguments.crop_size, arguments.scale_range, arguments.base_size, photometric=is_rgb
+    )
+
+
 def choose_input(num_channels):
     """Returns what a backbone for pictures of so many channels is told; nothing for RGB."""
     if num_channels == RGB_CHANNELS:
@@ -266,9 +276,9 @@ def choose_input(num_channels):
 
 def build_optimizer(arguments):
     """Returns AdamW as in the paper's recipes: no weight decay on norms and biases."""
-    learning_rate, weight_decay, power = RECIPES[arguments.head]
+    learning_rate, from_scratch, weight_decay, power = RECIPES[arguments.head]
     if arguments.weights is None:
-        learning_rate = LEARNING_RATE_FROM_SCRATCH
+        learning_rate = from_scratch
     if arguments.learning_rate is not None:
         learning_rate = arguments.learning_rate
     warm_up = arguments.warm_up

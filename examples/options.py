@@ -338,6 +338,24 @@ def number(at_least: float | None = None, above: float | None = None, below: flo
     return read
 
 
+def add_scale_range(parser, pictures: str, default: tuple[float, float]):
+    """Adds --scale-range, the random scales in training; None unless it is given, for scripts to fill in."""
+    text = f"random scales of the {pictures} in training; default: {default[0]:g} {default[1]:g}"
+    names = ("LOWEST", "HIGHEST")
+    parser.add_argument(
+        "--scale-range", type=number(above=0), nargs=2, metavar=names, action=_Range, help=text
+    )
+
+
+class _Range(argparse.Action):
+    """Two numbers, the first not above the second."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values[0] > values[1]:
+            parser.error(f"{option_string} must be LOWEST HIGHEST. Received: {values[0]:g} {values[1]:g}")
+        setattr(namespace, self.dest, tuple(values))
+
+
 def check_model_or_variant(parser, arguments):
     """Ends the program unless there is either a model's file or a variant."""
     if (arguments.model is None) == (arguments.variant is None):

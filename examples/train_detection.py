@@ -14,6 +14,7 @@ from options import (
     LONG_SIDE,
     add_length,
     add_run_options,
+    add_scale_range,
     add_step_options,
     add_val_share,
     add_variant,
@@ -24,11 +25,11 @@ from options import (
     count_epoch_steps,
     load_keras,
     make_parser,
-    number,
     whole_number,
 )
 from view_options import add_bands
 
+SCALE_RANGE = (0.1, 2.0)
 R_CNNS = ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn")
 HEAD_OPTIONS = {  # of the heads' constructors -> the heads that have them
     "channels": DETECTORS,
@@ -82,8 +83,7 @@ def parse_arguments(argv=None):
     square = "square pictures instead; default: none, embedded data: 128"
     either("--image-size", type=count, metavar="SIDE", help=square)
     add("--long-side", type=count, help="limit of the long side; default: 1333")
-    jitter = "scale jitter of the square pictures; default: 0.1 2"
-    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=jitter)
+    add_scale_range(parser, "square pictures", SCALE_RANGE)
     rate, clip_norm = (
         "1e-4 * pictures of a step / 16, or 2e-3 without --weights",
         "none, or 1 without --weights",
@@ -112,8 +112,6 @@ def check_arguments(arguments):
         raise ValueError("--long-side must not be given where the pictures are square (--image-size)")
     if not is_square and arguments.scale_range:
         raise ValueError("--scale-range needs --image-size: only square pictures are jittered")
-    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
-        raise ValueError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
     long_side = arguments.long_side or LONG_SIDE
     short_sides = arguments.short_sides or SCHEDULES[arguments.schedule][2]
     if max(short_sides) > long_side and not is_square:
@@ -124,7 +122,7 @@ def fill_defaults(arguments):
     """Returns the arguments with the defaults that depend on others."""
     arguments.splits = arguments.splits or ("train", "val")
     arguments.long_side = arguments.long_side or LONG_SIDE
-    arguments.scale_range = arguments.scale_range or (0.1, 2.0)
+    arguments.scale_range = arguments.scale_range or SCALE_RANGE
     if arguments.data is None and not arguments.short_sides:
         arguments.image_size = arguments.image_size or 128
     return arguments

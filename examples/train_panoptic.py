@@ -13,6 +13,7 @@ each run: runs/panoptic-1, runs/panoptic-2 ...
 from options import (
     add_length,
     add_run_options,
+    add_scale_range,
     add_step_options,
     add_variant,
     choose_optimizer_options,
@@ -23,6 +24,8 @@ from options import (
     number,
     whole_number,
 )
+
+SCALE_RANGE = (0.1, 2.0)
 
 
 def parse_arguments(argv=None):
@@ -49,9 +52,7 @@ def parse_arguments(argv=None):
     add("--batch-size", type=count, default=16, help="pictures per batch; default: %(default)s")
     side = "side of the square pictures; default: 1024, embedded data: 128"
     add("--image-size", type=count, metavar="SIDE", help=side)
-    jitter = "scale jitter of the pictures; default: 0.1 2"
-    range_of = {"nargs": 2, "metavar": ("LOWEST", "HIGHEST"), "default": (0.1, 2.0)}
-    add("--scale-range", type=number(above=0), **range_of, help=jitter)
+    add_scale_range(parser, "pictures", SCALE_RANGE)
     rate, clip_norm = (
         "1e-4 * pictures of a step / 16, or 1e-3 without --weights",
         "0.01, or 1 without --weights",
@@ -64,11 +65,10 @@ def parse_arguments(argv=None):
         parser.error("--splits, --annotations and --images need --data: they are places in it")
     if arguments.data is None and arguments.segments:
         parser.error("--segments needs --data: it is a place in it")
-    if arguments.scale_range[0] > arguments.scale_range[1]:
-        parser.error(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
     if arguments.score_threshold >= 1:
         parser.error(f"--score-threshold must be below 1. Received: {arguments.score_threshold}")
     arguments.splits = arguments.splits or ("train", "val")
+    arguments.scale_range = arguments.scale_range or SCALE_RANGE
     arguments.annotations = arguments.annotations or "annotations/panoptic_{split}.json"
     arguments.images = arguments.images or "images/{split}"
     arguments.segments = arguments.segments or "panoptic/{split}"

@@ -12,6 +12,7 @@ for each run: runs/pose-1, runs/pose-2 ...
 from options import (
     add_length,
     add_run_options,
+    add_scale_range,
     add_step_options,
     add_variant,
     choose_optimizer_options,
@@ -25,6 +26,7 @@ from options import (
 )
 
 CROP_SIZE, EMBEDDED_CROP_SIZE = (256, 192), (64, 64)
+SCALE_RANGE = (0.5, 1.5)
 
 
 def parse_arguments(argv=None):
@@ -50,8 +52,7 @@ def parse_arguments(argv=None):
     add("--batch-size", type=count, default=64, help="people per batch; default: %(default)s")
     size = "size of the crops; default: 256 192, embedded data: 64 64"
     add("--image-size", type=count, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
-    scales = "scale jitter of the crops; default: 0.5 1.5"
-    add("--scale-range", type=number(above=0), nargs=2, metavar=("LOWEST", "HIGHEST"), help=scales)
+    add_scale_range(parser, "crops", SCALE_RANGE)
     rotation = "largest rotation of the crops, in degrees; default: %(default)s"
     add("--rotation", type=number(at_least=0), default=80.0, help=rotation)
     add("--flip-test", action="store_true", help="average the scored predictions with the mirrored crops")
@@ -74,8 +75,6 @@ def check_arguments(arguments):
     in_data = (arguments.splits, arguments.annotations, arguments.images, arguments.sigmas)
     if arguments.data is None and any(in_data):
         raise ValueError("--splits, --annotations, --images and --sigmas need --data: they describe it")
-    if arguments.scale_range and arguments.scale_range[0] > arguments.scale_range[1]:
-        raise ValueError(f"--scale-range must be LOWEST HIGHEST. Received: {arguments.scale_range}")
     if arguments.rotation > 180:
         raise ValueError(f"--rotation must be at most 180 degrees. Received: {arguments.rotation}")
     if any(side % 32 for side in arguments.image_size or ()):
@@ -87,7 +86,7 @@ def fill_defaults(arguments):
     arguments.splits = arguments.splits or ("train", "val")
     arguments.annotations = arguments.annotations or "annotations/person_keypoints_{split}.json"
     arguments.images = arguments.images or "images/{split}"
-    arguments.scale_range = tuple(arguments.scale_range or (0.5, 1.5))
+    arguments.scale_range = arguments.scale_range or SCALE_RANGE
     crop_size = EMBEDDED_CROP_SIZE if arguments.data is None else CROP_SIZE
     arguments.image_size = tuple(arguments.image_size or crop_size)
     return arguments

@@ -169,7 +169,7 @@ def test_resuming_goes_on(run, data_folder, tmp_path):
     optimizer = keras.saving.load_model(output / "last.keras").optimizer
     assert int(optimizer.iterations) == 8
     # At the end of the schedule almost nothing is learnt: step 7 of 8 has (1 - 7 / 8)^0.9 of the rate.
-    np.testing.assert_allclose(optimizer._learning_rate(7), 1e-3 * (1 / 8) ** 0.9, rtol=1e-5)
+    np.testing.assert_allclose(optimizer._learning_rate(7), 2e-3 * (1 / 8) ** 0.9, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -223,11 +223,12 @@ def test_ctrl_c_leaves_a_model(tmp_path):
 @pytest.mark.parametrize(
     ("options", "learning_rate", "weight_decay", "power", "warm_up"),
     [
-        ([], 1e-3, 1e-4, 0.9, 200),
+        ([], 2e-3, 1e-4, 0.9, 200),
         (["--weights", "w.weights.h5"], 2e-4, 1e-4, 0.9, 200),
         (["--head", "upernet", "--weights", "w.weights.h5", "--steps", "160000"], 6e-5, 0.01, 1.0, 1500),
         (["--learning-rate", "0.5", "--warm-up", "7", "--steps", "3"], 0.5, 1e-4, 0.9, 7),
-        (["--steps", "3"], 1e-3, 1e-4, 0.9, 1),
+        (["--steps", "3"], 2e-3, 1e-4, 0.9, 1),
+        (["--head", "upernet"], 1e-3, 0.01, 1.0, 200),
         (["--learning-rate", "0", "--warm-up", "0"], 0.0, 1e-4, 0.9, 0),
     ],
 )
@@ -237,6 +238,15 @@ def test_recipe(options, learning_rate, weight_decay, power, warm_up):
     assert (schedule.learning_rate, schedule.power, schedule.warm_up) == (learning_rate, power, warm_up)
     assert optimizer.weight_decay == weight_decay
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.999)
+
+
+def test_the_pictures_of_a_step():
+    augment = finetune_segmentation.choose_augmentation(finetune_segmentation.parse_arguments([]))
+    assert (augment.scale_range, augment.base_size, augment.photometric) == ((0.5, 2.0), None, True)
+    options = ["--crop-size", "64", "96", "--scale-range", "0.5", "1.25", "--base-size", "200", "100"]
+    augment = finetune_segmentation.choose_augmentation(finetune_segmentation.parse_arguments(options), 5)
+    assert (augment.crop_size, augment.scale_range, augment.base_size) == ((64, 96), (0.5, 1.25), (200, 100))
+    assert not augment.photometric  # five channels have no hue
 
 
 @pytest.mark.parametrize(
@@ -250,6 +260,8 @@ def test_recipe(options, learning_rate, weight_decay, power, warm_up):
         (["--seed", "-3"], "argument --seed: must be a whole number, 0 .. "),
         (["--reduce-zero-label"], "need --data"),
         (["--base-size", "512", "2048"], "--base-size must be LONG SHORT"),
+        (["--scale-range", "2", "0.5"], "--scale-range must be LOWEST HIGHEST. Received: 2 0.5"),
+        (["--scale-range", "0", "1"], "argument --scale-range: must be a number, above 0"),
         (["--class-colours", "table.txt"], "need --data"),
         (["--val-share", "0.2"], "--val-share splits the pictures of --data: pass --data"),
         (["--data", "mine", "--splits", "a", "b", "--val-share", "0.2"], "--data, and leave out --splits"),

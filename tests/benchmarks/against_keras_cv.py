@@ -169,16 +169,17 @@ class Segmentation:
     def __init__(self, arguments, seed):
         import finetune_segmentation
 
-        from heads.data import SemanticAugmentation, open_semantic_folder, semantic_training_batches
+        from heads.data import open_semantic_folder, semantic_training_batches
 
         self.script, self.arguments = finetune_segmentation, arguments
+        sides = map(str, arguments.image_size)
         self.settings = finetune_segmentation.parse_arguments(
-            ["--data", arguments.data, "--head", arguments.head, "--seed", str(seed)]
+            ["--data", arguments.data, "--head", arguments.head, "--seed", str(seed), "--crop-size", *sides]
         )
         self.training, self.validation = (
             open_semantic_folder(arguments.data, name) for name in ("train", "val")
         )
-        augment = SemanticAugmentation(arguments.image_size)
+        augment = finetune_segmentation.choose_augmentation(self.settings)
         self.batches = iter(
             semantic_training_batches(self.training, arguments.batch_size, augment, seed=seed)
         )
@@ -190,7 +191,7 @@ class Segmentation:
     def make_ours(self):
         model = self.script.build_model(self.settings, self.training.num_classes)
         model.compile(optimizer=self.script.build_optimizer(self.settings))
-        return model, with_names(model.train_on_batch), self.script.LEARNING_RATE_FROM_SCRATCH
+        return model, with_names(model.train_on_batch), self.script.RECIPES[self.arguments.head][1]
 
     def make_keras_cv(self):
         import keras
@@ -206,7 +207,7 @@ class Segmentation:
         from heads.data import semantic_evaluation_batches
         from heads.metrics import evaluate_semantic, format_semantic_scores
 
-        if not hasattr(model, "num_classes"):
+        if not hasattr(model, "decode"):
             model = self.resize_keras_cv(model)
         scores = evaluate_semantic(model, semantic_evaluation_batches(self.validation))
         return 100 * scores["mean_iou"], format_semantic_scores(scores, self.validation.class_names)
