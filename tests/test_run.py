@@ -383,7 +383,18 @@ def test_settings_that_may_change_are_told(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "steps 8 became 12" in printed
     assert "elsewhere" not in printed
+    assert "record" not in printed
     assert run.plan_fits(2) == [{"initial_epoch": 3, "epochs": 6, "steps_per_epoch": 2}]
+
+
+def test_settings_that_an_earlier_version_did_not_have_are_told(trained, tmp_path, capsys):
+    new = {"scale_range": (0.5, 2.0), "bands": None, "flip": False}
+    run = start(tmp_path, build_model(), {**SETTINGS, **new})
+    assert run.restore(run.model)
+    printed = capsys.readouterr().out
+    assert "scale-range, which the state does not record, is [0.5, 2.0]" in printed
+    assert "bands" not in printed
+    assert "flip" not in printed
 
 
 # Steps.

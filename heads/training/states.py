@@ -114,7 +114,7 @@ class States:
 
 
 def compare_settings(trained: dict, settings: dict, folder) -> list[str]:
-    """Returns a text for each setting that has changed since a state was saved, if it may change.
+    """Returns a text for each setting that has changed since a state was saved, if it may, or is new.
 
     Args:
         trained: The settings of the state.
@@ -135,7 +135,12 @@ def compare_settings(trained: dict, settings: dict, folder) -> list[str]:
             f"--resume must have the settings that the state in {folder} was trained with. Pass the same, or "
             "start anew without --resume, which keeps the older run. Received:\n" + "\n".join(refused)
         )
-    return [text for name, text in changes.items() if name not in ("output", "resume")]
+    unknown = [
+        f"{name.replace('_', '-')}, which the state does not record, is {value!r}"
+        for name, value in settings.items()
+        if name not in trained and value not in (None, False)
+    ]
+    return [text for name, text in changes.items() if name not in ("output", "resume")] + unknown
 
 
 def _read_record(path):
