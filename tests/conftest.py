@@ -1,10 +1,14 @@
 """What all tests share. No test uses the network: an attempt of the hub's client to download is an error."""
 
+import contextlib
 import gc
 import os
 
 import numpy as np
 import pytest
+
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401  Part of PyTorch's CUDA build; loaded after TensorFlow, it crashes the process.
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
