@@ -63,12 +63,10 @@ def main(argv=None):
     rows = []
     for seed in arguments.seeds:
         ours, keras_cv = (found["score"] for found in train_both(arguments, seed, argv or sys.argv[1:]))
-        print(
-            f"seed {seed}: ours {ours:.2f}, KerasCV {keras_cv:.2f}, {ours / keras_cv:.3f} times", flush=True
-        )
+        print(f"seed {seed}: {compare(ours, keras_cv)}", flush=True)
         rows.append((ours, keras_cv))
     ours, keras_cv = (statistics.mean(scores) for scores in zip(*rows, strict=True))
-    print(f"mean of {len(rows)}: ours {ours:.2f}, KerasCV {keras_cv:.2f}, {ours / keras_cv:.3f} times")
+    print(f"mean of {len(rows)}: {compare(ours, keras_cv)}")
     case = f"{arguments.head} {pathlib.Path(arguments.data).name} {arguments.minutes:g} min"
     quantity = "AP" if is_detection else "mean IoU"
     scores = (("ours", ours), ("KerasCV", keras_cv))
@@ -77,6 +75,12 @@ def main(argv=None):
         "against_keras_cv",
         [(case, name, f"float32, {len(rows)} seeds", quantity, value) for name, value in scores],
     )
+
+
+def compare(ours, keras_cv):
+    """Returns both scores and their ratio as a text."""
+    ratio = f"{ours / keras_cv:.3f} times" if keras_cv else "no ratio"
+    return f"ours {ours:.2f}, KerasCV {keras_cv:.2f}, {ratio}"
 
 
 def train_both(arguments, seed, argv):
@@ -184,9 +188,9 @@ class Segmentation:
             semantic_training_batches(self.training, arguments.batch_size, augment, seed=seed)
         )
 
-    @staticmethod
-    def decay(share):
-        return (1.0 - share) ** 0.9
+    def decay(self, share):
+        *_, power = self.script.RECIPES[self.arguments.head]
+        return (1.0 - share) ** power
 
     def make_ours(self):
         model = self.script.build_model(self.settings, self.training.num_classes)
