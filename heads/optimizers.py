@@ -5,6 +5,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from heads.ops.backends import apply_adam
+
 # Registered here and not in a script: see `heads/schedules.py`.
 
 
@@ -14,7 +16,8 @@ class AdamW(keras.optimizers.AdamW):
 
     Keras computes the learning rate and the corrections of the moments' bias anew for each variable. A model
     has hundreds of these, so that under a schedule most of a training step's graph, and much of the time to
-    the first step, was spent on them. Here they are computed once a step.
+    the first step, was spent on them. Here they are computed once a step. On TensorFlow, one operation then
+    updates a variable and its moments (not with `amsgrad`); it differs from Keras's by rounding.
 
     On PyTorch, which has no graph, an object of Keras's own class is made: it updates all variables at once.
 
@@ -39,6 +42,11 @@ class AdamW(keras.optimizers.AdamW):
         gradient = ops.cast(gradient, variable.dtype)
         index = self._get_variable_index(variable)
         mean, square = self._momentums[index], self._velocities[index]
+        if keras.backend.backend() == "tensorflow" and not self.amsgrad:
+            if self._use_weight_decay(variable):
+                self.assign_sub(variable, ops.multiply(variable, factors.decay))
+            apply_adam(variable, mean, square, gradient, **factors.fused)
+            return
         self.assign_add(mean, ops.multiply(ops.subtract(gradient, mean), factors.mean_share))
         change = ops.subtract(ops.square(gradient), square)
         self.assign_add(square, ops.multiply(change, factors.square_share))
@@ -65,20 +73,34 @@ class AdamW(keras.optimizers.AdamW):
     def _compute_factors(self, learning_rate, dtype):
         """Returns the `Factors` of this step."""
         rate, step = ops.cast(learning_rate, dtype), ops.cast(self.iterations + 1, dtype)
-        mean_left, square_left = (
-            ops.power(ops.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2)
+        beta_1, beta_2, mean_share, square_share, epsilon, weight_decay = (
+            ops.convert_to_tensor(constant, dtype)
+            for constant in (
+                self.beta_1,
+                self.beta_2,
+                1 - self.beta_1,
+                1 - self.beta_2,
+                self.epsilon,
+                self.weight_decay,
+            )
         )
-        constants = (1 - self.beta_1, 1 - self.beta_2, self.epsilon)
+        mean_left, square_left = ops.power(beta_1, step), ops.power(beta_2, step)
+        step_size = rate * ops.sqrt(1 - square_left) / (1 - mean_left)
+        powers = {"beta1_power": mean_left, "beta2_power": square_left}
         return Factors(
             rate,
-            rate * ops.sqrt(1 - square_left) / (1 - mean_left),
-            *(ops.convert_to_tensor(constant, dtype) for constant in constants),
-            ops.cast(self.weight_decay, dtype),
+            step_size,
+            mean_share,
+            square_share,
+            epsilon,
+            weight_decay,
+            weight_decay * rate,
+            {"lr": rate, "beta1": beta_1, "beta2": beta_2, "epsilon": epsilon, **powers},
         )
 
 
 class Factors(NamedTuple):
-    """The numbers of a step that all variables of a dtype share; every field is a scalar tensor."""
+    """The numbers of a step that all variables of a dtype share; every field but one is a scalar tensor."""
 
     learning_rate: object
     step_size: object  # the learning rate, corrected for the bias of the moments
@@ -86,3 +108,5 @@ class Factors(NamedTuple):
     square_share: object  # of the squared gradient in the second one
     epsilon: object
     weight_decay: object
+    decay: object  # the share of a weight that is taken from it
+    fused: dict  # what `apply_adam` takes

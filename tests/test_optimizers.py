@@ -47,15 +47,40 @@ def test_numbers_are_those_of_keras(options, dtype):
         rate = options.get("learning_rate", 0.01)
         return optimizer(**{**options, "learning_rate": rate() if callable(rate) else rate})
 
-    ours, theirs = train(make(AdamW), dtype), train(make(keras.optimizers.AdamW), dtype)
+    assert_equal_but_for_rounding(train(make(AdamW), dtype), train(make(keras.optimizers.AdamW), dtype))
+
+
+def assert_equal_but_for_rounding(ours, theirs):
+    """Compares weights and states; Keras rounds 0.999 to float32, and 1 - 0.999 is then wrong by 1e-5."""
     for our, their in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(our, their)
+        np.testing.assert_allclose(our, their, rtol=2e-5, atol=1e-6)
 
 
-def test_steps_outside_of_graphs_are_those_of_keras():
-    results = [train(make(0.01), decorate=lambda step: step) for make in (AdamW, keras.optimizers.AdamW)]
-    for our, their in zip(*results, strict=True):
-        np.testing.assert_array_equal(our, their)
+@pytest.mark.parametrize("decorate", [lambda step: step, functools.partial(tf.function, jit_compile=True)])
+def test_steps_outside_of_graphs_and_in_compiled_ones_are_those_of_keras(decorate):
+    assert_equal_but_for_rounding(
+        *(train(make(0.01), decorate=decorate) for make in (AdamW, keras.optimizers.AdamW))
+    )
+
+
+def test_steps_are_as_the_paper_writes_them():
+    """Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, algorithm 2, in double precision."""
+    rates, weight_decay = (0.1, 0.05, 0.02), 0.3
+    gradients = np.random.default_rng(0).normal(size=(3, 2, 4))
+    weights, mean, square = np.ones((2, 4)), 0.0, 0.0
+    for step, (rate, gradient) in enumerate(zip(rates, gradients, strict=True), 1):
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        epsilon = 1e-7 / np.sqrt(1 - 0.999**step)  # Keras adds it before the correction
+        change = (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + epsilon)
+        weights = weights - rate * weight_decay * weights - rate * change
+    optimizer = AdamW(
+        keras.optimizers.schedules.PiecewiseConstantDecay([0, 1], list(rates)), weight_decay=weight_decay
+    )
+    variable = keras.Variable(np.ones((2, 4)), dtype="float64")
+    optimizer.build([variable])
+    for gradient in gradients:
+        optimizer.apply([ops.convert_to_tensor(gradient, "float64")])
+    np.testing.assert_allclose(variable, weights, rtol=1e-7)  # the rates are in float32
 
 
 def test_norms_are_not_decayed():
@@ -78,7 +103,7 @@ def test_variables_add_few_operations():
         graph = step.get_concrete_function(*[tf.ones(2)] * num_variables).graph
         return len(graph.get_operations())
 
-    assert (count_operations(12) - count_operations(2)) / 10 <= 28
+    assert (count_operations(12) - count_operations(2)) / 10 <= 10
 
 
 REPLICAS = """
@@ -107,7 +132,8 @@ def train(optimizer_class):
 ours, theirs = train(AdamW), train(keras.optimizers.AdamW)
 assert ours.shape == (2, 3)
 assert (ours != 1.0).all()
-np.testing.assert_array_equal(ours, theirs)
+np.testing.assert_array_equal(ours[0], ours[1])
+np.testing.assert_allclose(ours, theirs, rtol=2e-6)
 """
 
 

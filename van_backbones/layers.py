@@ -239,21 +239,23 @@ class VANBlock(keras.layers.Layer):
             return self.feed_forward.call_folded(outputs, self.norm2, scale_2)
         # Noise and moving statistics stay outside: what is computed twice must not draw noise or assign
         # twice.
-        ones = ops.ones((ops.shape(inputs)[0], 1, 1, 1), self.compute_dtype)
-        factors = self._branch_factor(ones, scale_1), self._branch_factor(ones, scale_2)
+        ones = ops.ones((2 * ops.shape(inputs)[0], 1, 1, 1), self.compute_dtype)  # one draw for both branches
+        kept = ops.split(self.drop_path(ones, training=True), 2)
+        factors = [
+            ops.cast(ops.multiply(scale, each), self.compute_dtype)
+            for scale, each in zip((scale_1, scale_2), kept, strict=True)
+        ]
         train = keras.remat(self._train) if self.recompute else self._train
         outputs, *statistics = train(inputs, *factors)
         for norm, values in zip((self.norm1, self.norm2), statistics, strict=True):
             norm.update_statistics(values)
         return outputs
 
-    def _branch_factor(self, ones, scale):
-        """Returns the layer scale, 0 for the samples that lose the branch: (batch, 1, 1, channels)."""
-        kept = self.drop_path(ones, training=True)
-        return ops.cast(ops.multiply(scale, kept), self.compute_dtype)
-
     def _train(self, inputs, factor_1, factor_2):
-        """Returns the outputs and the statistics of the two norms, and changes no variable."""
+        """Returns the outputs and the statistics of the two norms, and changes no variable.
+
+        A factor, (batch, 1, 1, channels), is the layer scale, or 0 for the samples that lose the branch.
+        """
         normed, statistics_1 = self.norm1.normalize_batch(inputs)
         outputs = inputs + factor_1 * self.attention(normed)
         normed, statistics_2 = self.norm2.normalize_batch(outputs)

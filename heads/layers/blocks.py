@@ -5,7 +5,7 @@ import itertools
 import keras
 from keras import ops
 
-from heads.ops.backends import widen_dtype
+from heads.ops.backends import normalize_at_once, widen_dtype
 from heads.ops.moments import measure_moments
 from heads.ops.resizing import convolve_resized
 
@@ -59,11 +59,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         if not (training and self.trainable):
             return super().call(inputs, training=training, mask=mask)
-        inputs = ops.cast(inputs, widen_dtype(inputs.dtype))
-        mean, variance, count = measure_moments(inputs, mask)
-        gamma, beta = ops.cast(self.gamma, inputs.dtype), ops.cast(self.beta, inputs.dtype)
-        outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, self.epsilon)
-        unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
+        dtype = widen_dtype(inputs.dtype)
+        gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
+        normed = normalize_at_once(inputs, gamma, beta, self.epsilon) if mask is None else None
+        if normed is None:
+            inputs = ops.cast(inputs, dtype)
+            mean, variance, count = measure_moments(inputs, mask)
+            outputs = ops.batch_normalization(inputs, mean, variance, -1, beta, gamma, self.epsilon)
+            normed = outputs, mean, variance * (count / ops.maximum(count - 1.0, 1.0))
+        outputs, mean, unbiased = normed
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
             moving.assign(ops.cast(moving, value.dtype) * self.momentum + value * (1.0 - self.momentum))
         return ops.cast(outputs, self.compute_dtype)
