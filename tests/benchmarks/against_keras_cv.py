@@ -42,6 +42,7 @@ def main(argv=None):
     add("--minutes", type=float, default=40.0)
     add("--batch-size", type=int, default=4)
     add("--image-size", type=int, nargs=2, help="of a step; default: 256 256, of detectors 192 256")
+    add("--scale-range", nargs=2, help="random scales of a segmenter's pictures; default: the script's")
     add("--keras-cv-rate", type=float, default=1e-3, help="KerasCV's learning rate; default: %(default)s")
     add("--seeds", type=int, nargs="+", default=[0])
     add(
@@ -176,10 +177,11 @@ class Segmentation:
         from heads.data import open_semantic_folder, semantic_training_batches
 
         self.script, self.arguments = finetune_segmentation, arguments
-        sides = map(str, arguments.image_size)
-        self.settings = finetune_segmentation.parse_arguments(
-            ["--data", arguments.data, "--head", arguments.head, "--seed", str(seed), "--crop-size", *sides]
-        )
+        options = ["--data", arguments.data, "--head", arguments.head, "--seed", str(seed)]
+        options += ["--crop-size", *map(str, arguments.image_size)]
+        if arguments.scale_range:
+            options += ["--scale-range", *arguments.scale_range]
+        self.settings = finetune_segmentation.parse_arguments(options)
         self.training, self.validation = (
             open_semantic_folder(arguments.data, name) for name in ("train", "val")
         )
