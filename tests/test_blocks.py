@@ -94,6 +94,31 @@ def test_batch_norm_in_mixed_precision_keeps_float32_statistics():
     np.testing.assert_allclose(layer.moving_variance, expected, rtol=0.02)
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (3, 1, 1, 3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12), ("mixed_bfloat16", 0.02)]
+)
+def test_batch_norm_of_all_positions_is_that_of_a_mask_without_gaps(shape, dtype, tolerance):
+    """The first may be one operation, the second never is."""
+    slopes = make_maps(shape, seed=1)
+    results = []
+    for mask in (None, np.ones((shape[0], 1, 1), bool)):
+        layer = BatchNormalization(dtype=dtype)
+        layer.build(shape)
+        randomize(layer)
+        maps = tf.cast(make_maps(shape), layer.compute_dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(maps)
+            outputs = layer(maps, training=True, mask=mask)
+            loss = tf.reduce_sum(tf.cast(outputs, "float64") * slopes)
+        assert outputs.dtype == layer.compute_dtype
+        gradients = tape.gradient(loss, [maps, layer.gamma.value, layer.beta.value])
+        results.append([outputs, *gradients, layer.moving_mean, layer.moving_variance])
+    for found, wanted in zip(*results, strict=True):
+        found, wanted = (np.asarray(tf.cast(value, "float64")) for value in (found, wanted))
+        assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("kernel_size", [1, 3])
 def test_block_equals_loop(kernel_size):
     block = ConvolutionBlock(4, kernel_size)

@@ -147,6 +147,17 @@ def test_gradients_in_half_precision(random, make):
         np.testing.assert_allclose(tf.cast(found, "float32"), wanted, rtol=2**-8)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("make", [make_pointwise, partial(make_depthwise, 3)])
+def test_biases_sum_large_maps(make, dtype):
+    """TensorFlow's own sum in bfloat16 stays at 256, since 257 rounds to 256."""
+    layer = make(dtype=dtype)
+    maps = tf.ones((1, 32, 64, 16), dtype)
+    layer.build(maps.shape)
+    _, (_, _, gradient) = apply(layer, maps, tf.ones_like(maps))
+    np.testing.assert_array_equal(tf.cast(gradient, "float32"), 2048.0)
+
+
 def test_gradients_have_gradients(random):
     maps = tf.constant(random.standard_normal((1, 5, 6, 4)))
     layers = make_depthwise(5, dtype="float64"), PointwiseConvolution(4, 1, dtype="float64")

@@ -127,6 +127,8 @@ class KerasTrainer(Trainer):
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
         import keras
 
+        from heads import AdamW
+
         keras.utils.set_random_seed(0)
         self.model = VANBackbone(variant, drop_path_rate=0.0, dtype=POLICIES[precision])
         np.savez(pathlib.Path(folder) / "weights.npz", **to_state_dict(self.model))
@@ -136,9 +138,10 @@ class KerasTrainer(Trainer):
             return keras.ops.mean(keras.ops.square(keras.ops.cast(outputs, "float32") - noise))
 
         self.model.compile(
-            keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+            AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
             loss=dict.fromkeys(self.model.output, measure_loss),
         )
+        self.model.optimizer.build(self.model.trainable_variables)  # as our heads do before the first step
         images = make_images(shape)
         noise = make_noise(shape, self.model.widths)
         options = tf.data.Options()
