@@ -59,6 +59,7 @@ import sys
 import keras
 import numpy as np
 from PIL import Image
+from results import save_picture
 from shown_pixels import show_pixels, tell_channels
 from tqdm import tqdm
 
@@ -69,7 +70,7 @@ from heads.coco.segmentations import decode_mask
 from heads.data.label_folders import read_class_names
 from heads.drawing import draw_result
 from heads.prediction import PICTURE_SUFFIXES, read_pixels
-from heads.training import make_numbered_folder
+from heads.training import make_numbered_folder, replace_text
 
 # Of all masks of a picture together when it is drawn.
 MOST_MASK_PIXELS = 2_000_000_000
@@ -103,14 +104,14 @@ def main(argv=None):
         (found,) = detect_objects(model, image, arguments, **options)
         shown = show_pixels(image, arguments.bands)
         picture = draw_result(*shrink(shown, found), class_names, arguments.score_threshold)
-        Image.fromarray(picture).save(output / f"{path.stem}.png")
+        save_picture(picture, output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
         entries.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
         annotations += to_annotations(found, image_id, category_ids, len(annotations) + 1)
 
     content = {"images": entries, "categories": categories, "annotations": annotations}
-    (output / "detections.json").write_text(json.dumps(content), encoding="utf-8")
+    replace_text(output / "detections.json", json.dumps(content))
     print(f"{len(annotations)} objects in {len(entries)} of {len(paths)} pictures, see {output}")
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)

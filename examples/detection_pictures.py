@@ -2,7 +2,7 @@
 
 import numpy as np
 from PIL import Image
-from results import find_worst
+from results import find_worst, save_picture
 from shown_pixels import show_pixels
 
 from heads.coco.segmentations import decode_mask
@@ -29,9 +29,9 @@ def draw_mistakes(results, truth, image_ids, max_detections, output):
     with open(output / "scores.txt", "a", encoding="utf-8") as file:
         file.write(f"\n{table}\n")
     picture = draw_confusion(mistakes["confusion"], mistakes["class_names"])
-    Image.fromarray(picture).save(output / "confusion.png")
+    save_picture(picture, output / "confusion.png")
     precision = measure_precision(truth, results, "bbox", max_detections, image_ids=image_ids)
-    Image.fromarray(draw_precision_recall(precision)).save(output / "precision_recall.png")
+    save_picture(draw_precision_recall(precision), output / "precision_recall.png")
     worst = find_worst(mistakes["per_picture_missed"] + mistakes["per_picture_false"], NUM_PICTURES)
     return worst, threshold
 
@@ -60,7 +60,7 @@ def draw_pictures(
     for name, positions in (("predictions.png", first), ("worst.png", worst)):
         found = [examples[place] for place in positions if place in examples]
         if found:
-            Image.fromarray(compare(found, class_names, threshold, bands)).save(output / name)
+            save_picture(compare(found, class_names, threshold, bands), output / name)
 
 
 def draw_first(model, batches, class_names, num_pictures=3, bands=None):

@@ -44,9 +44,8 @@ import keras
 import numpy as np
 from faults import explain_faults
 from finetune_segmentation import compare, hold_out, open_split, take_examples
-from PIL import Image
 from predict_segmentation import segment_picture
-from results import find_worst, keep_report, keep_scores, open_evaluation
+from results import find_worst, keep_report, keep_scores, open_evaluation, save_picture
 from shown_pixels import tell_channels
 
 from heads.data import format_class_counts, semantic_evaluation_batches
@@ -123,12 +122,12 @@ def score_split(segmenter, folder, output, about, bands=None):
     print(table, flush=True)
     keep_scores(output, scores, table, folder.class_names, **about)
     picture = draw_confusion(scores["confusion"], folder.class_names, in_percent=True)
-    Image.fromarray(picture).save(output / "confusion.png")
+    save_picture(picture, output / "confusion.png")
     pages = {"predictions.png": range(NUM_PICTURES)}
     if worst := find_worst(1 - scores["per_picture_iou"], NUM_PICTURES):
         pages["worst.png"] = worst
     for name, positions in pages.items():
-        Image.fromarray(compare(segmenter, take_examples(folder, positions), bands)).save(output / name)
+        save_picture(compare(segmenter, take_examples(folder, positions), bands), output / name)
     keep_report(output)
 
 

@@ -87,8 +87,7 @@ import numpy as np
 import tensorflow as tf
 from faults import explain_faults
 from finetune_segmentation import check_weights
-from PIL import Image
-from results import keep_curves, keep_report, keep_scores
+from results import keep_curves, keep_report, keep_scores, save_picture
 
 from heads.data import (
     ClassAugmentation,
@@ -279,7 +278,7 @@ def score_and_draw(model, held_out, class_names, output):
     print(f"After training (best.keras): {table}", flush=True)
     if is_first_process():
         keep_scores(output, scores, table, class_names)
-        Image.fromarray(draw_confusion(confusion, class_names)).save(output / "confusion.png")
+        save_picture(draw_confusion(confusion, class_names), output / "confusion.png")
 
 
 if __name__ == "__main__":

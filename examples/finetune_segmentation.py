@@ -93,8 +93,7 @@ import os
 
 import keras
 from faults import explain_faults
-from PIL import Image
-from results import find_worst, keep_curves, keep_report, keep_scores
+from results import find_worst, keep_curves, keep_report, keep_scores, save_picture
 from shown_pixels import check_bands, describe_channels, show_pixels
 
 from heads import AdamW, SemanticFPN, UPerNet, WarmUpPolynomialDecay
@@ -304,19 +303,19 @@ def print_scores(title, model, source, output=None):
     if output is not None:
         keep_scores(output, scores, table, source.class_names)
         picture = draw_confusion(scores["confusion"], source.class_names, in_percent=True)
-        Image.fromarray(picture).save(output / "confusion.png")
+        save_picture(picture, output / "confusion.png")
     return scores["per_picture_iou"].tolist()
 
 
 def draw_pictures(model, source, output, overlaps, bands=None, num_pictures=6):
     """Draws some examples, those with the lowest IoU, and the features of the first."""
     examples = take_examples(source, range(num_pictures))
-    Image.fromarray(compare(model, examples, bands)).save(output / "predictions.png")
+    save_picture(compare(model, examples, bands), output / "predictions.png")
     if worst := find_worst([1 - overlap for overlap in overlaps], num_pictures):
-        Image.fromarray(compare(model, take_examples(source, worst), bands)).save(output / "worst.png")
+        save_picture(compare(model, take_examples(source, worst), bands), output / "worst.png")
     image = examples[0][0]
     page = draw_feature_maps(model.backbone, image, shown=show_pixels(image, bands))
-    Image.fromarray(page).save(output / "features.png")
+    save_picture(page, output / "features.png")
 
 
 def take_examples(source, positions):

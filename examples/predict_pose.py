@@ -55,7 +55,7 @@ import sys
 import keras
 import numpy as np
 from detect import find_pictures, open_output
-from PIL import Image
+from results import save_picture
 from tqdm import tqdm
 
 import van_backbones  # noqa: F401  (registers the backbone's classes, which the saved model names)
@@ -65,6 +65,7 @@ from heads.coco.entries import read_json
 from heads.drawing import draw_skeletons
 from heads.metrics import to_keypoint_results
 from heads.pictures import read_picture
+from heads.training import replace_text
 
 CATEGORY_ID = 1
 
@@ -93,14 +94,14 @@ def main(argv=None):
             image, [boxes], batch_size=arguments.batch_size, flip_test=arguments.flip_test
         )
         picture = draw_skeletons(image, people, model.skeleton, arguments.score_threshold)
-        Image.fromarray(picture).save(output / f"{path.stem}.png")
+        save_picture(picture, output / f"{path.stem}.png")
         height, width = image.shape[:2]
         image_id = len(entries) + 1
         entries.append({"id": image_id, "file_name": str(path), "height": height, "width": width})
         annotations += to_annotations(people, image_id, scores, len(annotations) + 1)
 
     content = {"images": entries, "categories": [describe_people(model)], "annotations": annotations}
-    (output / "keypoints.json").write_text(json.dumps(content), encoding="utf-8")
+    replace_text(output / "keypoints.json", json.dumps(content))
     print(f"{len(annotations)} people in {len(entries)} of {len(paths)} pictures, see {output}")
     for problem in unreadable:
         print(f"Skipped, unreadable: {problem}", file=sys.stderr)

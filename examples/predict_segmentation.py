@@ -48,6 +48,7 @@ import keras
 import numpy as np
 from detect import open_output
 from PIL import Image
+from results import save_picture
 from shown_pixels import show_pixels, tell_channels
 from tqdm import tqdm
 
@@ -81,11 +82,11 @@ def main(argv=None):
             unreadable.append(error)
             continue
         label_map = segment_picture(model, image, arguments)
-        Image.fromarray(label_map.astype("uint8")).save(output / f"{path.stem}.png")
+        save_picture(label_map.astype("uint8"), output / f"{path.stem}.png")
         factor = -(-max(image.shape[:2]) // LARGEST_OVERLAY)
         shown = np.asarray(Image.fromarray(show_pixels(image, arguments.bands)).reduce(factor))
         overlay = draw_result(shown, {"label_map": label_map[::factor, ::factor]}, class_names)
-        Image.fromarray(overlay).save(output / f"{path.stem}.overlay.png")
+        save_picture(overlay, output / f"{path.stem}.overlay.png")
 
     print(f"{len(paths) - len(unreadable)} of {len(paths)} pictures are segmented in {output}")
     for problem in unreadable:

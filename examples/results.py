@@ -7,7 +7,7 @@ from PIL import Image
 
 from heads.drawing import draw_curves, make_report
 from heads.metrics import save_scores
-from heads.training import RunError, make_numbered_folder
+from heads.training import RunError, make_numbered_folder, replace_file, replace_text
 
 # Picture that a folder may hold -> its heading in the report.
 PICTURES = {
@@ -42,7 +42,7 @@ def keep_scores(folder, scores, table, class_names=(), **about):
         **about: What was scored, see `heads.metrics.save_scores`.
     """
     save_scores(scores, folder / "scores.json", class_names, **about)
-    (folder / "scores.txt").write_text(table + "\n", encoding="utf-8")
+    replace_text(folder / "scores.txt", table + "\n")
 
 
 def find_worst(mistakes, most: int = 6) -> list[int]:
@@ -69,9 +69,15 @@ def keep_report(folder):
     if (folder / "settings.json").exists():
         parts.append(("Settings", json.loads((folder / "settings.json").read_text(encoding="utf-8"))))
     title = "/".join(folder.resolve().parts[-2:])
-    (folder / "report.html").write_text(make_report(title, parts), encoding="utf-8")
+    replace_text(folder / "report.html", make_report(title, parts))
 
 
 def keep_curves(folder, run):
     """Draws the log of a run as `curves.png`."""
-    Image.fromarray(draw_curves(run.rows, run.monitor)).save(folder / "curves.png")
+    save_picture(draw_curves(run.rows, run.monitor), folder / "curves.png")
+
+
+def save_picture(picture, path):
+    """Writes a picture, uint8 (height, width) or (height, width, 3), as a whole: see `replace_file`."""
+    with replace_file(path) as unfinished:
+        Image.fromarray(picture).save(unfinished)

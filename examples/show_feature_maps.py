@@ -74,6 +74,7 @@ if __name__ == "__main__":
 import keras
 import numpy as np
 from PIL import Image
+from results import save_picture
 from shown_pixels import check_bands, show_pixels
 from tqdm import tqdm
 
@@ -123,7 +124,7 @@ def main(argv=None):
 
     output = arguments.output or make_numbered_folder("runs", "feature_maps") / "feature_maps.png"
     output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(page).save(output)
+    save_picture(page, output)
     print(f"The feature maps are in {output}")
 
 

@@ -87,7 +87,7 @@ import keras
 from faults import explain_faults
 from finetune_segmentation import check_weights
 from PIL import Image
-from results import keep_curves, keep_report, keep_scores
+from results import keep_curves, keep_report, keep_scores, save_picture
 
 from heads import AdamW, Mask2Former, Resizing, WarmUpStepDecay
 from heads.data import (
@@ -235,7 +235,7 @@ def draw_pictures(model, held_out, validation, output, num_pictures=6):
         resize_truth(validation.load_segments(index), image.shape[:2]) for index, image in enumerate(images)
     ]
     lists = images, truths, found
-    Image.fromarray(draw_panoptic_comparison(*lists, model.class_names)).save(output / "predictions.png")
+    save_picture(draw_panoptic_comparison(*lists, model.class_names), output / "predictions.png")
 
 
 def resize_truth(truth, size):

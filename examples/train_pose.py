@@ -103,8 +103,7 @@ import keras
 import numpy as np
 from faults import explain_faults
 from finetune_segmentation import check_weights
-from PIL import Image
-from results import keep_curves, keep_report, keep_scores
+from results import keep_curves, keep_report, keep_scores, save_picture
 
 from heads import Resizing, SimpleBaseline, WarmUpStepDecay
 from heads.data import (
@@ -283,7 +282,7 @@ def draw_pictures(model, validation, output, num_pictures=6):
     truths = [{"keypoints": truth[..., :2], "scores": truth[..., 2]} for truth in truths]
     names = model.keypoint_names, model.skeleton
     picture = draw_pose_comparison(pictures, truths, predictions, names[1], names[0])
-    Image.fromarray(picture).save(output / "predictions.png")
+    save_picture(picture, output / "predictions.png")
 
 
 if __name__ == "__main__":

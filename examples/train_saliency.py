@@ -65,8 +65,7 @@ import functools
 import keras
 from faults import explain_faults
 from finetune_segmentation import check_weights
-from PIL import Image
-from results import keep_curves, keep_report, keep_scores
+from results import keep_curves, keep_report, keep_scores, save_picture
 
 from heads import EDN, AdamW, Resizing, WarmUpPolynomialDecay
 from heads.data import (
@@ -183,7 +182,7 @@ def draw_pictures(model, source, output, num_pictures=6):
     images, masks = zip(*examples, strict=True)
     results = model.predict_pictures(images, progress=False)
     maps = [result["saliency_map"] for result in results]
-    Image.fromarray(draw_saliency_comparison(images, masks, maps)).save(output / "predictions.png")
+    save_picture(draw_saliency_comparison(images, masks, maps), output / "predictions.png")
 
 
 if __name__ == "__main__":

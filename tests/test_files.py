@@ -4,12 +4,15 @@ import argparse
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
 from options import number, whole_number
+from results import save_picture
 
+from heads.metrics import save_results, save_scores
 from heads.training import RunError, hold_folder, replace_file, replace_text
 
 
@@ -30,6 +33,29 @@ def test_files_are_replaced_as_a_whole(tmp_path):
         stop_in_the_middle()
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
     assert path.read_text() == "half"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: replace_text(path, "new"),
+        lambda path: save_scores({"mean_iou": 0.5}, path),
+        lambda path: save_results([], path),
+        lambda path: save_picture(np.zeros((2, 3, 3), "uint8"), path.with_suffix(".png")),
+    ],
+)
+def test_a_full_disk_leaves_the_old_file(write, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    old = tmp_path / "scores.json", tmp_path / "scores.png"
+    for path in old:
+        path.write_text("old")
+    monkeypatch.setattr("heads.file_writing.os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write(old[0])
+    assert sorted(tmp_path.iterdir()) == sorted(old)
+    assert [path.read_text() for path in old] == ["old", "old"]
 
 
 def test_a_folder_is_held_once(tmp_path):

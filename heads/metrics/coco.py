@@ -1,13 +1,13 @@
 """Detections as COCO's result lists, and a callback that scores them during `fit`."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from heads.file_writing import replace_text
 from heads.metrics.average_precision import (
     MAX_DETECTIONS,
     check_kinds,
@@ -235,7 +235,7 @@ def _paste_each(masks, boxes, rows, size):
 def save_results(results: list[dict], path, kind: str | None = None):
     """Saves a result list as the JSON that COCO's tools and server take.
 
-    The file is written beside its place and moved there when it is complete.
+    The file appears when it is complete.
 
     Args:
         results: From `to_coco_results`.
@@ -250,9 +250,7 @@ def save_results(results: list[dict], path, kind: str | None = None):
         check_kinds([kind])
         unwanted = "segmentation" if kind == "bbox" else "bbox"
         results = [{key: value for key, value in each.items() if key != unwanted} for each in results]
-    beside = Path(f"{os.fspath(path)}.part")
-    beside.write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
-    os.replace(beside, path)
+    replace_text(path, json.dumps(results, allow_nan=False))
 
 
 def prepare_path(path):

@@ -3,9 +3,10 @@
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+
+from heads.file_writing import replace_text
 
 DIGITS = 4
 
@@ -25,9 +26,7 @@ def save_scores(scores: dict, path, class_names: Sequence[str] = (), **about):
     for name, value in scores.items():
         if np.ndim(value) < 2 and not name.startswith("per_picture"):
             content[name] = _to_percent(value, class_names if name.startswith("per_class") else ())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _to_percent(value, class_names):

@@ -1,9 +1,10 @@
 """What a training script needs around `fit`: a folder of its own, and a run that resumes after a kill."""
 
+from heads.file_writing import replace_file, replace_text
 from heads.processes import is_first_process
 from heads.training.averages import WeightAverages
 from heads.training.callbacks import StepTimer, StopOnNonFinite
-from heads.training.files import RunError, hold_folder, replace_file, replace_text, save_model
+from heads.training.files import RunError, hold_folder, save_model
 from heads.training.folders import find_newest_run, make_numbered_folder
 from heads.training.run import TrainingRun, plan_rounds
 from heads.training.signals import interrupt_on_signals

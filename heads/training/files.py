@@ -1,7 +1,6 @@
-"""Files that a kill or a full disk cannot damage, and folders that belong to one training at a time."""
+"""Models that are saved as a whole, and folders that belong to one training at a time."""
 
 import contextlib
-import os
 import pathlib
 
 import keras
@@ -9,45 +8,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from keras import ops
 
+from heads.file_writing import replace_file
 from heads.processes import find_place, read_array, without_the_others
 
 
 class RunError(ValueError):
     """An error that the user of a script has to fix; the message says how, and no traceback is needed."""
-
-
-UNFINISHED = ".unfinished-"  # a prefix, because Keras wants its suffix at the end
-
-
-@contextlib.contextmanager
-def replace_file(path):
-    """Writes a file as a whole: `path` always has the old or the new content, never a part of it.
-
-    Args:
-        path: Path of the file. Its folder is made.
-
-    Yields:
-        A path beside it to write to. When the block ends, that file is flushed to the disk and renamed to
-        `path`; if the block fails, it is removed, and `path` stays as it was.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(UNFINISHED + path.name)
-    try:
-        yield unfinished
-        _flush(unfinished)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # Windows cannot open folders
-        _flush(path.parent)
-
-
-def replace_text(path, text):
-    """Writes a text file (UTF-8) as a whole, see `replace_file`."""
-    with replace_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", newline="")
 
 
 def save_model(model, path):
@@ -113,12 +79,3 @@ def hold_folder(folder):
         yield folder
     finally:
         lock.release()
-
-
-def _flush(path):
-    """Makes sure that a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

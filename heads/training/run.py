@@ -9,16 +9,11 @@ import signal
 
 import keras
 
+from heads.file_writing import UNFINISHED, replace_text
 from heads.processes import find_place, gather, gather_numbers, is_first_process
 from heads.training.averages import WeightAverages, keep_weights
 from heads.training.callbacks import StepTimer, StopOnNonFinite, name_step
-from heads.training.files import (
-    UNFINISHED,
-    RunError,
-    check_finite,
-    replace_text,
-    save_model,
-)
+from heads.training.files import RunError, check_finite, save_model
 from heads.training.folders import RESULTS, move_older_run
 from heads.training.logs import PictureLog, format_log, make_loggers
 from heads.training.progress import Progress, choose_verbose

@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 from keras import ops
 
+from heads.file_writing import replace_file
 from heads.processes import without_the_others
-from heads.training.files import RunError, replace_file
+from heads.training.files import RunError
 
 # Only these settings may change when a run resumes; the others define the model or the order of the pictures.
 FREE_SETTINGS = {
