@@ -94,7 +94,7 @@ def test_batch_norm_in_mixed_precision_keeps_float32_statistics():
     np.testing.assert_allclose(layer.moving_variance, expected, rtol=0.02)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (3, 1, 1, 3)])
+@pytest.mark.parametrize("shape", [(2, 5, 4, 3), (3, 1, 1, 3), (6, 3)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12), ("mixed_bfloat16", 0.02)]
 )
@@ -102,7 +102,7 @@ def test_batch_norm_of_all_positions_is_that_of_a_mask_without_gaps(shape, dtype
     """The first may be one operation, the second never is."""
     slopes = make_maps(shape, seed=1)
     results = []
-    for mask in (None, np.ones((shape[0], 1, 1), bool)):
+    for mask in (None, np.ones((shape[0], *[1] * (len(shape) - 2)), bool)):
         layer = BatchNormalization(dtype=dtype)
         layer.build(shape)
         randomize(layer)

@@ -117,11 +117,12 @@ def normalize_at_once(inputs, gamma, beta, epsilon):
         epsilon: added to the variance.
 
     Returns:
-        (outputs in the inputs' dtype, mean, unbiased variance), the last two without a gradient; None in
-        float64, where several devices share the batch, and on other backends than TensorFlow.
+        (outputs in the inputs' dtype, mean, unbiased variance), the last two without a gradient; None for
+        other inputs and in float64, where several devices share the batch, and on other backends than
+        TensorFlow.
     """
-    is_double = widen_dtype(inputs.dtype) == "float64"
-    if keras.backend.backend() != "tensorflow" or is_double or _find_replica() is not None:
+    has_kernel = len(inputs.shape) == 4 and widen_dtype(inputs.dtype) == "float32"
+    if keras.backend.backend() != "tensorflow" or not has_kernel or _find_replica() is not None:
         return None
     import tensorflow as tf
 
