@@ -1,5 +1,6 @@
 """The options of all scripts in examples/: `--help` does not load Keras, and shows the defaults."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -127,6 +128,14 @@ print("from Python", file=sys.stderr)
 """
     told = load_fake_keras(tmp_path, messages)
     assert told.splitlines() == ["E0000 00:00:1795712344.570046   21678 cuda.cc:1] no GPU", "from Python"]
+
+
+def test_the_first_tensor_is_silent():
+    program = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\nimport options; options.load_keras()\n"
+    program += "import keras; keras.ops.zeros(1)"
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_a_keras_that_cannot_be_loaded_is_told(tmp_path):

@@ -4,6 +4,7 @@ It imports neither Keras nor NumPy, so that `--help` and mistakes are answered a
 """
 
 import argparse
+import glob
 import os
 import re
 import sys
@@ -25,6 +26,8 @@ CHECKPOINT_COMMANDS = {
 MACHINE_MESSAGE = re.compile(
     r"WARNING: All log messages before absl|[IW]\d{4} [\d:. ]+ \S+\] |To enable the following instructions"
 )
+# TensorFlow's error where it looks for a GPU, which says nothing on a machine without one.
+NO_DRIVER = re.compile(r"E\d{4} [\d:. ]+ \S+\] failed call to cuInit")
 
 
 def parse_checkpoint_command(argv=None, program: str = CHECKPOINTS) -> tuple[str, list[str]]:
@@ -66,10 +69,18 @@ def load_keras():
         os.dup2(caught.fileno(), 2)
         try:
             import keras  # noqa: F401
+
+            if "tensorflow" in sys.modules:  # otherwise it would look for GPUs later
+                sys.modules["tensorflow"].config.list_physical_devices("GPU")
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
             caught.seek(0)
             lines = caught.read().decode(errors="replace").splitlines(keepends=True)
-            sys.stderr.write("".join(line for line in lines if not MACHINE_MESSAGE.match(line)))
+            has_gpu = bool(glob.glob("/dev/nvidia*"))
+            sys.stderr.write("".join(line for line in lines if not _is_of_the_machine(line, has_gpu)))
+
+
+def _is_of_the_machine(line, has_gpu):
+    return MACHINE_MESSAGE.match(line) or (not has_gpu and NO_DRIVER.match(line))
