@@ -9,6 +9,7 @@ from heads.coco.segmentations import decode_mask
 from heads.drawing import draw_confusion, draw_detection_comparison, draw_precision_recall
 from heads.metrics import count_mistakes, format_mistakes, measure_precision
 from heads.ops.labels import PADDING_LABEL
+from heads.training import replace_text
 
 NUM_PICTURES = 6  # of each page
 
@@ -26,8 +27,9 @@ def draw_mistakes(results, truth, image_ids, max_detections, output):
     mistakes = count_mistakes(truth, results, threshold, image_ids=image_ids)
     table = format_mistakes(mistakes, threshold)
     print(f"\n{table}", flush=True)
-    with open(output / "scores.txt", "a", encoding="utf-8") as file:
-        file.write(f"\n{table}\n")
+    path = output / "scores.txt"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    replace_text(path, f"{before}\n{table}\n")
     picture = draw_confusion(mistakes["confusion"], mistakes["class_names"])
     save_picture(picture, output / "confusion.png")
     precision = measure_precision(truth, results, "bbox", max_detections, image_ids=image_ids)

@@ -73,19 +73,16 @@ class AdamW(keras.optimizers.AdamW):
 
     def _compute_factors(self, learning_rate, dtype):
         """Returns the `Factors` of this step."""
-        rate, step = ops.cast(learning_rate, dtype), ops.cast(self.iterations + 1, dtype)
-        beta_1, beta_2, mean_share, square_share, epsilon, weight_decay = (
-            ops.convert_to_tensor(constant, dtype)
-            for constant in (
-                self.beta_1,
-                self.beta_2,
-                1 - self.beta_1,
-                1 - self.beta_2,
-                self.epsilon,
-                self.weight_decay,
-            )
+        # `ops.cast` rounds a number to float32 first, and so does Keras with these.
+        rate, step, weight_decay = (
+            ops.cast(value, dtype) for value in (learning_rate, self.iterations + 1, self.weight_decay)
         )
-        mean_left, square_left = ops.power(beta_1, step), ops.power(beta_2, step)
+        betas = self.beta_1, self.beta_2
+        mean_left, square_left = (ops.power(ops.cast(beta, dtype), step) for beta in betas)
+        constants = (*betas, *(1 - beta for beta in betas), self.epsilon)
+        beta_1, beta_2, mean_share, square_share, epsilon = (
+            ops.convert_to_tensor(constant, dtype) for constant in constants
+        )
         step_size = rate * ops.sqrt(1 - square_left) / (1 - mean_left)
         powers = {"beta1_power": mean_left, "beta2_power": square_left}
         return Factors(

@@ -254,7 +254,8 @@ class VANBlock(keras.layers.Layer):
     def _train(self, inputs, factor_1, factor_2):
         """Returns the outputs and the statistics of the two norms, and changes no variable.
 
-        A factor, (batch, 1, 1, channels), is the layer scale, or 0 for the samples that lose the branch.
+        A factor, (batch, 1, 1, channels), is the layer scale over the share of samples that keep the branch,
+        and 0 for those that lose it.
         """
         normed, statistics_1 = self.norm1.normalize_batch(inputs)
         outputs = inputs + factor_1 * self.attention(normed)

@@ -43,8 +43,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         inputs = ops.cast(inputs, self.compute_dtype)
         dtype = widen_dtype(self.compute_dtype)
         gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
-        is_one_device = find_device_sum() is None
-        if keras.backend.backend() == "tensorflow" and dtype == "float32" and is_one_device:
+        if keras.backend.backend() == "tensorflow" and dtype == "float32" and find_device_sum() is None:
             outputs, *statistics = normalize_in_one_pass(inputs, gamma, beta, self.epsilon)
         else:
             outputs, *statistics = _normalize(inputs, gamma, beta, self.epsilon)
