@@ -7,6 +7,8 @@ PYTHON ?= python3
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 RUN := TF_CPP_MIN_LOG_LEVEL=2 .venv/bin/python
+# Without the last option, pytest-xdist waits for ever after a process has crashed.
+PYTEST := $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
 
 .PHONY: demo test test-slow lint docs notebooks dist clean
 
@@ -14,10 +16,10 @@ demo: .venv/installed
 	$(RUN) examples/demo.py $(TASK) $(if $(filter detection,$(TASK)),--head $(HEAD)) $(if $(DATA),--data $(DATA))
 
 test: .venv/installed-test
-	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 test-slow: .venv/installed-test
-	$(RUN) -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile $(OPTIONS)
+	$(PYTEST) -m slow $(OPTIONS)
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .

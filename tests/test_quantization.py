@@ -1,6 +1,7 @@
 """int8 exports: what calibrates them, what becomes int8, and what stays in float."""
 
 import importlib
+import itertools
 import re
 
 import keras
@@ -17,10 +18,12 @@ from van_backbones.exporting.quantization import (
     MOST_PICTURES,
     check_calibration,
     find_kernel_sizes,
+    needs_fixed_sizes,
     read_calibration,
 )
 
 quantization = importlib.import_module("van_backbones.exporting.quantization")
+runtimes = importlib.import_module("van_backbones.exporting.runtimes")
 IMAGES = draw_images((64, 96), 6)
 
 
@@ -283,17 +286,59 @@ def test_openvino_of_a_detector(tmp_path):
 
 
 @pytest.mark.slow
-def test_any_size_and_number_of_images(tmp_path, capfd):
+def test_any_size_and_number_of_images(tmp_path, capfd, monkeypatch):
     need("openvino", "nncf")
+    # Where OpenVINO cannot run such a model, it ends the process.
+    fixed_sizes = needs_fixed_sizes(importlib.import_module("openvino").Core())
+    monkeypatch.setattr(runtimes, "needs_fixed_sizes", lambda core: fixed_sizes or next(answers))
+    answers = itertools.cycle([False, True])
     backbone = build()
     paths = [tmp_path / name for name in ("float32.xml", "int8.xml")]
     export(backbone, paths[0], "openvino")
     export(backbone, paths[1], "openvino", calibration=[IMAGES[:2], IMAGES[2:, :32]])
     assert "Not adding" not in capfd.readouterr().out  # a line for each operation in float
-    for images in (draw_images((49, 70), 2), draw_images((64, 33), 1)):
-        expected, found = (load_export(path)(images) for path in paths)
+    run_expected, *runs = (load_export(path) for path in (*paths, paths[1]))  # int8 in both ways
+    for images in (draw_images((49, 70), 2), draw_images((64, 33), 1), draw_images((49, 70), 1)):
+        expected, found, fixed = (run(images) for run in (run_expected, *runs))
         for level, values in expected.items():
             assert cosine(found[level], values) > 0.9, level
+            assert cosine(fixed[level], found[level]) > 0.99, level
+    assert next(answers) is False  # asked for int8 only
+
+
+@pytest.mark.slow
+def test_a_detector_of_any_size_is_compiled_for_each(tmp_path, monkeypatch):
+    need("openvino", "nncf")
+    import openvino
+
+    monkeypatch.setattr(runtimes, "needs_fixed_sizes", lambda core: True)
+    shapes = []
+
+    class Core(openvino.Core):
+        def compile_model(self, model, **options):
+            shapes.append(model.input(0).get_partial_shape().to_string())
+            return super().compile_model(model, **options)
+
+    detector = build(RetinaNet, num_classes=3, channels=16, num_convs=1)
+    paths = [tmp_path / name for name in ("float32.xml", "int8.xml")]
+    export(detector, paths[0], "openvino")
+    export(detector, paths[1], "openvino", calibration=[IMAGES])
+    monkeypatch.setattr(openvino, "Core", Core)
+    run_expected, run = map(load_export, paths)
+    for size in ((64, 96), (33, 70), (64, 96)):
+        expected, found = (each(draw_images(size, 1)) for each in (run_expected, run))
+        assert cosine(found["scores"], expected["scores"]) > 0.9
+    assert shapes == ["[?,?,?,3]", "[1,64,96,3]", "[1,33,70,3]"]
+
+
+def test_accuracy_control_of_any_size_is_refused_where_it_may_crash(tmp_path, monkeypatch):
+    need("openvino", "nncf")
+    monkeypatch.setattr(quantization, "needs_fixed_sizes", lambda core: True)
+    options = {"calibration": [IMAGES], "max_drop": 1, "evaluate": lambda run: 0.0}
+    message = r"max_drop needs a fixed image_size and batch_size.*Received: images of shape \[\?,\?,\?,3\]"
+    with pytest.raises(ValueError, match=message):
+        export(VANBackbone("b0", **SMALL), tmp_path / "int8.xml", "openvino", **options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -326,7 +326,8 @@ def export(
             of `heads.data` fit), or a path, whose pictures a head reads as in `predict_pictures`. About 100
             are enough, at most the first 300 are used. None for float32.
         max_drop: how many percentage points the score may drop in "openvino"; layers that cost more stay in
-            float. Each attempt computes the score once. None for no limit, without `evaluate`.
+            float. Each attempt computes the score once. None for no limit, without `evaluate`. On CPUs with
+            AMX it needs a fixed image size and batch size.
         evaluate: a function that scores in percent, higher is better. It gets a function like that of
             `load_export`: images -> outputs by name.
 
@@ -339,7 +340,8 @@ def export(
         ValueError: for an unknown format, a path that does not fit it, an image size that the model does not
             take, a model with inputs other than one of images, a model that is quantized or was deployed in
             half precision for a format other than "saved_model", or a backend other than TensorFlow; for int8
-            in a format without it, without pictures, or with pictures that the export would not take.
+            in a format without it, without pictures, or with pictures that the export would not take; for
+            `max_drop` with any size on a CPU with AMX.
         ImportError: if the format's converter is not installed: `pip install 'van-backbones[export]'`, and
             "[int8]" for int8.
     """

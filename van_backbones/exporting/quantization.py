@@ -220,6 +220,20 @@ def _quantize_openvino(path, calibration):
     return kept
 
 
+def is_int8(model):
+    """Returns whether an `openvino.Model` is quantised."""
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def needs_fixed_sizes(core):
+    """Returns whether OpenVINO may crash here when it runs int8 models for images of any size.
+
+    It ends the process on small maps (https://github.com/openvinotoolkit/openvino/issues/37577), on CPUs with
+    AMX only. These have arithmetic in half precision, too, which OpenVINO tells of on every system.
+    """
+    return "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def _is_news(record):
     """Returns whether a log line of NNCF says more than that one of a thousand operations stays in float."""
     return "Not adding activation input quantizer" not in record.getMessage()
@@ -230,6 +244,12 @@ def _limit_drop(model, dataset, calibration, options):
     import nncf
     import openvino
 
+    if model.is_dynamic() and needs_fixed_sizes(openvino.Core()):
+        raise ValueError(
+            "max_drop needs a fixed image_size and batch_size on this CPU, where OpenVINO's int8 models for "
+            "any size may crash: pass both, or leave out max_drop and evaluate. "
+            f"Received: images of shape {model.input(0).get_partial_shape()}"
+        )
     scores = []
 
     def score(compiled, batches):

@@ -1,5 +1,6 @@
 """Runs what `van_backbones.exporting.export` wrote in the format's own runtime."""
 
+import functools
 import importlib
 import pathlib
 import threading
@@ -7,8 +8,10 @@ import threading
 import numpy as np
 
 from van_backbones.exporting.export import FORMATS
+from van_backbones.exporting.quantization import is_int8, needs_fixed_sizes
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # ours -> OpenVINO's
+SIZES_KEPT = 4  # compiled models in memory where OpenVINO needs one for each size
 
 
 def load_export(path, num_threads=None, precision="float32"):
@@ -18,7 +21,8 @@ def load_export(path, num_threads=None, precision="float32"):
     ".tflite" LiteRT's. All run on the CPU, except that TensorFlow chooses the device itself. The function
     does not use Keras. It takes images as the export does, uint8 (batch, height, width, 3) by default.
     Several threads may call it: TensorFlow and ONNX Runtime then run in parallel, OpenVINO and LiteRT one
-    call after the other.
+    call after the other. On CPUs with AMX, an int8 export to OpenVINO for images of any size is compiled
+    for each size (half a second), because OpenVINO crashes there otherwise; the latest few are kept.
 
     Args:
         path: what `export` wrote.
@@ -137,15 +141,30 @@ def _load_openvino(path, num_threads, precision):
     options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if num_threads is not None:
         options["INFERENCE_NUM_THREADS"] = num_threads
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
-    given = compiled.input(0)
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    given = model.input(0)
     shape = tuple(side.get_length() if side.is_static else None for side in given.get_partial_shape())
+    compile_any = functools.partial(core.compile_model, device_name="CPU", config=options)
+    if None in shape and is_int8(model) and needs_fixed_sizes(core):
+
+        @functools.lru_cache(maxsize=SIZES_KEPT)
+        def compile_size(size):
+            fixed = model.clone()
+            fixed.reshape(size)
+            return compile_any(fixed)
+    else:
+        compiled = compile_any(model)
+
+        def compile_size(size):
+            return compiled
 
     lock = threading.Lock()  # all calls share the memory of one infer request
 
     def run(images):
         # Copied, because the runtime may write into arrays that are shared with it.
         with lock:
+            compiled = compile_size(images.shape)
             values = compiled(images, share_inputs=False, share_outputs=False)
         return {output.get_any_name(): values[output] for output in compiled.outputs}
 
