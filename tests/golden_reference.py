@@ -3,10 +3,12 @@
 The developers have more of them in ../shared/golden; if a file is in neither place, the test is skipped.
 """
 
+import contextlib
 import json
 import pathlib
 import zlib
 
+import keras
 import numpy as np
 import pytest
 
@@ -83,6 +85,19 @@ def load(path):
         else:
             found[name] = Sampled(**parts) if "index" in parts else parts[""]
     return found
+
+
+@contextlib.contextmanager
+def computing_in(dtype):
+    """What is built inside computes in a dtype: in float64, what differs is the reference's own rounding."""
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
 
 
 def check(reference, array, tolerance=2e-5):

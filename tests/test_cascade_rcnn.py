@@ -15,7 +15,7 @@ from detection_reference import (
     make_reference_model,
     make_targets,
 )
-from golden_reference import check, checkpoint, compare_training, load
+from golden_reference import check, checkpoint, compare_training, computing_in, load
 from keras import ops
 
 from heads import CascadeMaskRCNN, cascade_rcnn
@@ -210,16 +210,19 @@ def test_detections_equal_mmdetections(box_head, model, kind):
 
 
 @pytest.mark.slow
-def test_training_equals_mmdetections(box_head):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("float64", 5e-3)])
+def test_training_equals_mmdetections(box_head, dtype, tolerance):
     name = REFERENCES[box_head]
-    model = make_reference_model(CascadeMaskRCNN, name, box_head=box_head)
     reference = load_case(box_head, "loss_train")
     inputs = make_inputs(load_case(box_head, "loss_eval"))
     targets = make_targets(load_case(box_head, "loss_eval"), with_masks=True)
-    losses, gradients = compute_gradients(model, inputs, targets)
+    with computing_in(dtype):
+        model = make_reference_model(CascadeMaskRCNN, name, box_head=box_head)
+        losses, gradients = compute_gradients(model, inputs, targets)
     compare_losses(losses, reference, "loss")
     expected = sum(float(np.ravel(reference[f"loss.s{i}.loss_cls"])[0]) for i in range(3))
     same_regions = losses["class_loss"] == pytest.approx(expected, rel=1e-6)
-    # Rounding grows over three stages and the backbone: the first convolution is 3.4e-3 off, the heads 9e-4.
-    limits = {"tolerance": 5e-3, "head_tolerance": 1.5e-3} if same_regions else {"tolerance": 3e-2}
+    # Rounding grows over three stages and the backbone, also the reference's own: the first convolution is up
+    # to 4.6e-3 off in float64, in float32 3.4e-3 to 5.9e-3, depending on the CPU, and the heads 9e-4.
+    limits = {"tolerance": tolerance, "head_tolerance": 1.5e-3} if same_regions else {"tolerance": 3e-2}
     compare_training(name, reference, gradients, name_variables(model), rounding=5e-5, **limits)

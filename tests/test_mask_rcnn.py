@@ -14,7 +14,7 @@ from detection_reference import (
     make_reference_model,
     make_targets,
 )
-from golden_reference import check, checkpoint, compare_training, load
+from golden_reference import check, checkpoint, compare_training, computing_in, load
 from keras import ops
 
 from heads import MaskRCNN
@@ -281,13 +281,17 @@ def test_detections_equal_mmdetections(model, kind):
 
 
 @pytest.mark.slow
-def test_training_equals_mmdetections():
-    model = make_reference_model(MaskRCNN, "mask_rcnn_b0")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-3), ("float64", 1e-3)])
+def test_training_equals_mmdetections(dtype, tolerance):
+    # In float32 the first convolution's gradient is up to 1.8e-3 off, depending on the CPU; in float64
+    # 0.8e-3, by the reference's own rounding.
     reference = load_case("loss_train")
     inputs = make_inputs(load_case("loss_eval"))
     targets = make_targets(load_case("loss_eval"), with_masks=True)
-    losses, gradients = compute_gradients(model, inputs, targets)
+    with computing_in(dtype):
+        model = make_reference_model(MaskRCNN, "mask_rcnn_b0")
+        losses, gradients = compute_gradients(model, inputs, targets)
     compare_losses(losses, reference, "loss")
     same_regions = losses["class_loss"] == pytest.approx(float(reference["loss.loss_cls"]), rel=1e-6)
-    tolerance = 1e-3 if same_regions else 3e-2
+    tolerance = tolerance if same_regions else 3e-2
     compare_training("mask_rcnn_b0", reference, gradients, name_variables(model), tolerance, rounding=5e-5)

@@ -1,11 +1,10 @@
 import functools
 
 import contracts
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_reference import check, checkpoint, compare_training, load, to_nchw
+from golden_reference import check, checkpoint, compare_training, computing_in, load, to_nchw
 
 from heads import UPerNet
 from heads.ops.resizing import resize_bilinear
@@ -120,10 +119,7 @@ def test_training_equals_mmsegmentation(dtype, tolerance):
     reference = load("upernet_b0/loss_train.npz")
     forward, images = load_case("forward")
     labels = forward["labels"].astype("int32")
-    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx(dtype)
-    keras.config.set_dtype_policy(dtype)
-    try:
+    with computing_in(dtype):
         model = make_reference_model()
         names = name_variables(model)
         weights = {name: variable for name, variable in names.items() if variable.trainable}
@@ -136,9 +132,6 @@ def test_training_equals_mmsegmentation(dtype, tolerance):
             return losses, tape.gradient(total, [variable.value for variable in weights.values()])
 
         losses, gradients = compute()
-    finally:
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
     gradients = dict(zip(weights, gradients, strict=True))
     expected = [float(reference[f"loss.{part}.loss_ce"]) for part in ("decode", "aux")]
     np.testing.assert_allclose([float(loss) for loss in losses.values()], expected, rtol=2e-5)
