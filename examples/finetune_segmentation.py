@@ -18,7 +18,7 @@ from options import (
     add_step_options,
     add_val_share,
     add_variant,
-    check_class_weights,
+    check_segmentation_loss,
     check_val_share,
     choose_class_weights,
     choose_optimizer_options,
@@ -74,7 +74,7 @@ def parse_arguments(argv=None):
             "has its own"
         )
     check_val_share(parser, arguments)
-    check_class_weights(parser, arguments)
+    check_segmentation_loss(parser, arguments)
     if arguments.base_size and arguments.base_size[0] < arguments.base_size[1]:
         parser.error(f"--base-size must be LONG SHORT, the larger first. Received: {arguments.base_size}")
     arguments.splits = arguments.splits or ("train", "val")

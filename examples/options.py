@@ -18,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6")
 DETECTORS = ("retinanet", "gfl", "atss", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "sparse_rcnn")
 SEGMENTATION_LOSSES = ("cross_entropy", "focal", "dice", "cross_entropy+dice")
+LOSS_FROM_SCRATCH = "cross_entropy+dice"
 EXPORT_FORMATS = ("saved_model", "onnx", "openvino", "litert")
 INT8_FORMATS = ("onnx", "openvino")
 WARM_UP = "500, at most a tenth of the steps"
@@ -157,25 +158,33 @@ def add_label_options(parser):
 
 
 def add_segmentation_loss(parser):
-    """Adds the options of a segmenter's loss; `choose_class_weights` reads the weights."""
+    """Adds the options of a segmenter's loss, with `--weights` as the paper's.
+
+    `check_segmentation_loss` completes them, `choose_class_weights` reads the weights.
+    """
     add = parser.add_argument
-    loss = "loss of the label maps; default: %(default)s"
-    add("--loss", default=SEGMENTATION_LOSSES[0], choices=SEGMENTATION_LOSSES, help=loss)
-    weights = "'balanced' (rare classes weigh more), a number for each class, or NAME=WEIGHT ... (others have"
-    weights += " 1); default: all alike"
+    loss = f"default: {SEGMENTATION_LOSSES[0]}, or {LOSS_FROM_SCRATCH} without --weights"
+    add("--loss", choices=SEGMENTATION_LOSSES, help=f"loss of the label maps; {loss}")
+    weights = "'balanced' (rare classes weigh more), 'equal', a number for each class, or NAME=WEIGHT ... "
+    weights += "(others have 1); default: equal, or balanced without --weights"
     add("--class-weights", nargs="+", metavar="WEIGHT", help=weights)
 
 
-def check_class_weights(parser, arguments):
-    """Ends the program if --class-weights makes no sense, whatever the classes are."""
+def check_segmentation_loss(parser, arguments):
+    """Sets the defaults; ends the program if --class-weights makes no sense, whatever the classes are."""
+    from_scratch = arguments.weights is None
+    if arguments.loss is None:
+        arguments.loss = LOSS_FROM_SCRATCH if from_scratch else SEGMENTATION_LOSSES[0]
+    if arguments.class_weights is None:
+        arguments.class_weights = ["balanced"] if from_scratch else ["equal"]
     words = arguments.class_weights
-    if words in (None, ["balanced"]):
+    if words in (["balanced"], ["equal"]):
         return
     read = number(at_least=0)
     try:
         values = [read(word.rpartition("=")[2]) for word in words]
     except argparse.ArgumentTypeError as error:
-        parser.error(f"argument --class-weights: {error}, or 'balanced' alone")
+        parser.error(f"argument --class-weights: {error}, or 'balanced' or 'equal' alone")
     if len({"=" in word for word in words}) > 1:
         parser.error(f"--class-weights must all be numbers, or all NAME=WEIGHT. Received: {' '.join(words)}")
     if "=" not in words[0] and not any(values):
@@ -183,17 +192,17 @@ def check_class_weights(parser, arguments):
 
 
 def choose_class_weights(words, class_names, balanced) -> list[float] | None:
-    """Returns the weight of each class; None if --class-weights is not given.
+    """Returns the weight of each class; None if all are equal.
 
     Args:
-        words: What was given, checked by `check_class_weights`.
+        words: What was given, checked by `check_segmentation_loss`.
         class_names: Names of the classes.
         balanced: The balanced weights.
 
     Raises:
         ValueError: If the words do not fit the classes.
     """
-    if words is None:
+    if words == ["equal"]:
         return None
     if words == ["balanced"]:
         return balanced

@@ -11,7 +11,7 @@ from options import (
     add_run_options,
     add_segmentation_loss,
     add_step_options,
-    check_class_weights,
+    check_segmentation_loss,
     choose_class_weights,
     choose_optimizer_options,
     choose_run_options,
@@ -137,16 +137,17 @@ def test_options_of_optimizers_and_runs():
 
 def parse_loss(*options):
     parser = argparse.ArgumentParser()
+    parser.add_argument("--weights")
     add_segmentation_loss(parser)
     arguments = parser.parse_args(options)
-    check_class_weights(parser, arguments)
+    check_segmentation_loss(parser, arguments)
     return arguments
 
 
 @pytest.mark.parametrize(
     ("words", "weights"),
     [
-        ([], None),
+        (["equal"], None),
         (["balanced"], [9.0, 8.0]),
         (["1", "2.5"], [1.0, 2.5]),
         (["dark=blue=3"], [1.0, 3.0]),
@@ -154,9 +155,22 @@ def parse_loss(*options):
     ],
 )
 def test_class_weights(words, weights):
-    arguments = parse_loss(*(["--class-weights", *words] if words else []))
-    assert arguments.loss == "cross_entropy"
+    arguments = parse_loss("--class-weights", *words)
     assert choose_class_weights(arguments.class_weights, ("sky", "dark=blue"), [9.0, 8.0]) == weights
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "words"),
+    [
+        ([], "cross_entropy+dice", "balanced"),
+        (["--weights", "imagenet"], "cross_entropy", "equal"),
+        (["--weights", "imagenet", "--loss", "dice", "--class-weights", "balanced"], "dice", "balanced"),
+        (["--loss", "cross_entropy", "--class-weights", "equal"], "cross_entropy", "equal"),
+    ],
+)
+def test_a_random_start_has_another_loss(options, loss, words):
+    arguments = parse_loss(*options)
+    assert (arguments.loss, arguments.class_weights) == (loss, [words])
 
 
 @pytest.mark.parametrize(
@@ -175,8 +189,11 @@ def test_class_weights_of_other_classes(words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fair"], "--class-weights: must be a number, at least 0. Received: 'fair', or 'balanced' alone"),
-        (["balanced", "2"], "Received: 'balanced', or 'balanced' alone"),
+        (
+            ["fair"],
+            "--class-weights: must be a number, at least 0. Received: 'fair', or 'balanced' or 'equal'",
+        ),
+        (["balanced", "2"], "Received: 'balanced', or 'balanced' or 'equal' alone"),
         (["sky=-1"], "Received: '-1'"),
         (["0", "0"], "must not all be 0. Received: 0 0"),
         (["sky=1", "2"], "must all be numbers, or all NAME=WEIGHT. Received: sky=1 2"),

@@ -5,9 +5,10 @@
 
 SemanticFPN or another segmenter against DeepLabV3Plus, RetinaNet or another detector against RetinaNet.
 Ours is trained as `finetune_segmentation.py` and `train_detection.py` do without --weights; KerasCV's with
-AdamW and the same data, augmentation, input size, batch size, wall time and score. Both run at the same time,
-with one thread each, so that anything else on the machine slows both; the learning rate follows the clock,
-not the step.
+AdamW and its own losses, for a segmenter a cross-entropy in which all classes weigh the same. Data,
+augmentation, input size, batch size, wall time and score are the same. Both run at the same time, with one
+thread each, so that anything else on the machine slows both; the learning rate follows the clock, not the
+step.
 """
 
 import argparse
@@ -195,7 +196,11 @@ class Segmentation:
         return (1.0 - share) ** power
 
     def make_ours(self):
-        model = self.script.build_model(self.settings, self.training.num_classes)
+        from heads.data import balance_classes
+
+        names, balanced = self.training.class_names, balance_classes(self.training.check())
+        weights = self.script.choose_class_weights(self.settings.class_weights, names, balanced)
+        model = self.script.build_model(self.settings, self.training.num_classes, weights)
         model.compile(optimizer=self.script.build_optimizer(self.settings))
         return model, with_names(model.train_on_batch), self.script.RECIPES[self.arguments.head][1]
 

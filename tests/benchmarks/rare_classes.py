@@ -35,8 +35,7 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for words in arguments.losses:
         loss, *class_weights = words.split()
-        class_weights = ["--class-weights", *class_weights] if class_weights else []
-        train(words, [*options, "--loss", loss, *class_weights])
+        train(words, [*options, "--loss", loss, "--class-weights", *(class_weights or ["equal"])])
 
 
 def train(title, options):
