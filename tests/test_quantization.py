@@ -315,9 +315,9 @@ def test_a_detector_of_any_size_is_compiled_for_each(tmp_path, monkeypatch):
     shapes = []
 
     class Core(openvino.Core):
-        def compile_model(self, model, **options):
+        def compile_model(self, model, *options):
             shapes.append(model.input(0).get_partial_shape().to_string())
-            return super().compile_model(model, **options)
+            return super().compile_model(model, *options)
 
     detector = build(RetinaNet, num_classes=3, channels=16, num_convs=1)
     paths = [tmp_path / name for name in ("float32.xml", "int8.xml")]

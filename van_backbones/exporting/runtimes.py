@@ -145,16 +145,15 @@ def _load_openvino(path, num_threads, precision):
     model = core.read_model(str(path))
     given = model.input(0)
     shape = tuple(side.get_length() if side.is_static else None for side in given.get_partial_shape())
-    compile_any = functools.partial(core.compile_model, device_name="CPU", config=options)
     if None in shape and is_int8(model) and needs_fixed_sizes(core):
 
         @functools.lru_cache(maxsize=SIZES_KEPT)
         def compile_size(size):
             fixed = model.clone()
             fixed.reshape(size)
-            return compile_any(fixed)
+            return core.compile_model(fixed, "CPU", options)
     else:
-        compiled = compile_any(model)
+        compiled = core.compile_model(model, "CPU", options)
 
         def compile_size(size):
             return compiled
