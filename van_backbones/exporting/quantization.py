@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import logging
 import os
+import platform
 from typing import NamedTuple
 
 import numpy as np
@@ -229,9 +230,10 @@ def needs_fixed_sizes(core):
     """Returns whether OpenVINO may crash here when it runs int8 models for images of any size.
 
     It ends the process on small maps (https://github.com/openvinotoolkit/openvino/issues/37577), on CPUs with
-    AMX only. These have arithmetic in half precision, too, which OpenVINO tells of on every system.
+    AMX. OpenVINO does not tell of AMX itself, but of half precision, which all of these have, and few others.
     """
-    return "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return is_x86 and "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _is_news(record):

@@ -22,7 +22,7 @@ def load_export(path, num_threads=None, precision="float32"):
     does not use Keras. It takes images as the export does, uint8 (batch, height, width, 3) by default.
     Several threads may call it: TensorFlow and ONNX Runtime then run in parallel, OpenVINO and LiteRT one
     call after the other. On CPUs with AMX, an int8 export to OpenVINO for images of any size is compiled
-    for each size (half a second), because OpenVINO crashes there otherwise; the latest few are kept.
+    for each size (half a second), because OpenVINO may crash there otherwise; the latest few are kept.
 
     Args:
         path: what `export` wrote.
