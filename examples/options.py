@@ -184,7 +184,7 @@ def check_segmentation_loss(parser, arguments):
     try:
         values = [read(word.rpartition("=")[2]) for word in words]
     except argparse.ArgumentTypeError as error:
-        parser.error(f"argument --class-weights: {error}, or 'balanced' or 'equal' alone")
+        parser.error(f"argument --class-weights: 'balanced' and 'equal' stand alone, a weight {error}")
     if len({"=" in word for word in words}) > 1:
         parser.error(f"--class-weights must all be numbers, or all NAME=WEIGHT. Received: {' '.join(words)}")
     if "=" not in words[0] and not any(values):

@@ -341,6 +341,22 @@ def test_accuracy_control_of_any_size_is_refused_where_it_may_crash(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_accuracy_control_of_a_fixed_size_may_have_other_sizes_inside(monkeypatch):
+    need("openvino", "nncf")
+    import nncf
+    import openvino
+    from openvino import opset13 as op
+
+    images = op.parameter([1, 8, 8, 3])
+    model = openvino.Model([op.result(op.non_zero(images))], [images])
+    assert model.is_dynamic()
+    monkeypatch.setattr(quantization, "needs_fixed_sizes", lambda core: True)
+    monkeypatch.setattr(nncf, "quantize_with_accuracy_control", lambda model, _, __, score, **options: model)
+    scores = iter([80.0])
+    calibration = quantization.Calibration([], frozenset(), 1, lambda run: next(scores))
+    assert quantization._limit_drop(model, nncf.Dataset([]), calibration, {}) == (model, 0.0)
+
+
 @pytest.mark.slow
 def test_onnx(tmp_path):
     need("onnx", "onnxruntime", "tf2onnx")

@@ -246,7 +246,8 @@ def _limit_drop(model, dataset, calibration, options):
     import nncf
     import openvino
 
-    if model.is_dynamic() and needs_fixed_sizes(openvino.Core()):
+    # Not `model.is_dynamic()`, which detectors of a fixed size are, too, by the numbers of their objects.
+    if model.input(0).get_partial_shape().is_dynamic and needs_fixed_sizes(openvino.Core()):
         raise ValueError(
             "max_drop needs a fixed image_size and batch_size on this CPU, where OpenVINO's int8 models for "
             "any size may crash: pass both, or leave out max_drop and evaluate. "
