@@ -154,11 +154,19 @@ def test_groups_of_regions_are_joined_in_openvino(options, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("head", [ATSS, CascadeMaskRCNN])
+def test_openvino_finds_the_objects_of_one_picture_with_few_anchors(head, tmp_path):
+    # Before `replace_gathers`, other objects, or the end of the process.
+    options = {"sizes": [(64, 64)], "count": 1, "image_size": (64, 64), "batch_size": 1}
+    check_export_of_a_head(head, "openvino", tmp_path, **options)
+
+
+@pytest.mark.slow
 def test_export_of_a_detector_with_frozen_weights(tmp_path):
     check_export_of_a_head(RetinaNet, "saved_model", tmp_path, freeze_weights=True)
 
 
-def check_export_of_a_head(head, format, tmp_path, **arguments):
+def check_export_of_a_head(head, format, tmp_path, sizes=((64, 96), (70, 49)), count=2, **arguments):
     """Compares label maps, or the scores of detections in order, and their boxes if no near-ties may swap."""
     model = build(head, num_classes=3, **SMALL_HEADS[head])
     if head is SemanticFPN:
@@ -167,8 +175,8 @@ def check_export_of_a_head(head, format, tmp_path, **arguments):
         # So that no class wins everywhere.
         model.classifier.conv.bias.assign_sub(keras.ops.mean(logits, axis=(0, 1, 2)))
     run = export_to(tmp_path, model, format, **arguments)
-    for size in ((64, 96), (70, 49)):
-        images = draw_images(size)
+    for size in sizes:
+        images = draw_images(size, count)
         answers = run(images)
         expected = model.predict_on_batch(images.astype("float32"))
         if head is SemanticFPN:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from van_backbones.exporting.openvino_rewriting import spell_out_slices
+
 # format -> packages that quantise it
 TOOLS = {"openvino": ("nncf",), "onnx": ("onnxruntime",)}
 # Enough for the ranges of activations; endless pipelines need a limit.
@@ -184,6 +186,7 @@ def _quantize_openvino(path, calibration):
     import openvino
 
     model = openvino.Core().read_model(path)
+    spell_out_slices(model)
     layers = [node for node in model.get_ordered_ops() if _is_layer(node, calibration.kernel_sizes)]
     names = {node.get_friendly_name() for node in layers}
     others = [node for node in model.get_ordered_ops() if node.get_friendly_name() not in names]
