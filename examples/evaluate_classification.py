@@ -3,8 +3,9 @@
     python examples/evaluate_classification.py --data path/to/imagenetv2-matched-frequency --variant b1
 
 The folders' names are the classes' numbers ("0" .. "999", ImageNet-V2), or anything that sorts like the
-classes (WordNet ids). Pictures are prepared as for the published accuracies: bicubic, crop 0.9. The scores go
-into a new folder beside the model's file, evaluation-1, evaluation-2 ...; for a release, into runs/.
+classes (WordNet ids). Pictures are prepared as for the published accuracies: bicubic, crop 0.9. If all are
+TIFF files of more than 3 channels, the model must take as many. The scores go into a new folder beside the
+model's file, evaluation-1, evaluation-2 ...; for a release, into runs/.
 """
 
 import pathlib
@@ -40,11 +41,18 @@ if __name__ == "__main__":
 import sys
 
 import numpy as np
+from faults import explain_faults
+from finetune_segmentation import choose_input
 from results import keep_scores, open_evaluation
 from tqdm import tqdm
 
-from heads.data.class_folder import SUFFIXES, find_class_folders, list_pictures
-from heads.pictures import read_picture
+from heads.data.class_folder import (
+    SUFFIXES,
+    count_class_channels,
+    find_class_folders,
+    list_pictures,
+    read_class_picture,
+)
 from van_backbones import VANClassifier
 from van_backbones.classifier import preprocess_images
 
@@ -56,7 +64,10 @@ def main(argv=None):
         split: list_examples(parser, arguments.data / split, arguments.num_classes)
         for split in arguments.splits
     }
-    model = VANClassifier(arguments.variant, arguments.num_classes, weights=arguments.weights)
+    with explain_faults(None, "evaluate_classification.py"):  # of a file of --weights, or of a TIFF file
+        num_channels = count_class_channels(path for rows in examples.values() for path, _ in rows)
+        options = {"weights": arguments.weights, **choose_input(num_channels)}
+        model = VANClassifier(arguments.variant, arguments.num_classes, **options)
     is_file = pathlib.Path(arguments.weights).is_file()
     arguments.model = pathlib.Path(arguments.weights) if is_file else pathlib.Path("runs", arguments.weights)
     output, unreadable = open_evaluation(arguments), []
@@ -77,16 +88,16 @@ def main(argv=None):
 
 def rank_examples(model, examples, arguments, unreadable):
     """Returns how many classes score higher than the true one, per picture; adds faults to `unreadable`."""
-    ranks = []
+    ranks, num_channels = [], model.input.shape[-1]
     for start in tqdm(range(0, len(examples), arguments.batch_size), unit="batch"):
         images, labels = [], []
         for path, label in examples[start : start + arguments.batch_size]:
             try:
-                picture = read_picture(path)
+                picture = read_class_picture(path, num_channels)
             except ValueError as error:
                 unreadable.append(error)
                 continue
-            images.append(preprocess_images(picture[None], arguments.image_size)[0])
+            images.append(preprocess_images(picture, arguments.image_size, num_channels=num_channels)[0])
             labels.append(label)
         if images:
             ranks.extend(rank_truth(model.predict_on_batch(np.stack(images)), np.array(labels)))

@@ -6,8 +6,9 @@ The data folder holds one folder of pictures for each class, of which a share is
 two folders, `train` and `val`, each with the class folders. The defaults are the paper's settings for
 fine-grained classification (CUB-200-2011): AdamW, 5e-5, weight decay 5e-4, cosine decay, batch 16, 100
 epochs. Training pictures are random crops (8 to 100 % of the area, bicubic), half of them mirrored, and with
---mixup mixed in pairs (arXiv 1710.09412); scores are measured as in `evaluate_classification.py`. The models,
-their scores, curves and pictures go into a new folder for each run: runs/classification-1 ...
+--mixup mixed in pairs (arXiv 1710.09412); scores are measured as in `evaluate_classification.py`. TIFF files
+of more than 3 channels are taken as they are. The models, their scores, curves and pictures go into a new
+folder for each run: runs/classification-1 ...
 """
 
 import pathlib
@@ -86,7 +87,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from faults import explain_faults
-from finetune_segmentation import check_weights
+from finetune_segmentation import check_channel_counts, check_weights, choose_input
 from results import keep_curves, keep_report, keep_scores, save_picture
 
 from heads.data import (
@@ -98,7 +99,7 @@ from heads.data import (
 )
 from heads.drawing import draw_confusion
 from heads.metrics import count_confusion
-from heads.pictures import read_picture
+from heads.pictures import RGB_CHANNELS
 from heads.processes import find_own_pictures, find_place, gather_batches
 from heads.training import TrainingRun, go_on_alone, is_first_process, plan_rounds, run_in_folder
 from van_backbones import VANClassifier
@@ -120,12 +121,16 @@ def train_and_draw(arguments, output):
     check_weights(arguments)
     with explain_faults(arguments.data, "finetune_classification.py"):
         train, validation = open_data(arguments)
+    check_channel_counts(arguments, train, validation)
+    if train.num_channels != RGB_CHANNELS:
+        print(f"Pictures of {train.num_channels} channels")
     parts = {"train": train, "held out": validation}
     counts = {name: np.bincount(part.labels, minlength=train.num_classes) for name, part in parts.items()}
     print(format_class_counts(counts, train.class_names, "pictures"))
     print(f"{train.num_classes} classes, {len(train):,} pictures to learn from, {len(validation):,} to score")
     epoch_steps, steps = count_epoch_steps(arguments, len(train)), choose_steps(arguments, len(train), EPOCHS)
-    model = build_model(arguments, train.num_classes)
+    with explain_faults(None, "finetune_classification.py"):  # of a file of --weights
+        model = build_model(arguments, train.num_classes, train.num_channels)
     model.compile(
         build_optimizer(arguments, steps),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
@@ -170,12 +175,12 @@ def train_and_draw(arguments, output):
 def open_data(arguments):
     """Returns the training and the validation data, checked."""
     if arguments.splits:
-        train = ClassFolder(arguments.data / arguments.splits[0])
-        validation = ClassFolder(arguments.data / arguments.splits[1], train.class_names)
+        train = ClassFolder(arguments.data / arguments.splits[0], num_channels=None)
+        validation = ClassFolder(arguments.data / arguments.splits[1], train.class_names, num_channels=None)
         for folder in (train, validation):
             folder.check()
         return train, validation
-    folder = ClassFolder(arguments.data)
+    folder = ClassFolder(arguments.data, num_channels=None)
     folder.check()
     return folder.split(arguments.val_share or 0.2, arguments.seed)
 
@@ -185,9 +190,10 @@ def describe_run(arguments, train):
     return {**vars(arguments), "data": str(arguments.data), "classes": list(train.class_names)}
 
 
-def build_model(arguments, num_classes):
+def build_model(arguments, num_classes, num_channels=RGB_CHANNELS):
     """Returns the classifier."""
-    return VANClassifier(arguments.variant, num_classes, weights=arguments.weights)
+    options = choose_input(num_channels)
+    return VANClassifier(arguments.variant, num_classes, weights=arguments.weights, **options)
 
 
 def build_optimizer(arguments, steps):
@@ -250,10 +256,9 @@ class ScoredPictures(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         part = self.positions[index * self.batch_size : (index + 1) * self.batch_size]
-        pictures = (read_picture(self.source.image_paths[position]) for position in part)
-        prepared = [
-            keras.ops.convert_to_numpy(preprocess_images(picture, self.image_size)) for picture in pictures
-        ]
+        pictures = (self.source.read(self.source.image_paths[position]) for position in part)
+        options = {"image_size": self.image_size, "num_channels": self.source.num_channels}
+        prepared = [keras.ops.convert_to_numpy(preprocess_images(picture, **options)) for picture in pictures]
         shares = keras.utils.to_categorical(self.source.labels[part], self.source.num_classes)
         return np.concatenate(prepared), shares
 

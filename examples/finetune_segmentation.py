@@ -196,21 +196,26 @@ def check_channels(arguments, train, validation):
     Raises:
         RunError: Where the channels differ between the splits, or do not fit the options.
     """
+    check_channel_counts(arguments, train, validation)
+    try:
+        check_bands(arguments.bands, train.num_channels)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    if channels := describe_channels(train.num_channels, arguments.bands):
+        print(f"Pictures of {channels}", flush=True)
+
+
+def check_channel_counts(arguments, train, validation):
+    """Raises a RunError where the channels differ between the splits, or do not fit --weights."""
     counts = train.num_channels, validation.num_channels
     if counts[0] != counts[1]:
         received = f"{counts[0]} and {counts[1]}"
         raise RunError(f"the pictures of both splits must have as many channels. Received: {received}")
-    try:
-        check_bands(arguments.bands, counts[0])
-    except ValueError as error:
-        raise RunError(str(error)) from None
     if arguments.weights in (*RELEASES, *SHORTHANDS) and counts[0] != RGB_CHANNELS:
         raise RunError(
             f"--weights {arguments.weights} is for RGB pictures, those of {arguments.data} have {counts[0]} "
             "channels. Leave it out, to start at random, or give a file of a backbone with as many"
         )
-    if channels := describe_channels(counts[0], arguments.bands):
-        print(f"Pictures of {channels}", flush=True)
 
 
 def open_data(arguments):

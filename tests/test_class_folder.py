@@ -1,3 +1,6 @@
+import shutil
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,6 +90,88 @@ def test_split_holds_out_a_share_of_each_class(tmp_path):
         folder.split(1.0)
     with pytest.raises(ValueError, match="must have two pictures of some class"):
         ClassFolder(write_classes(tmp_path / "single", {"a": 1, "b": 1})).split(0.5)
+
+
+# Pictures of more than three channels.
+
+
+def write_bands(root, num_bands, count=2, size=(12, 16), **options):
+    """Writes TIFF files whose values tell the class, the file and the band."""
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'van-backbones[multispectral]'")
+    for number, name in enumerate("ab"):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            bands = np.full((*size, num_bands), 1000 * number + 100 * index, "uint16")
+            bands += np.arange(num_bands, dtype="uint16")
+            options = {"planarconfig": "contig", "photometric": "minisblack", **options}
+            tifffile.imwrite(root / name / f"{index}.tif", bands, **options)
+    return root
+
+
+def test_pictures_of_many_channels(tmp_path):
+    folder = ClassFolder(write_bands(tmp_path, 5), num_channels=None)
+    assert folder.num_channels == 5
+    assert folder.check(progress=False).tolist() == [2, 2]
+    loaded = list(folder.load().as_numpy_iterator())
+    assert [(image[0, 0].tolist(), int(label)) for image, label in loaded] == [
+        ([start + band for band in range(5)], label)
+        for start, label in ((0.0, 0), (100.0, 0), (1000.0, 1), (1100.0, 1))
+    ]
+    assert loaded[0][0].dtype == np.float32
+    assert folder.split(0.5)[1].num_channels == 5
+    batches = class_training_batches(folder, 2, ClassAugmentation(8), seed=3)
+    assert batches.element_spec[0].shape == (2, 8, 8, 5)
+    for images, labels in batches.take(2).as_numpy_iterator():
+        np.testing.assert_allclose(images[..., 4] - images[..., 0], 4, atol=1e-2)
+        assert ((images[:, 0, 0, 0] > 900) == (labels == 1)).all()  # not limited to 0 .. 255
+
+
+def test_pages_may_be_channels(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'van-backbones[multispectral]'")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "0.tif", np.zeros((4, 12, 16), "uint8"), photometric="minisblack")
+    assert ClassFolder(tmp_path, num_channels=None).num_channels == 4
+
+
+def test_faults_among_pictures_of_many_channels(tmp_path):
+    root = write_bands(tmp_path, 5)
+    write_bands(tmp_path / "other", 4)
+    (tmp_path / "other/a/0.tif").rename(root / "b/4.tif")
+    shutil.rmtree(tmp_path / "other")
+    (root / "a" / "0.tif").write_bytes(b"no picture")
+    folder = ClassFolder(root, num_channels=None)
+    assert folder.num_channels == 5
+    with pytest.raises(ValueError, match="faulty files") as caught:
+        folder.check(progress=False)
+    assert "a/0.tif: cannot be read" in str(caught.value)
+    assert "b/4.tif: the picture must have 5 channels. Received: 4" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1"])
+def test_grey_and_rgb_tiff_files_are_rgb_without_another_library(tmp_path, mode, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new(mode, (16, 12), 1).save(tmp_path / name / "0.tif")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    folder = ClassFolder(tmp_path, num_channels=None)
+    assert folder.num_channels == 3
+    folder.check(progress=False)
+    assert next(folder.load().as_numpy_iterator())[0].shape == (12, 16, 3)
+
+
+def test_pictures_of_many_channels_need_a_library(tmp_path, monkeypatch):
+    write_bands(tmp_path, 5)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImportError, match=r'pip install "van-backbones\[multispectral\]"'):
+        ClassFolder(tmp_path, num_channels=None)
+
+
+def test_some_tiff_files_among_others_are_rgb(tmp_path):
+    root = write_bands(write_classes(tmp_path, {"c": 1}), 3)
+    assert ClassFolder(root, num_channels=None).num_channels == 3
+    with pytest.raises(ValueError, match=r"must hold pictures \(.tif, .tiff\). Received none in: c"):
+        ClassFolder(root, num_channels=3 + 1)
 
 
 # Batches.

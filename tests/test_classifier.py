@@ -87,6 +87,20 @@ def test_preprocessing_of_a_single_image_gives_a_batch_of_one():
             preprocess_images(np.zeros(shape))
 
 
+def test_preprocessing_of_other_channels_keeps_their_values():
+    image = np.random.default_rng(0).uniform(-500, 3000, (60, 80, 5)).astype("float32")
+    found = keras.ops.convert_to_numpy(preprocess_images(image, 32, num_channels=5))
+    assert found.shape == (1, 32, 32, 5)
+    assert found.min() < -1
+    assert found.max() > 1000
+    scaled = image / 100 + 100  # within 0 .. 255
+    rgb = [preprocess_images(scaled[..., [band] * 3], 32) for band in range(5)]
+    expected = np.stack([keras.ops.convert_to_numpy(each)[..., 0] for each in rgb], -1)
+    np.testing.assert_allclose(found / 100 + 100, expected, atol=0.51)  # which is rounded
+    with pytest.raises(ValueError, match=r"images must be \(batch, height, width, 5\)\. Received"):
+        preprocess_images(image[..., :3], 32, num_channels=5)
+
+
 def test_decode_predictions_names_the_best(monkeypatch):
     for name in ("create_connection", "getaddrinfo", "socket"):  # the names come with the package
         monkeypatch.setattr(socket, name, lambda *args, **options: pytest.fail("downloads"))

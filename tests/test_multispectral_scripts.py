@@ -15,8 +15,10 @@ from small_models import SMALL
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 
 import detect
+import evaluate_classification
 import evaluate_detection
 import evaluate_segmentation
+import finetune_classification
 import finetune_segmentation
 import predict_segmentation
 import serve
@@ -255,6 +257,34 @@ def test_detectors_of_other_channels_are_refused(objects, tmp_path, capsys):
     assert re.search(message, capsys.readouterr().err)
     assert detect.main([str(tmp_path / "rgb.keras"), str(objects / "images/val"), "--output", str(tmp_path)])
     assert "0.tif: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_classifiers(tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    for number, name in enumerate(NAMES):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(4):
+            bands = random.integers(200, 800, (40, 48, 5), "uint16")
+            bands[..., -1] += 2000 * number
+            path = tmp_path / "data" / name / f"{index}.tif"
+            tifffile.imwrite(path, bands, planarconfig="contig", photometric="minisblack")
+    monkeypatch.setattr("van_backbones.classifier.VANBackbone", functools.partial(VANBackbone, **SMALL))
+    options = ["--data", str(tmp_path / "data"), "--image-size", "32", "--batch-size", "4"]
+    refused = ["--output", str(tmp_path / "no"), "--weights", "imagenet"]
+    with pytest.raises(
+        SystemExit, match=r"--weights imagenet is for RGB pictures, those of .* have 5 channels"
+    ):
+        finetune_classification.main([*options, *refused])
+    run, length = tmp_path / "run", ["--steps", "20", "--area-range", "0.5", "1"]
+    finetune_classification.main([*options, *length, "--output", str(run)])
+    printed = capsys.readouterr().out
+    assert "Pictures of 5 channels" in printed
+    assert "2 pictures, top-1" in printed
+    assert keras.saving.load_model(run / "best.keras").get_config()["input_shape"] == (None, None, 5)
+    options += ["--num-classes", "2", "--weights", str(run / "best.keras")]
+    assert evaluate_classification.main([*options, "--output", str(tmp_path / "scores")]) == 0
+    assert "8 pictures: top-1 100.00%" in capsys.readouterr().out
 
 
 def test_what_is_shown():

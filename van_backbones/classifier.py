@@ -17,7 +17,7 @@ from van_backbones.freezing import freeze_parts, list_frozen
 class VANClassifier(keras.Model):
     """The Visual Attention Network as an image classifier: logits from the mean of the last level.
 
-    A functional model: images (batch, height, width, 3) -> logits (batch, num_classes).
+    A functional model: images (batch, height, width, channels) -> logits (batch, num_classes).
 
     Args:
         variant: one of "b0" .. "b6".
@@ -25,7 +25,8 @@ class VANClassifier(keras.Model):
             warning.
         weights: None for a random start, "imagenet" (b0 .. b3), a release's name or a checkpoint's path: see
             `van_backbones.checkpoints.load_checkpoint`.
-        input_shape: (height, width, 3); height and width may be None.
+        input_shape: (height, width, channels); height and width may be None. With other than 3 channels,
+            `normalization` must be None.
         normalization: as in `VANBackbone`; "inception" is how the published weights were trained.
         drop_path_rate: as in `VANBackbone`.
         layer_norm_epsilon: as in `VANBackbone`.
@@ -109,25 +110,27 @@ class VANClassifier(keras.Model):
         return classifier
 
 
-def preprocess_images(images, image_size=224, crop_share=0.9):
+def preprocess_images(images, image_size=224, crop_share=0.9, num_channels=3):
     """Returns images prepared as for the published accuracies: bicubic resizing, then the centre crop.
 
-    The shorter side becomes `image_size / crop_share`, and the central square of `image_size` is kept.
+    The shorter side becomes `image_size / crop_share`, and the central square of `image_size` is kept. RGB is
+    rounded and stays in 0 .. 255; the values of other channels are kept as they are.
 
     Args:
-        images: (batch, height, width, 3) or a single (height, width, 3), RGB, 0 .. 255.
+        images: (batch, height, width, channels) or a single (height, width, channels); RGB is 0 .. 255.
         image_size: side of the result.
         crop_share: the share of the resized image's shorter side that is kept.
+        num_channels: as many as the images must have; 3 is RGB.
 
     Returns:
-        Float32 (batch, image_size, image_size, 3), 0 .. 255; a single image becomes a batch of one.
+        Float32 (batch, image_size, image_size, channels); a single image becomes a batch of one.
 
     Raises:
         ValueError: for another shape.
     """
     shape = tuple(images.shape)
-    if len(shape) not in (3, 4) or shape[-1] != 3:
-        raise ValueError(f"images must be (batch, height, width, 3). Received: shape {shape}")
+    if len(shape) not in (3, 4) or shape[-1] != num_channels:
+        raise ValueError(f"images must be (batch, height, width, {num_channels}). Received: shape {shape}")
     if len(shape) == 3:
         images = images[None]
     height, width = images.shape[1:3]
@@ -138,7 +141,7 @@ def preprocess_images(images, image_size=224, crop_share=0.9):
     top, left = (round((length - image_size) / 2) for length in size)
     images = images[:, top : top + image_size, left : left + image_size]
     # The bicubic kernel overshoots at edges.
-    return ops.clip(ops.round(images), 0.0, 255.0)
+    return ops.clip(ops.round(images), 0.0, 255.0) if num_channels == 3 else images
 
 
 def decode_predictions(logits, top: int = 5):

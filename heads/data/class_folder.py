@@ -1,5 +1,6 @@
 """Folders of class folders, for image classification."""
 
+import contextlib
 import copy
 import os
 import pathlib
@@ -8,13 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from tqdm import tqdm
 
+from heads.arguments import read_count
+from heads.bands import BAND_SUFFIXES, count_bands, read_bands
 from heads.data.label_folders import list_briefly
 from heads.data.semantic_batches import semantic_training_batches
 from heads.data.splits import choose_held_out
-from heads.pictures import read_picture, show_path
+from heads.pictures import RGB_CHANNELS, read_picture, show_path
 
+TIFF_SAMPLES_PER_PIXEL = 277
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -28,8 +33,12 @@ class ClassFolder:
         path: The folder.
         class_names: The names in the order of the labels, e.g. those of the training data for validation
             data, which may lack some of them. Default: the names of the folders.
+        num_channels: Channels of the pictures, as many as the network takes. 3 is RGB, also from grey files;
+            other pictures are TIFF files of so many bands, read as `heads.bands.read_bands` says. None: as
+            `count_class_channels` finds.
 
     Attributes:
+        num_channels: Channels of the pictures.
         class_names: Name of each class.
         num_classes: Their number.
         image_paths: The pictures, class by class.
@@ -40,9 +49,19 @@ class ClassFolder:
             picture.
     """
 
-    def __init__(self, path: str | os.PathLike, class_names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        class_names: Sequence[str] | None = None,
+        num_channels: int | None = RGB_CHANNELS,
+    ):
         self.path = pathlib.Path(path)
         folders = find_class_folders(self.path)
+        if num_channels is None:
+            num_channels = count_class_channels(
+                picture for folder in folders for picture in list_pictures(folder)
+            )
+        self.num_channels = read_count("num_channels", num_channels)
         self.class_names = tuple([each.name for each in folders] if class_names is None else class_names)
         self.num_classes = len(self.class_names)
         if self.num_classes < 2:
@@ -56,10 +75,11 @@ class ClassFolder:
                 f"the folders in {show_path(self.path)} must be classes of the training data. "
                 f"Received also: {', '.join(unknown)}"
             )
-        pictures = {folder.name: list_pictures(folder) for folder in folders}
+        suffixes = SUFFIXES if self.num_channels == RGB_CHANNELS else BAND_SUFFIXES
+        pictures = {folder.name: list_pictures(folder, suffixes) for folder in folders}
         if empty := [name for name, found in pictures.items() if not found]:
             raise ValueError(
-                f"each folder in {show_path(self.path)} must hold pictures ({', '.join(SUFFIXES)}). "
+                f"each folder in {show_path(self.path)} must hold pictures ({', '.join(suffixes)}). "
                 f"Received none in: {', '.join(empty)}"
             )
         examples = [
@@ -82,10 +102,10 @@ class ClassFolder:
             Pictures of each class, `(num_classes,)`, int64.
 
         Raises:
-            ValueError: Lists the pictures that cannot be read.
+            ValueError: Lists the pictures that cannot be read, or have another number of channels.
         """
         with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-            found = pool.map(_find_fault, self.image_paths)
+            found = pool.map(self._find_fault, self.image_paths)
             title = f"check {self.path.name}"
             faults = [fault for fault in tqdm(found, title, len(self), disable=not progress) if fault]
         if faults:
@@ -115,16 +135,30 @@ class ClassFolder:
             indices: Dataset of positions in `image_paths`, int64 scalars. Default: all, once, in order.
 
         Returns:
-            Dataset of (image `(height, width, 3)` uint8, label int32 scalar). A picture that cannot be read
-            ends the iteration with an error that names its path.
+            Dataset of (image `(height, width, channels)`, uint8 if RGB, else float32; label int32 scalar). A
+            picture that cannot be read ends the iteration with an error that names its path.
         """
+        dtype = tf.uint8 if self.num_channels == RGB_CHANNELS else tf.float32
 
         def read(index):
-            image = tf.numpy_function(lambda index: read_picture(self.image_paths[index]), [index], tf.uint8)
-            return tf.ensure_shape(image, (None, None, 3)), tf.gather(self.labels, index)
+            image = tf.numpy_function(lambda index: self.read(self.image_paths[index]), [index], dtype)
+            image = tf.ensure_shape(image, (None, None, self.num_channels))
+            return image, tf.gather(self.labels, index)
 
         indices = tf.data.Dataset.range(len(self)) if indices is None else indices
         return indices.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def read(self, path) -> np.ndarray:
+        """Returns a picture as `read_class_picture` does, with the folder's channels."""
+        return read_class_picture(path, self.num_channels)
+
+    def _find_fault(self, path):
+        """Returns what is wrong with a picture, or None."""
+        try:
+            self.read(path)
+        except ValueError as problem:
+            return str(problem)
+        return None
 
     def _select(self, is_kept):
         part = copy.copy(self)
@@ -155,15 +189,41 @@ def find_class_folders(path: pathlib.Path) -> list[pathlib.Path]:
     return folders
 
 
-def list_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+def list_pictures(folder: pathlib.Path, suffixes: Sequence[str] = SUFFIXES) -> list[pathlib.Path]:
     """Returns the pictures in a folder, except hidden ones."""
-    return [each for each in sorted(folder.glob("[!.]*")) if each.suffix.lower() in SUFFIXES]
+    return [each for each in sorted(folder.glob("[!.]*")) if each.suffix.lower() in suffixes]
 
 
-def _find_fault(path):
-    """Returns what is wrong with a picture, or None."""
+def count_class_channels(paths) -> int:
+    """Returns how many channels pictures have: those of the first if all are TIFF files, but at least 3.
+
+    Grey pictures are read as RGB. What cannot be read is passed over.
+
+    Raises:
+        ImportError: If it needs tifffile, which is not installed.
+    """
+    paths = list(paths)
+    if not all(path.suffix.lower() in BAND_SUFFIXES for path in paths):
+        return RGB_CHANNELS
+    for path in paths:
+        with contextlib.suppress(ValueError):  # `check` lists it
+            return RGB_CHANNELS if _is_read_as_rgb(path) else max(RGB_CHANNELS, count_bands(path))
+    return RGB_CHANNELS
+
+
+def _is_read_as_rgb(path):
+    """Returns whether a TIFF file holds one picture of at most 3 channels, as far as Pillow can tell."""
     try:
-        read_picture(path)
-    except ValueError as problem:
-        return str(problem)
-    return None
+        with Image.open(path) as picture:
+            return picture.n_frames == 1 and picture.tag_v2.get(TIFF_SAMPLES_PER_PIXEL, 1) <= RGB_CHANNELS
+    except Exception:  # Pillow raises many kinds of errors; it reads no more than 4 channels
+        return False
+
+
+def read_class_picture(path, num_channels: int = RGB_CHANNELS) -> np.ndarray:
+    """Returns a picture `(height, width, num_channels)`: uint8 if RGB, else float32, as it is stored.
+
+    Raises:
+        ValueError: If it cannot be read, or has another number of channels. The message starts with the path.
+    """
+    return read_picture(path) if num_channels == RGB_CHANNELS else read_bands(path, num_channels)

@@ -3,7 +3,8 @@
 import tensorflow as tf
 
 from heads.arguments import read_count, read_flag, read_range
-from heads.data.semantic_moves import check_channels
+from heads.data.semantic_moves import check_bands
+from heads.pictures import RGB_CHANNELS
 
 
 class ClassAugmentation:
@@ -16,12 +17,12 @@ class ClassAugmentation:
         flip: Whether to mirror half of the pictures left to right.
 
     Call arguments:
-        image: `(height, width, 3)`, 0 .. 255, any size and dtype.
+        image: `(height, width, channels)`, any size and dtype; RGB is 0 .. 255.
         label: int32 scalar.
         seed: int32 `(2,)`.
 
     Returns:
-        Image float32 `(image_size, image_size, 3)` in 0 .. 255, and the label.
+        Image float32 `(image_size, image_size, channels)`, RGB in 0 .. 255, and the label.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class ClassAugmentation:
 
     def __call__(self, image, label, seed):
         crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
-        image = check_channels(image)
+        image = check_bands(image)
+        num_channels = image.shape[-1]
         begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
             tf.shape(image),
             tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -51,7 +53,8 @@ class ClassAugmentation:
         )
         image = tf.cast(tf.slice(image, begin, size), tf.float32)
         image = tf.image.resize(image, (self.image_size, self.image_size), "bicubic", antialias=True)
-        # The bicubic kernel overshoots at edges.
-        image = tf.ensure_shape(tf.clip_by_value(image, 0.0, 255.0), (self.image_size, self.image_size, 3))
+        if num_channels == RGB_CHANNELS:  # the bicubic kernel overshoots at edges
+            image = tf.clip_by_value(image, 0.0, 255.0)
+        image = tf.ensure_shape(image, (self.image_size, self.image_size, num_channels))
         mirrored = self.flip and tf.random.stateless_uniform((), flip_seed) < 0.5
         return tf.cond(tf.cast(mirrored, tf.bool), lambda: tf.reverse(image, [1]), lambda: image), label
