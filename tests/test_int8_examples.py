@@ -17,6 +17,7 @@ from small_models import SMALL, build, draw_images
 
 from heads import SemanticFPN
 from van_backbones import VANBackbone
+from van_backbones.exporting.export import FORMATS
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def folder(tmp_path):
 
 
 def run(folder, *options, format="openvino"):
-    output = str(folder / "out" / ("model.xml" if format == "openvino" else "model.onnx"))
+    output = str(folder / "out" / f"model{FORMATS[format][0]}")
     words = ["--format", format, "--output", output, "--image-size", "64", "96", *options]
     return export_model.main([str(folder / "model.keras"), *map(str, words)])
 
@@ -51,7 +52,7 @@ def run(folder, *options, format="openvino"):
         ),
         (
             ["--int8", "--calibration", "FOLDER", "--format", "saved_model"],
-            "--int8 needs --format onnx or openvino. Received: --format saved_model",
+            "--int8 needs --format litert or onnx or openvino. Received: --format saved_model",
         ),
     ],
 )
@@ -113,9 +114,16 @@ def test_agreement_by_hand():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("format", "tool"), [("openvino", "nncf"), ("onnx", "onnxruntime")])
-def test_export_in_int8(format, tool, folder, capsys):
-    for package in (format if format == "openvino" else "tf2onnx", tool):
+@pytest.mark.parametrize(
+    ("format", "packages"),
+    [
+        ("openvino", ("openvino", "nncf")),
+        ("onnx", ("tf2onnx", "onnxruntime")),
+        ("litert", ("ai_edge_quantizer",)),
+    ],
+)
+def test_export_in_int8(format, packages, folder, capsys):
+    for package in packages:
         pytest.importorskip(package, reason="pip install 'van-backbones[int8]'")
     run(folder, "--int8", "--calibration", folder / "pictures", format=format)
     assert f"{format}, int8" in capsys.readouterr().out
@@ -140,9 +148,17 @@ def test_benchmark_shows_int8(capsys):
         mock.patch.object(benchmark_exports, "measure_error", return_value=0.0),
     ):
         options = ["--image-size", "32", "32", "--batch-size", "2", "--rounds", "1"]
-        benchmark_exports.main(["--variant", "b0", "--int8", "--formats", "openvino", "litert", *options])
+        formats = ["--formats", "openvino", "saved_model"]
+        benchmark_exports.main(["--variant", "b0", "--int8", *formats, *options])
     lines = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
     rows = [line.strip("| ") for line in lines if line.startswith("| ")][1:]
-    assert rows == ["Keras", "Keras, deployed", "openvino", "openvino, bfloat16", "openvino, int8", "litert"]
+    assert rows == [
+        "Keras",
+        "Keras, deployed",
+        "openvino",
+        "openvino, bfloat16",
+        "openvino, int8",
+        "saved_model",
+    ]
     found = [calibration for calibration in calibrations if calibration is not None]
     assert [each.shape for each in found] == [(8, 2, 32, 32, 3)]

@@ -431,6 +431,63 @@ def test_a_limit_that_cannot_be_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+# LiteRT.
+
+
+def list_litert_layers(path):
+    """Returns kind, type of the weights and type of the input of each convolution and dense layer."""
+    from ai_edge_quantizer.qtyping import TensorType
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils as files
+
+    model, kinds = files.read_model(path.read_bytes()), files.TFL_OP_CODE_TO_NAME
+    names = {value: name for name, value in vars(TensorType).items()}
+    graph, found = model.subgraphs[0], []
+    for operation in graph.operators:
+        kind = kinds.get(model.operatorCodes[operation.opcodeIndex].builtinCode)
+        if kind is not None and ("CONV" in kind or kind == "FULLY_CONNECTED"):
+            places = operation.inputs[1], operation.inputs[2 if kind == "CONV_2D_TRANSPOSE" else 0]
+            found.append((str(kind.value), *(names[graph.tensors[place].type] for place in places)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [((64, 96), 1), (None, None)])
+def test_litert(sizes, segmenter, tmp_path):
+    need("ai_edge_quantizer", "ai_edge_litert")
+    paths = [tmp_path / name for name in ("float32.tflite", "int8.tflite")]
+    for path, calibration in zip(paths, (None, [IMAGES]), strict=True):
+        export(segmenter, path, "litert", *sizes, calibration=calibration)
+    assert measure_export(paths[1]) < 0.5 * measure_export(paths[0])
+    functions = [load_export(path) for path in paths]
+    for image in draw_images((64, 96), 8)[6:, None]:
+        expected, found = (run(image)["outputs"] for run in functions)
+        assert found.dtype == expected.dtype
+        assert len(np.unique(expected)) > 1
+        assert np.mean(found == expected) > 0.9
+    layers = list_litert_layers(paths[1])
+    assert {each for each in layers if each[0] == "CONV_2D"} == {("CONV_2D", "INT8", "INT8")}
+    assert {each for each in layers if each[0] == "DEPTHWISE_CONV_2D"} == {
+        ("DEPTHWISE_CONV_2D", "FLOAT32", "FLOAT32")
+    }
+    assert {each[1] for each in list_litert_layers(paths[0])} == {"FLOAT32"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [MaskRCNN, SimpleBaseline])
+def test_litert_of_dense_layers_and_transposed_convolutions(head, tmp_path):
+    need("ai_edge_quantizer", "ai_edge_litert")
+    options = {"num_keypoints": 3, "channels": 16} if head is SimpleBaseline else {"num_classes": 3}
+    model = build(head, **{"channels": 16, **options, **SMALL_DETECTORS.get(head, {})})
+    paths = [tmp_path / name for name in ("float32.tflite", "int8.tflite")]
+    for path, calibration in zip(paths, (None, [IMAGES]), strict=True):
+        export(model, path, "litert", (64, 96), 1, calibration=calibration)
+    expected, found = (load_export(path)(IMAGES[:1]) for path in paths)
+    assert cosine(found["scores"], expected["scores"]) > 0.9
+    kinds = {kind for kind, weights, _ in list_litert_layers(paths[1]) if weights == "INT8"}
+    dense = {"FULLY_CONNECTED"} if head is MaskRCNN else set()
+    assert kinds == {"CONV_2D", "CONV_2D_TRANSPOSE"} | dense
+
+
 def test_what_fails_leaves_the_earlier_export(tmp_path, monkeypatch):
     need("openvino", "nncf")
     path = tmp_path / "model.xml"

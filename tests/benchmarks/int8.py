@@ -23,7 +23,7 @@ from tests.benchmarks.results import add_output, write_results
 from van_backbones import VANBackbone
 from van_backbones.exporting import export, load_export, measure_export
 
-SUFFIXES = {"openvino": ".xml", "onnx": ".onnx"}
+SUFFIXES = {"openvino": ".xml", "onnx": ".onnx", "litert": ".tflite"}
 HEADS = {
     "none": lambda backbone: backbone,
     "upernet": lambda backbone: heads.UPerNet(backbone, num_classes=150),

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.benchmarks.results import add_output, write_results
 
-SUFFIXES = {"openvino": ".xml", "onnx": ".onnx"}
+SUFFIXES = {"openvino": ".xml", "onnx": ".onnx", "litert": ".tflite"}
 
 
 def main(argv=None):
