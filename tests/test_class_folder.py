@@ -148,7 +148,7 @@ def test_faults_among_pictures_of_many_channels(tmp_path):
     assert "b/4.tif: the picture must have 5 channels. Received: 4" in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "1"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "RGBA"])
 def test_grey_and_rgb_tiff_files_are_rgb_without_another_library(tmp_path, mode, monkeypatch):
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -20,6 +20,8 @@ from heads.data.splits import choose_held_out
 from heads.pictures import RGB_CHANNELS, read_picture, show_path
 
 TIFF_SAMPLES_PER_PIXEL = 277
+TIFF_EXTRA_SAMPLES = 338
+TIFF_ALPHA = (1, 2)  # what an extra sample may be; 0 is anything
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -197,7 +199,7 @@ def list_pictures(folder: pathlib.Path, suffixes: Sequence[str] = SUFFIXES) -> l
 def count_class_channels(paths) -> int:
     """Returns how many channels pictures have: those of the first if all are TIFF files, but at least 3.
 
-    Grey pictures are read as RGB. What cannot be read is passed over.
+    Grey pictures are read as RGB, and alpha does not count. What cannot be read is passed over.
 
     Raises:
         ImportError: If it needs tifffile, which is not installed.
@@ -212,10 +214,12 @@ def count_class_channels(paths) -> int:
 
 
 def _is_read_as_rgb(path):
-    """Returns whether a TIFF file holds one picture of at most 3 channels, as far as Pillow can tell."""
+    """Returns whether a TIFF file holds one picture of at most 3 channels, not counting alpha."""
     try:
         with Image.open(path) as picture:
-            return picture.n_frames == 1 and picture.tag_v2.get(TIFF_SAMPLES_PER_PIXEL, 1) <= RGB_CHANNELS
+            alphas = [kind for kind in picture.tag_v2.get(TIFF_EXTRA_SAMPLES, ()) if kind in TIFF_ALPHA]
+            num_channels = picture.tag_v2.get(TIFF_SAMPLES_PER_PIXEL, 1) - len(alphas)
+            return picture.n_frames == 1 and num_channels <= RGB_CHANNELS
     except Exception:  # Pillow raises many kinds of errors; it reads no more than 4 channels
         return False
 

@@ -1,4 +1,4 @@
-"""Repairs OpenVINO's converter and rewrites slow parts of its graphs; results stay equal."""
+"""Repairs OpenVINO's converter, and rewrites parts of its graphs that are slow or that it runs wrongly."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ MASKS = ("begin_mask", "end_mask", "new_axis_mask", "shrink_axis_mask")
 
 
 def rewrite_openvino(path):
-    """Rewrites an OpenVINO export: its sorts, and the lists that its loops fill.
+    """Rewrites an OpenVINO export: its sorts, the lists that its loops fill, and what takes values by row.
 
     Args:
         path: the `.xml` file, which is written anew with its `.bin`.
@@ -29,9 +29,9 @@ def rewrite_openvino(path):
 def replace_gathers(model) -> int:
     """Replaces each `Gather` that has its own indices for each row; returns how many.
 
-    `keras.ops.take_along_axis` is such a one. With one row of known length, OpenVINO 2026.4 reads other
-    places if fewer than 16 values are taken (on CPUs with AVX-512): it returns wrong values or ends the
-    process. `GatherND` does not, and is as quick.
+    `keras.ops.take_along_axis` becomes one. With a single row of known length, OpenVINO 2026.4 (also 2026.3)
+    reads other places if fewer than 16 values are taken, on CPUs with AVX-512 at least: it returns wrong
+    values or ends the process. `GatherND` does not, and is as quick.
     """
     from openvino import opset13 as op
     from openvino.utils import replace_node
