@@ -488,6 +488,20 @@ def test_litert_of_dense_layers_and_transposed_convolutions(head, tmp_path):
     assert kinds == {"CONV_2D", "CONV_2D_TRANSPOSE"} | dense
 
 
+@pytest.mark.slow
+def test_what_litert_cannot_run_is_not_written(tmp_path, monkeypatch):
+    need("ai_edge_quantizer", "ai_edge_litert")
+
+    def fail(*_):
+        raise RuntimeError("failed to create XNNPACK runtime")
+
+    monkeypatch.setattr(quantization, "_run_litert", fail)
+    message = "LiteRT cannot run this model in int8: export it in float32.*failed to create XNNPACK runtime"
+    with pytest.raises(ValueError, match=message):
+        export(build(), tmp_path / "int8.tflite", "litert", (64, 96), 1, calibration=[IMAGES])
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_fails_leaves_the_earlier_export(tmp_path, monkeypatch):
     need("openvino", "nncf")
     path = tmp_path / "model.xml"

@@ -355,7 +355,26 @@ def _quantize_litert(path, calibration):
         )
         quantized = tool.quantize(ranges, enable_progress_report=False)
     path.write_bytes(quantized.quantized_model)
+    _try_litert(path, calibration.batches[0])
     return []
+
+
+def _try_litert(path, images):
+    """Raises a ValueError if LiteRT does not run a file; the tool does not tell."""
+    try:
+        _run_litert(path, images)
+    except RuntimeError as error:
+        raise ValueError(
+            "LiteRT cannot run this model in int8: export it in float32 (calibration=None), or for "
+            f'"openvino". Received from LiteRT: {error}'
+        ) from error
+
+
+def _run_litert(path, images):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))  # which the runner does not keep alive
+    interpreter.get_signature_runner("serving_default")(images=images)
 
 
 def _list_litert_layers(path, kernel_sizes):
